@@ -1,0 +1,1 @@
+//! Real lanes, slots, transfers and the run loop of rally.

@@ -1,0 +1,1 @@
+//! Micro-batch policies, the step planner and KV page accounting of rally. Pure: no device, thread, socket or clock.

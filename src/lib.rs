@@ -1,0 +1,11 @@
+//! rally: a decode runtime for attention–FFN-disaggregated language models.
+//!
+//! This crate is a façade: it re-exports the crates that make up rally under short names, for the examples, the tests and
+//! programs that embed rally. It owns no logic of its own.
+
+pub use rally_cli as cli;
+pub use rally_engine as engine;
+pub use rally_graph as graph;
+pub use rally_kernels as kernels;
+pub use rally_schedule as schedule;
+pub use rally_stages as stages;

@@ -1,0 +1,1 @@
+//! What each stage of rally computes and which weights it reads; checkpoints, configurations and tokenizers.
