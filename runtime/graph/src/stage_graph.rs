@@ -1,0 +1,373 @@
+//! The stage graph: a checked deployment unrolled over the layers of a model, as a petgraph DAG.
+//!
+//! It owns which stage runs on which devices in which layer, what each transfer carries, and who follows whom. It knows no
+//! micro-batches and no lanes (see [`crate::plan`]), and it trusts that the spec was validated: what validation would have
+//! refused comes back as a [`BuildError`], never as a panic.
+
+use crate::model::{LayerKind, ModelShape};
+use crate::spec::{Backend, DeploymentSpec, OneOrMany, Routing, StageEntry, StageSpec, WireDtype};
+use petgraph::graph::{DiGraph, NodeIndex};
+
+/// Index of a device in [`StageGraph::devices`].
+pub type DeviceIndex = usize;
+/// Index of a stage in [`StageGraph::stages`].
+pub type StageIndex = usize;
+
+/// One device, groups already expanded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Device {
+    /// `name`, or `name.i` inside a group.
+    pub name: String,
+    /// Key of the entry in `devices`.
+    pub group: String,
+    /// Runtime behind it.
+    pub backend: Backend,
+    /// Cores its lanes are pinned to; empty: not pinned.
+    pub cores: Vec<u32>,
+}
+
+/// Where a stage stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Section {
+    /// Before the layers.
+    Before,
+    /// Inside the `layers` block.
+    Layers,
+    /// After the layers.
+    After,
+}
+
+/// A stage of the file with its names resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResolvedStage {
+    /// Name in this graph.
+    pub id: String,
+    /// Kind of work.
+    pub kind: String,
+    /// Where it stands.
+    pub section: Section,
+    /// Devices it runs on, in order; empty for transfers.
+    pub devices: Vec<DeviceIndex>,
+    /// Ends and format, for transfers.
+    pub transfer: Option<ResolvedTransfer>,
+    /// The stage as written.
+    pub spec: StageSpec,
+}
+
+/// Ends and format of a transfer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResolvedTransfer {
+    /// Devices it starts from, in order.
+    pub from: Vec<DeviceIndex>,
+    /// Devices it ends at, in order.
+    pub to: Vec<DeviceIndex>,
+    /// How rows are stored on the wire.
+    pub dtype: WireDtype,
+    /// Who sends to whom.
+    pub routing: Routing,
+}
+
+/// What a transfer carries in a given layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Payload {
+    /// Nothing: the stage is not a transfer.
+    #[default]
+    None,
+    /// The FFN's input u.
+    Input,
+    /// u with expert ids and weights.
+    RoutedInput,
+    /// The FFN's output y.
+    Output,
+}
+
+/// A stage in one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageInstance {
+    /// Which stage.
+    pub stage: StageIndex,
+    /// Which layer; `None` outside the layers.
+    pub layer: Option<usize>,
+    /// What it carries, if it is a transfer.
+    pub payload: Payload,
+}
+
+/// Why a spec could not be unrolled.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BuildError {
+    /// A name that no device has.
+    #[error("stage `{stage}` names device `{device}`, which does not exist")]
+    UnknownDevice {
+        /// The stage.
+        stage: String,
+        /// The name.
+        device: String,
+    },
+    /// `after` names a stage that does not exist or does not run in the same layer.
+    #[error("stage `{stage}` comes after `{after}`, which is no stage of layer {layer}")]
+    UnknownPredecessor {
+        /// The stage.
+        stage: String,
+        /// The missing predecessor.
+        after: String,
+        /// The layer.
+        layer: usize,
+    },
+    /// A selector that cannot be read.
+    #[error("stage `{stage}`: `{selector}` is no layer selector: expected `all`, `moe`, `dense` or a range such as `4..59`")]
+    BadSelector {
+        /// The stage.
+        stage: String,
+        /// The text.
+        selector: String,
+    },
+    /// The stages of a layer depend on each other in a circle.
+    #[error("the stages form a cycle through `{stage}`")]
+    Cycle {
+        /// A stage on the circle.
+        stage: String,
+    },
+}
+
+/// The unrolled deployment.
+#[derive(Clone, Debug)]
+pub struct StageGraph {
+    /// Devices, in file order, groups expanded.
+    pub devices: Vec<Device>,
+    /// Stages, in file order.
+    pub stages: Vec<ResolvedStage>,
+    /// Instances and their dataflow edges.
+    pub graph: DiGraph<StageInstance, ()>,
+    /// The instances in an order that respects every edge, and file order where the edges leave a choice.
+    pub order: Vec<NodeIndex>,
+    /// Layers of the model.
+    pub layers: usize,
+}
+
+impl StageGraph {
+    /// Unrolls `spec` over the layers of `shape`.
+    pub fn build(spec: &DeploymentSpec, shape: &ModelShape) -> Result<Self, BuildError> {
+        let devices = expand_devices(spec);
+        let stages = resolve_stages(spec, &devices)?;
+        let mut builder = Unroll { stages: &stages, graph: DiGraph::new(), last: Vec::new() };
+        builder.chain_section(Section::Before);
+        for (layer, kind) in shape.layers.iter().enumerate() {
+            builder.add_layer(layer, *kind)?;
+        }
+        builder.chain_section(Section::After);
+        let graph = builder.graph;
+        // Kahn's algorithm that always takes the lowest ready index: instances were added in file order, so chains stay as
+        // written. petgraph's toposort gives some valid order, not this one.
+        let order = stable_topological_order(&graph)
+            .map_err(|node| BuildError::Cycle { stage: stages[graph[node].stage].id.clone() })?;
+        Ok(Self { devices, stages, graph, order, layers: shape.layers.len() })
+    }
+
+    /// The stage behind an instance.
+    pub fn stage(&self, node: NodeIndex) -> &ResolvedStage {
+        &self.stages[self.graph[node].stage]
+    }
+
+    /// Devices of every stage of `kind`, each once, in order.
+    pub fn devices_of_kind(&self, kind: &str) -> Vec<DeviceIndex> {
+        let mut devices: Vec<DeviceIndex> = Vec::new();
+        for stage in self.stages.iter().filter(|stage| stage.kind == kind) {
+            for device in &stage.devices {
+                if !devices.contains(device) {
+                    devices.push(*device);
+                }
+            }
+        }
+        devices
+    }
+}
+
+/// Expands groups: `count: n` gives `name.0 … name.n-1`, anything else one device with the plain name.
+pub fn expand_devices(spec: &DeploymentSpec) -> Vec<Device> {
+    let mut devices = Vec::new();
+    for (group, entry) in &spec.devices {
+        let cores = entry.cores.clone().unwrap_or_default();
+        let make = |name: String| Device { name, group: group.clone(), backend: entry.backend, cores: cores.clone() };
+        match entry.count {
+            None => devices.push(make(group.clone())),
+            Some(count) => devices.extend((0..count).map(|index| make(format!("{group}.{index}")))),
+        }
+    }
+    devices
+}
+
+/// Whether one `on_layers` selector (`all`, `moe`, `dense`, `a..b` inclusive, or one number) takes `layer`; `None` if the text
+/// is no selector.
+pub fn selector_takes(selector: &str, layer: usize, kind: LayerKind) -> Option<bool> {
+    match selector.trim() {
+        "all" => Some(true),
+        "moe" => Some(kind == LayerKind::Moe),
+        "dense" => Some(kind == LayerKind::Dense),
+        text => {
+            let (first, last) = text.split_once("..").unwrap_or((text, text));
+            let first: usize = first.trim().parse().ok()?;
+            let last: usize = last.trim().parse().ok()?;
+            (first <= last).then_some((first..=last).contains(&layer))
+        }
+    }
+}
+
+fn resolve_names(stage: &str, names: &OneOrMany, devices: &[Device]) -> Result<Vec<DeviceIndex>, BuildError> {
+    let mut found = Vec::new();
+    for name in names.names() {
+        let before = found.len();
+        for (index, device) in devices.iter().enumerate() {
+            if (device.name == *name || device.group == *name) && !found.contains(&index) {
+                found.push(index);
+            }
+        }
+        if found.len() == before {
+            return Err(BuildError::UnknownDevice { stage: stage.into(), device: name.clone() });
+        }
+    }
+    Ok(found)
+}
+
+fn resolve_stages(spec: &DeploymentSpec, devices: &[Device]) -> Result<Vec<ResolvedStage>, BuildError> {
+    let mut stages = Vec::new();
+    let mut section = Section::Before;
+    for entry in &spec.stages {
+        match entry {
+            StageEntry::Stage(stage) => stages.push(resolve_stage(stage, section, devices)?),
+            StageEntry::Layers(block) => {
+                for stage in &block.layers {
+                    stages.push(resolve_stage(stage, Section::Layers, devices)?);
+                }
+                section = Section::After;
+            }
+        }
+    }
+    Ok(stages)
+}
+
+fn resolve_stage(spec: &StageSpec, section: Section, devices: &[Device]) -> Result<ResolvedStage, BuildError> {
+    let id = spec.id.clone().unwrap_or_else(|| spec.kind.clone());
+    let names = |names: &Option<OneOrMany>| match names {
+        Some(names) => resolve_names(&id, names, devices),
+        None => Ok(Vec::new()),
+    };
+    let transfer = (spec.kind == "transfer").then_some(ResolvedTransfer {
+        from: names(&spec.from)?,
+        to: names(&spec.to)?,
+        dtype: spec.dtype.unwrap_or_default(),
+        routing: spec.routing.unwrap_or_default(),
+    });
+    let devices = names(&spec.on)?;
+    Ok(ResolvedStage { id, kind: spec.kind.clone(), section, devices, transfer, spec: spec.clone() })
+}
+
+struct Unroll<'a> {
+    stages: &'a [ResolvedStage],
+    graph: DiGraph<StageInstance, ()>,
+    /// What the next section or layer follows: the instances nothing has followed yet.
+    last: Vec<NodeIndex>,
+}
+
+impl Unroll<'_> {
+    fn chain_section(&mut self, section: Section) {
+        for (stage, _) in self.stages.iter().enumerate().filter(|(_, stage)| stage.section == section) {
+            let node = self.graph.add_node(StageInstance { stage, layer: None, payload: Payload::None });
+            for before in std::mem::replace(&mut self.last, vec![node]) {
+                self.graph.add_edge(before, node, ());
+            }
+        }
+    }
+
+    fn add_layer(&mut self, layer: usize, kind: LayerKind) -> Result<(), BuildError> {
+        let mut present: Vec<(StageIndex, NodeIndex)> = Vec::new();
+        for (stage, resolved) in self.stages.iter().enumerate() {
+            if resolved.section == Section::Layers && takes_layer(resolved, layer, kind)? {
+                let payload = self.payload(resolved, &present);
+                let node = self.graph.add_node(StageInstance { stage, layer: Some(layer), payload });
+                present.push((stage, node));
+            }
+        }
+        for index in 0..present.len() {
+            self.connect(layer, &present, index)?;
+        }
+        let leaves: Vec<NodeIndex> =
+            present.iter().map(|(_, node)| *node).filter(|node| self.graph.neighbors(*node).next().is_none()).collect();
+        if !present.is_empty() {
+            // A layer that is all cycle has no leaf; the last instance stands in, and the order check names the cycle.
+            self.last = if leaves.is_empty() { vec![present[present.len() - 1].1] } else { leaves };
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self, layer: usize, present: &[(StageIndex, NodeIndex)], index: usize) -> Result<(), BuildError> {
+        let (stage, node) = present[index];
+        let resolved = &self.stages[stage];
+        match &resolved.spec.after {
+            Some(after) if !after.is_empty() => {
+                for name in after {
+                    let found = present.iter().find(|(other, _)| self.stages[*other].id == *name);
+                    let (_, before) = found.ok_or_else(|| BuildError::UnknownPredecessor {
+                        stage: resolved.id.clone(),
+                        after: name.clone(),
+                        layer,
+                    })?;
+                    self.graph.add_edge(*before, node, ());
+                }
+            }
+            _ if index > 0 => {
+                self.graph.add_edge(present[index - 1].1, node, ());
+            }
+            _ => {
+                for before in self.last.clone() {
+                    self.graph.add_edge(before, node, ());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// After an FFN of this layer a transfer carries y; before it, u, with the routing if the router has run.
+    fn payload(&self, stage: &ResolvedStage, present: &[(StageIndex, NodeIndex)]) -> Payload {
+        let ran = |kind: &str| present.iter().any(|(other, _)| self.stages[*other].kind == kind);
+        match () {
+            () if stage.transfer.is_none() => Payload::None,
+            () if ran("expert_ffn") || ran("dense_ffn") => Payload::Output,
+            () if ran("router") => Payload::RoutedInput,
+            () => Payload::Input,
+        }
+    }
+}
+
+fn takes_layer(stage: &ResolvedStage, layer: usize, kind: LayerKind) -> Result<bool, BuildError> {
+    let Some(selectors) = &stage.spec.on_layers else { return Ok(true) };
+    for selector in selectors.names() {
+        match selector_takes(selector, layer, kind) {
+            Some(true) => return Ok(true),
+            Some(false) => {}
+            None => return Err(BuildError::BadSelector { stage: stage.id.clone(), selector: selector.clone() }),
+        }
+    }
+    Ok(false)
+}
+
+fn stable_topological_order(graph: &DiGraph<StageInstance, ()>) -> Result<Vec<NodeIndex>, NodeIndex> {
+    use std::cmp::Reverse;
+    let mut missing: Vec<usize> =
+        graph.node_indices().map(|node| graph.neighbors_directed(node, petgraph::Incoming).count()).collect();
+    let mut ready: std::collections::BinaryHeap<Reverse<NodeIndex>> =
+        graph.node_indices().filter(|node| missing[node.index()] == 0).map(Reverse).collect();
+    let mut order = Vec::with_capacity(graph.node_count());
+    while let Some(Reverse(node)) = ready.pop() {
+        order.push(node);
+        for next in graph.neighbors(node) {
+            missing[next.index()] -= 1;
+            if missing[next.index()] == 0 {
+                ready.push(Reverse(next));
+            }
+        }
+    }
+    match graph.node_indices().find(|node| missing[node.index()] > 0) {
+        Some(node) => Err(node),
+        None => Ok(order),
+    }
+}
