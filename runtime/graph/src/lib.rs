@@ -1,6 +1,18 @@
-//! Deployment files of rally: parsing, diagnostics, the stage graph and the plan. Pure: opens no device.
+//! Deployment files of rally: parsing, diagnostics, the stage graph and the plan. Pure: opens no file and no device.
+//!
+//! ```text
+//! bytes ──parse──▶ DeploymentSpec ──validate──▶ StageGraph ──▶ Plan
+//! ```
 
+pub mod diagnostic;
+pub mod kinds;
 pub mod model;
+pub mod parse;
 pub mod plan;
+pub mod schema;
+pub mod shard;
+pub mod source;
 pub mod spec;
 pub mod stage_graph;
+mod walk;
+pub mod words;
