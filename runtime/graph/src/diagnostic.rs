@@ -79,7 +79,12 @@ impl<'a> Reporter<'a> {
     }
 
     /// Adds an error about the value at `pointer`.
-    pub fn error(&mut self, code: &'static str, pointer: impl Into<String>, message: impl Into<String>) -> &mut Diagnostic {
+    pub fn error(
+        &mut self,
+        code: &'static str,
+        pointer: impl Into<String>,
+        message: impl Into<String>,
+    ) -> &mut Diagnostic {
         self.push(Severity::Error, code, pointer.into(), message.into(), false)
     }
 
@@ -115,6 +120,21 @@ impl<'a> Reporter<'a> {
         added
     }
 
+    /// Takes over what another report found, of every rule and place only the first: for walks that pass a place more than once.
+    pub fn absorb_once(&mut self, other: Reporter<'_>) {
+        for diagnostic in other.found {
+            let same = |known: &Diagnostic| known.code == diagnostic.code && known.pointer == diagnostic.pointer;
+            if !self.found.iter().any(same) {
+                self.found.push(diagnostic);
+            }
+        }
+    }
+
+    /// An empty report about the same file.
+    pub fn beside(&self) -> Reporter<'a> {
+        Reporter::new(self.positions)
+    }
+
     /// Whether no more faults are wanted.
     pub fn is_full(&self) -> bool {
         self.found.len() >= MAX_DIAGNOSTICS
@@ -136,7 +156,8 @@ impl<'a> Reporter<'a> {
         let mut kept: Vec<Diagnostic> = Vec::with_capacity(self.found.len());
         for diagnostic in self.found {
             let same = |other: &Diagnostic| {
-                (other.code, &other.pointer, &other.message) == (diagnostic.code, &diagnostic.pointer, &diagnostic.message)
+                (other.code, &other.pointer, &other.message)
+                    == (diagnostic.code, &diagnostic.pointer, &diagnostic.message)
             };
             if !kept.iter().rev().take(16).any(same) {
                 kept.push(diagnostic);

@@ -5,14 +5,18 @@
 //! ```
 
 pub mod diagnostic;
+pub mod hardware;
 pub mod kinds;
+pub mod memory;
 pub mod model;
 pub mod parse;
 pub mod plan;
+mod resolve;
 pub mod schema;
 pub mod shard;
 pub mod source;
 pub mod spec;
 pub mod stage_graph;
+pub mod validate;
 mod walk;
 pub mod words;

@@ -57,7 +57,8 @@ pub fn parse_graph(bytes: &[u8], registry: &KindRegistry) -> Parsed {
     let mut reporter = Reporter::new(&positions);
     for (pointer, span) in twice {
         let key = pointer.rsplit('/').next().unwrap_or_default().to_owned();
-        let added = reporter.error_at("duplicate-key", span, format!("the key `{}` is there twice", words::short(&key)));
+        let added =
+            reporter.error_at("duplicate-key", span, format!("the key `{}` is there twice", words::short(&key)));
         added.pointer = pointer;
         added.with_help("keep one of the two");
     }
@@ -144,7 +145,7 @@ fn parse_json(text: &str) -> Result<Value<'_>, SyntaxFault> {
         allow_non_finite_numbers: false,
         allow_extended_string_escapes: false,
     };
-    let ast = parse_to_ast(text, &CollectOptions::default(), &strict).map_err(|error| syntax_fault(&error))?;
+    let ast = parse_to_ast(text, &CollectOptions::default(), &strict).map_err(|error| syntax_fault(&error, text))?;
     if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(text) {
         let at = offset_of(text, error.line(), error.column());
         let message = format!("{error}");
@@ -164,22 +165,45 @@ fn offset_of(text: &str, line: usize, column: usize) -> usize {
     at
 }
 
-fn syntax_fault(error: &ParseError) -> SyntaxFault {
+fn syntax_fault(error: &ParseError, text: &str) -> SyntaxFault {
     use ParseErrorKind as Kind;
+    let range = error.range();
+    let found = text.get(range.start..range.end).unwrap_or_default();
+    let before = text.get(..range.start).unwrap_or_default();
+    let zero = before.ends_with('0') && text[range.start..].starts_with(|c: char| c.is_ascii_digit());
+    if zero && matches!(error.kind(), Kind::ExpectedComma) {
+        let message = "this is not JSON: a number begins with 0".to_owned();
+        return SyntaxFault {
+            span: range.start - 1..range.start,
+            message,
+            help: Some("remove the leading zero".into()),
+        };
+    }
     let help = match error.kind() {
         Kind::CommentsNotAllowed | Kind::UnterminatedCommentBlock => "graph files are plain JSON: remove the comment",
         Kind::TrailingCommasNotAllowed => "remove the comma",
         Kind::ExpectedComma => "put a comma between the two",
         Kind::SingleQuotedStringsNotAllowed => "use double quotes",
-        Kind::ExpectedStringObjectProperty | Kind::UnexpectedWord => "put words in double quotes",
+        Kind::ExpectedStringObjectProperty => "put keys in double quotes",
+        Kind::UnexpectedWord | Kind::UnexpectedToken => match found {
+            "NaN" | "Infinity" | "nan" | "inf" => "JSON has finite numbers only",
+            "True" | "False" | "None" => "JSON writes true, false and null in lower case",
+            _ => "put words in double quotes",
+        },
+        Kind::UnexpectedTokenInObject if found == "," => "remove the comma",
+        Kind::UnexpectedTokenInObject => "a key in double quotes was expected",
         Kind::UnterminatedObject => "a `}` is missing for the brace marked here",
         Kind::UnterminatedArray => "a `]` is missing for the bracket marked here",
         Kind::NonFiniteNumbersNotAllowed => "write a finite number",
         Kind::MultipleRootJsonValues => "a file holds one deployment: remove what follows the first value",
         _ => "",
     };
-    let message = format!("this is not JSON: {}", lower_first(&error.kind().to_string()));
-    let range = error.range();
+    let message = match error.kind() {
+        Kind::UnexpectedWord | Kind::UnexpectedToken | Kind::UnexpectedTokenInObject if !found.is_empty() => {
+            format!("this is not JSON: unexpected `{}`", words::short(found))
+        }
+        kind => format!("this is not JSON: {}", lower_first(&kind.to_string())),
+    };
     let help = (!help.is_empty()).then(|| help.to_owned());
     // An object that never ends is marked where it begins.
     let end = match error.kind() {

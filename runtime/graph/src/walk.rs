@@ -114,7 +114,8 @@ impl<'a, 'p> Walker<'a, 'p> {
 
     fn outside(&mut self, text: &str, schema: &'a Schema, pointer: &str, code: &'static str) {
         let code = if pointer == "/version" { "wrong-version" } else { code };
-        let message = format!("{} is {}; expected {}", named(pointer, "this"), words::short(text), self.expected(schema));
+        let message =
+            format!("{} is {}; expected {}", named(pointer, "this"), words::short(text), self.expected(schema));
         let added = self.out.error(code, pointer, message);
         if code == "wrong-version" {
             added.with_help("this build reads version 1");
@@ -125,7 +126,8 @@ impl<'a, 'p> Walker<'a, 'p> {
     fn free(&mut self, value: &Value<'_>, pointer: &str) {
         match value {
             Value::NumberLit(number) if !number.value.parse::<f64>().is_ok_and(f64::is_finite) => {
-                let message = format!("{} is {}; expected a finite number", named(pointer, "this"), words::short(number.value));
+                let message =
+                    format!("{} is {}; expected a finite number", named(pointer, "this"), words::short(number.value));
                 self.out.error("out-of-range", pointer, message);
             }
             Value::Array(array) => {
@@ -202,7 +204,9 @@ impl<'a, 'p> Walker<'a, 'p> {
         match self.registry.get(&name.value) {
             Some(info) => {
                 let message = format!("`{}` stands {}, not here", info.name(), info.place().describe());
-                self.out.error("misplaced-stage", at_kind, message).with_help(format!("move it {}", info.place().describe()));
+                self.out
+                    .error("misplaced-stage", at_kind, message)
+                    .with_help(format!("move it {}", info.place().describe()));
                 let schema = &self.root["$defs"][format!("stage_{}", info.name())];
                 self.object(object, schema, pointer);
             }
@@ -315,7 +319,8 @@ impl<'a, 'p> Walker<'a, 'p> {
             }
             let mut parts: Vec<String> = Vec::new();
             for branch in branches {
-                let target = branch["$ref"].as_str().map(|name| &self.root["$defs"][name.trim_start_matches("#/$defs/")]);
+                let target =
+                    branch["$ref"].as_str().map(|name| &self.root["$defs"][name.trim_start_matches("#/$defs/")]);
                 let text = self.expected(target.unwrap_or(branch));
                 if !parts.contains(&text) {
                     parts.push(text);
@@ -327,7 +332,7 @@ impl<'a, 'p> Walker<'a, 'p> {
             Some(name @ ("integer" | "number")) => {
                 let article = if name == "integer" { "an integer" } else { "a number" };
                 match (&schema["minimum"], &schema["maximum"]) {
-                    (Schema::Number(least), Schema::Number(most)) if least == most => format!("the number {least}"),
+                    (Schema::Number(least), Schema::Number(most)) if least == most => least.to_string(),
                     (Schema::Number(least), Schema::Number(most)) => format!("{article} from {least} to {most}"),
                     (Schema::Number(least), _) => format!("{article} of at least {least}"),
                     _ => article.to_owned(),

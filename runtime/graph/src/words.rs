@@ -2,6 +2,19 @@
 
 /// The valid word nearest to `given`, if one is near enough to be meant.
 pub fn nearest<'a>(given: &str, valid: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // What other systems call the same thing, where spelling alone would mislead.
+    const SYNONYMS: &[(&str, &str)] = &[
+        ("gpu", "cuda"),
+        ("nvidia", "cuda"),
+        ("fp32", "f32"),
+        ("float32", "f32"),
+        ("bfloat16", "bf16"),
+        ("e4m3", "fp8_e4m3"),
+        ("attention", "mfa_attention"),
+        ("attn", "mfa_attention"),
+        ("moe_ffn", "expert_ffn"),
+        ("mlp", "dense_ffn"),
+    ];
     // Names are short: past this length nothing resembles them, and comparing costs time.
     if given.len() > 128 {
         return None;
@@ -13,7 +26,10 @@ pub fn nearest<'a>(given: &str, valid: impl IntoIterator<Item = &'a str>) -> Opt
         let part = lower.len() >= 3 && (word.contains(&lower) || lower.contains(word) && word.len() >= 3);
         (close || part).then_some(typed)
     };
-    valid.into_iter().filter_map(|word| score(word).map(|typed| (typed, word))).min().map(|(_, word)| word)
+    let meant = SYNONYMS.iter().find(|(other, _)| *other == lower).map(|(_, word)| *word);
+    let scored =
+        |word: &'a str| if meant == Some(word) { Some((0, word)) } else { score(word).map(|typed| (typed, word)) };
+    valid.into_iter().filter_map(scored).min().map(|(_, word)| word)
 }
 
 /// Help that names the nearest word, else all of them.
@@ -61,7 +77,13 @@ pub fn bytes(count: u64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    let digits = if value < 9.995 { 2 } else if value < 99.95 { 1 } else { 0 };
+    let digits = if value < 9.995 {
+        2
+    } else if value < 99.95 {
+        1
+    } else {
+        0
+    };
     format!("{value:.digits$} {}", UNITS[unit])
 }
 
@@ -90,9 +112,13 @@ pub fn runs(numbers: &[usize]) -> String {
     parts.iter().map(text).collect::<Vec<_>>().join(", ")
 }
 
-/// `noun` with an s unless there is one.
+/// A count and its noun, in the plural unless there is one.
 pub fn plural(count: u64, noun: &str) -> String {
-    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+    match count {
+        1 => format!("1 {noun}"),
+        _ if noun.ends_with("ch") => format!("{count} {noun}es"),
+        _ => format!("{count} {noun}s"),
+    }
 }
 
 #[cfg(test)]
