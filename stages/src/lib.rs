@@ -2,3 +2,4 @@
 
 pub mod config;
 mod json;
+pub mod text;
