@@ -11,6 +11,7 @@ pub mod memory;
 pub mod model;
 pub mod parse;
 pub mod plan;
+pub mod render;
 mod resolve;
 pub mod schema;
 pub mod shard;

@@ -27,8 +27,8 @@ pub fn deployment_schema(registry: &KindRegistry) -> Value {
             Place::Before | Place::After => outside.push(reference),
         }
     }
-    definitions.remove("StageSpec");
-    definitions.remove("ShardSpec");
+    definitions.shift_remove("StageSpec");
+    definitions.shift_remove("ShardSpec");
     definitions["StageEntry"] = json!({
         "description": "A stage outside the layers, or the one block that repeats for every layer.",
         "oneOf": outside,
