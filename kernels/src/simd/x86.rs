@@ -1,0 +1,190 @@
+//! Sixteen lanes in one AVX-512 register or two AVX2 registers.
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Simd};
+
+/// AVX-512 F, BW, DQ, VL.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512;
+
+/// AVX2 with FMA and F16C.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2;
+
+/// # Safety
+///
+/// The machine has [`crate::isa::Isa::Avx512`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller vouches for the set.
+    unsafe { kernel.run::<Avx512>() }
+}
+
+/// # Safety
+///
+/// The machine has [`crate::isa::Isa::Avx2`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller vouches for the set.
+    unsafe { kernel.run::<Avx2>() }
+}
+
+/// Half-precision numbers, each 1/256 of its e4m3 code's value: both have a sign, an exponent and a fraction in this
+/// order, so shifting the code left by 7 lines them up with the exponent bias 8 too small. Subnormals come out right.
+/// A NaN code (all ones below the sign) becomes a half-precision NaN.
+///
+/// # Safety
+///
+/// AVX2; `from` is valid for 16 bytes.
+#[inline(always)]
+unsafe fn e4m3_as_half(from: *const u8) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let codes = _mm256_cvtepi8_epi16(_mm_loadu_si128(from.cast()));
+        let halves = _mm256_and_si256(_mm256_slli_epi16::<7>(codes), _mm256_set1_epi16(0xbfff_u16 as i16));
+        let ones = _mm256_set1_epi16(-1);
+        let is_nan = _mm256_cmpeq_epi16(_mm256_or_si256(codes, _mm256_set1_epi16(0xff80_u16 as i16)), ones);
+        _mm256_or_si256(halves, _mm256_and_si256(is_nan, _mm256_set1_epi16(0x7e00)))
+    }
+}
+
+/// What `e4m3_as_half` leaves to multiply.
+const HALF_TO_E4M3: f32 = 256.0;
+
+/// Sum of eight lanes: i with i + 4, then i + 2, i + 1.
+///
+/// # Safety
+///
+/// AVX2.
+#[inline(always)]
+unsafe fn reduce_8(value: __m256) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps::<1>(value));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        let one = _mm_add_ss(two, _mm_shuffle_ps::<1>(two, two));
+        _mm_cvtss_f32(one)
+    }
+}
+
+// SAFETY of every block below: the trait's contract (instruction set present, pointers valid for 16 elements).
+impl Simd for Avx512 {
+    type Vector = __m512;
+    const ACCUMULATORS: usize = 24;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, value: __m512) {
+        unsafe { _mm512_storeu_ps(to, value) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(left: __m512, right: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(left, right) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(left: __m512, right: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(left, right) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(left: __m512, right: __m512, sum: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(left, right, sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> __m512 {
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_e4m3(from: *const u8) -> __m512 {
+        unsafe { _mm512_mul_ps(_mm512_cvtph_ps(e4m3_as_half(from)), _mm512_set1_ps(HALF_TO_E4M3)) }
+    }
+
+    #[inline(always)]
+    unsafe fn reduce(value: __m512) -> f32 {
+        unsafe {
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps::<1>(value));
+            reduce_8(eight)
+        }
+    }
+}
+
+// SAFETY of every block below: the trait's contract (instruction set present, pointers valid for 16 elements).
+impl Simd for Avx2 {
+    type Vector = [__m256; 2];
+    const ACCUMULATORS: usize = 6;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> [__m256; 2] {
+        unsafe { [_mm256_set1_ps(value); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> [__m256; 2] {
+        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+    }
+
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, value: [__m256; 2]) {
+        unsafe {
+            _mm256_storeu_ps(to, value[0]);
+            _mm256_storeu_ps(to.add(8), value[1]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(left: [__m256; 2], right: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_add_ps(left[0], right[0]), _mm256_add_ps(left[1], right[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(left: [__m256; 2], right: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_mul_ps(left[0], right[0]), _mm256_mul_ps(left[1], right[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(left: [__m256; 2], right: [__m256; 2], sum: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_fmadd_ps(left[0], right[0], sum[0]), _mm256_fmadd_ps(left[1], right[1], sum[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> [__m256; 2] {
+        unsafe {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(8).cast()));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_e4m3(from: *const u8) -> [__m256; 2] {
+        unsafe {
+            let halves = e4m3_as_half(from);
+            let factor = _mm256_set1_ps(HALF_TO_E4M3);
+            let low = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
+            let high = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves));
+            [_mm256_mul_ps(low, factor), _mm256_mul_ps(high, factor)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn reduce(value: [__m256; 2]) -> f32 {
+        unsafe { reduce_8(_mm256_add_ps(value[0], value[1])) }
+    }
+}

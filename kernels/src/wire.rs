@@ -1,0 +1,106 @@
+//! What rows look like on an edge between devices: f32, bf16, or e4m3 with a scale per 128 channels.
+//!
+//! Owns the layout of row data alone; headers, row maps and routing belong to the transport.
+//!
+//! **Layout.** Rows follow each other; every row is a record of its own, so records may be sent, dropped or joined
+//! without touching others. Little-endian.
+//! * `F32`, `Bf16`: `width` numbers.
+//! * `Fp8E4m3`: `width` codes, then `ceil(width / 128)` f32 scales. A group's scale is its largest finite magnitude
+//!   / 448, or the smallest normal f32 if that is larger (so for a group of zeros); a code is `value / scale` rounded.
+//!   NaN and infinities become NaN codes and do not disturb the rest of their group.
+
+use crate::dtype::{E4M3_MAX, StorageDtype, bf16_to_f32, e4m3_to_f32, f32_to_bf16, f32_to_e4m3};
+
+/// Channels that share one scale on an fp8 wire (the last group of a row may have fewer).
+pub const SCALE_GROUP: usize = 128;
+
+/// Bytes of `rows` encoded rows of `width` channels.
+pub fn encoded_bytes(dtype: StorageDtype, rows: usize, width: usize) -> usize {
+    rows * row_bytes(dtype, width)
+}
+
+fn row_bytes(dtype: StorageDtype, width: usize) -> usize {
+    match dtype {
+        StorageDtype::F32 | StorageDtype::Bf16 => width * dtype.bytes(),
+        StorageDtype::Fp8E4m3 => width + width.div_ceil(SCALE_GROUP) * 4,
+    }
+}
+
+/// Encodes `src` (`[rows, width]`) into `dst` ([`encoded_bytes`] long).
+pub fn encode(dtype: StorageDtype, src: &[f32], rows: usize, width: usize, dst: &mut [u8]) {
+    check_shapes(dtype, src.len(), rows, width, dst.len());
+    if src.is_empty() {
+        return;
+    }
+    match dtype {
+        StorageDtype::F32 => {
+            let (dst, _) = dst.as_chunks_mut::<4>();
+            dst.iter_mut().zip(src).for_each(|(dst, value)| *dst = value.to_le_bytes());
+        }
+        StorageDtype::Bf16 => {
+            let (dst, _) = dst.as_chunks_mut::<2>();
+            dst.iter_mut().zip(src).for_each(|(dst, &value)| *dst = f32_to_bf16(value).to_le_bytes());
+        }
+        StorageDtype::Fp8E4m3 => {
+            let records = dst.chunks_exact_mut(row_bytes(dtype, width));
+            for (record, row) in records.zip(src.chunks_exact(width)) {
+                let (codes, scales) = record.split_at_mut(width);
+                let (scales, _) = scales.as_chunks_mut::<4>();
+                let groups = codes.chunks_mut(SCALE_GROUP).zip(row.chunks(SCALE_GROUP)).zip(scales);
+                for ((codes, values), scale) in groups {
+                    *scale = encode_scaled(values, codes).to_le_bytes();
+                }
+            }
+        }
+    }
+}
+
+/// Decodes `src` ([`encoded_bytes`] long) into `dst` (`[rows, width]`).
+pub fn decode(dtype: StorageDtype, src: &[u8], rows: usize, width: usize, dst: &mut [f32]) {
+    check_shapes(dtype, dst.len(), rows, width, src.len());
+    if dst.is_empty() {
+        return;
+    }
+    match dtype {
+        StorageDtype::F32 => {
+            let (src, _) = src.as_chunks::<4>();
+            dst.iter_mut().zip(src).for_each(|(dst, &bytes)| *dst = f32::from_le_bytes(bytes));
+        }
+        StorageDtype::Bf16 => {
+            let (src, _) = src.as_chunks::<2>();
+            dst.iter_mut().zip(src).for_each(|(dst, &bytes)| *dst = bf16_to_f32(u16::from_le_bytes(bytes)));
+        }
+        StorageDtype::Fp8E4m3 => {
+            let records = src.chunks_exact(row_bytes(dtype, width));
+            for (record, row) in records.zip(dst.chunks_exact_mut(width)) {
+                let (codes, scales) = record.split_at(width);
+                let (scales, _) = scales.as_chunks::<4>();
+                let groups = row.chunks_mut(SCALE_GROUP).zip(codes.chunks(SCALE_GROUP)).zip(scales);
+                for ((values, codes), &scale) in groups {
+                    decode_scaled(codes, f32::from_le_bytes(scale), values);
+                }
+            }
+        }
+    }
+}
+
+fn check_shapes(dtype: StorageDtype, values: usize, rows: usize, width: usize, bytes: usize) {
+    assert_eq!(values, rows * width, "values are [rows, width]");
+    assert_eq!(bytes, encoded_bytes(dtype, rows, width), "the encoding of {rows}x{width} as {dtype:?} fits exactly");
+}
+
+/// Writes the e4m3 codes of `values` relative to the scale it returns.
+pub(crate) fn encode_scaled(values: &[f32], codes: &mut [u8]) -> f32 {
+    let largest = values.iter().fold(0.0f32, |largest, value| {
+        let magnitude = value.abs();
+        if magnitude.is_finite() && magnitude > largest { magnitude } else { largest }
+    });
+    let scale = (largest / E4M3_MAX).max(f32::MIN_POSITIVE);
+    codes.iter_mut().zip(values).for_each(|(code, value)| *code = f32_to_e4m3(value / scale));
+    scale
+}
+
+/// The inverse of [`encode_scaled`].
+pub(crate) fn decode_scaled(codes: &[u8], scale: f32, values: &mut [f32]) {
+    values.iter_mut().zip(codes).for_each(|(value, &code)| *value = e4m3_to_f32(code) * scale);
+}

@@ -1,0 +1,111 @@
+//! `linear` against a float64 reference, and the equality of its bits over rows, threads and instruction sets.
+
+mod common;
+
+use common::{Format, Random, naive_linear};
+use proptest::prelude::*;
+use rally_kernels::isa::Isa;
+use rally_kernels::linear::linear;
+use rally_kernels::matrix::Matrix;
+use rally_kernels::team::Team;
+
+fn product(team: &Team, x: &[f32], rows: usize, w: &Matrix) -> Vec<f32> {
+    // NaN shows an output that nothing wrote.
+    let mut y = vec![f32::NAN; rows * w.rows()];
+    linear(team, x, rows, w, &mut y);
+    y
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Checks one product against float64 and, bit by bit, against every other way to compute it.
+fn check(format: Format, rows: usize, out: usize, width: usize, seed: u64) {
+    let mut random = Random::new(seed);
+    let w = format.matrix(out, width, &mut random);
+    let x = random.normals(rows * width);
+    let pinned = Team::pinned(&[0, 1]);
+    for isa in Isa::available() {
+        let team = Team::serial().with_isa(isa);
+        let y = product(&team, &x, rows, &w);
+        for (index, (got, (want, magnitude))) in y.iter().zip(naive_linear(&x, rows, &w)).enumerate() {
+            let error = (f64::from(*got) - want).abs();
+            assert!(error <= 1e-6 * magnitude + 1e-30, "{isa:?} {format:?} output {index}: {got}, expected {want}");
+        }
+        for row in 0..rows {
+            let alone = product(&team, &x[row * width..(row + 1) * width], 1, &w);
+            assert_eq!(bits(&alone), bits(&y[row * out..(row + 1) * out]), "{isa:?} row {row} alone");
+        }
+        if isa == Isa::detect() {
+            assert_eq!(bits(&product(&pinned, &x, rows, &w)), bits(&y), "two threads");
+        }
+        if isa == Isa::Avx512 {
+            let narrow = Team::serial().with_isa(Isa::Avx2);
+            assert_eq!(bits(&product(&narrow, &x, rows, &w)), bits(&y), "AVX2");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn any_shape_is_right_and_batch_invariant(
+        format in prop_oneof![Just(Format::F32), Just(Format::Bf16), Just(Format::Fp8)],
+        rows in 1usize..20,
+        out in 1usize..150,
+        width in prop_oneof![1usize..300, Just(96), Just(1003), Just(1024), 1020usize..1300, 2040usize..2100],
+        seed in any::<u64>(),
+    ) {
+        check(format, rows, out, width, seed);
+    }
+}
+
+#[test]
+fn many_rows_are_right_and_batch_invariant() {
+    for format in [Format::F32, Format::Bf16, Format::Fp8] {
+        check(format, 131, 200, 2100, 7);
+    }
+}
+
+#[test]
+fn all_fp8_codes_multiply_exactly_on_every_set() {
+    // One non-zero input at a time: a product is then one weight, code · scale rounded once.
+    let codes: Vec<u8> = (0..=255).filter(|code| code & 0x7f != 0x7f).collect();
+    let width = codes.len();
+    let w = Matrix::from_fp8_block(1, width, codes, vec![0.3, 1.7e-3]);
+    let mut row = vec![0.0; width];
+    w.row_into(0, &mut row);
+    for isa in Isa::available() {
+        for index in 0..width {
+            let mut x = vec![0.0; width];
+            x[index] = 1.0;
+            assert_eq!(product(&Team::serial().with_isa(isa), &x, 1, &w), [row[index]], "{isa:?} code {index}");
+        }
+    }
+}
+
+#[test]
+fn nan_weights_and_activations_reach_the_output() {
+    for isa in Isa::available() {
+        let team = Team::serial().with_isa(isa);
+        for code in [0x7f, 0xff] {
+            for position in [0, 15, 16, 95] {
+                let mut codes = vec![0x38; 96 * 9];
+                codes[4 * 96 + position] = code;
+                let w = Matrix::from_fp8_block(9, 96, codes, vec![1.0]);
+                for rows in [1, 9, 40] {
+                    let y = product(&team, &vec![1.0; rows * 96], rows, &w);
+                    for (index, y) in y.iter().enumerate() {
+                        assert_eq!(y.is_nan(), index % 9 == 4, "{isa:?} output {index}");
+                    }
+                }
+            }
+        }
+        let w = Matrix::from_f32(5, 33, vec![1.0; 5 * 33]);
+        let mut x = vec![1.0; 3 * 33];
+        x[33 + 32] = f32::NAN;
+        let y = product(&team, &x, 3, &w);
+        assert!(y[5..10].iter().all(|y| y.is_nan()) && y[..5].iter().chain(&y[10..]).all(|&y| y == 33.0));
+    }
+}
