@@ -2,6 +2,7 @@
 
 pub mod doctor;
 pub mod error;
+mod graph_file;
 pub mod output;
 pub mod requests;
 pub mod run;
