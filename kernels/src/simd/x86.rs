@@ -3,8 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd};
+use crate::dtype::E4M3_VALUES;
 
-/// AVX-512 F, BW, DQ, VL.
+/// AVX-512 F, BW, DQ, VL, VBMI.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
 
@@ -15,7 +16,7 @@ pub(crate) struct Avx2;
 /// # Safety
 ///
 /// The machine has [`crate::isa::Isa::Avx512`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx2,fma,f16c")]
 pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller vouches for the set.
     unsafe { kernel.run::<Avx512>() }
@@ -52,6 +53,63 @@ unsafe fn e4m3_as_half(from: *const u8) -> __m256i {
 /// What `e4m3_as_half` leaves to multiply.
 const HALF_TO_E4M3: f32 = 256.0;
 
+/// Every e4m3 magnitude is a bf16 number: the upper bytes of those, by code.
+static BF16_HIGH_BYTES: [u8; 128] = bf16_bytes(8);
+
+/// The lower bytes.
+static BF16_LOW_BYTES: [u8; 128] = bf16_bytes(0);
+
+const fn bf16_bytes(shift: u32) -> [u8; 128] {
+    let mut bytes = [0; 128];
+    let mut code = 0;
+    while code < 128 {
+        bytes[code] = (E4M3_VALUES[code].to_bits() >> (16 + shift)) as u8;
+        code += 1;
+    }
+    bytes
+}
+
+/// The bytes of singles that come from bf16 numbers: the upper two of each four.
+const UPPER_BYTES: __mmask64 = 0xcccc_cccc_cccc_cccc;
+
+/// For each quarter of 64 numbers, where the upper two bytes of its singles are found: the third byte among the low
+/// bytes (0 to 63), the fourth among the high ones (64 to 127).
+static PLACES: [[u8; 64]; 4] = {
+    let mut places = [[0; 64]; 4];
+    let mut number = 0;
+    while number < 64 {
+        places[number / 16][number % 16 * 4 + 2] = number as u8;
+        places[number / 16][number % 16 * 4 + 3] = 64 + number as u8;
+        number += 1;
+    }
+    places
+};
+
+/// One half of a table.
+///
+/// # Safety
+///
+/// AVX-512; `index` is 0 or 1.
+#[inline(always)]
+unsafe fn half(table: &[u8; 128], index: usize) -> __m512i {
+    // SAFETY: both halves are 64 bytes.
+    unsafe { _mm512_loadu_si512(table.as_ptr().add(index * 64).cast()) }
+}
+
+/// Sixteen of 64 bf16 numbers given by their low and high bytes, as singles.
+///
+/// # Safety
+///
+/// AVX-512 VBMI.
+#[inline(always)]
+unsafe fn single(low: __m512i, high: __m512i, places: &[u8; 64]) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let places = _mm512_loadu_si512(places.as_ptr().cast());
+        _mm512_castsi512_ps(_mm512_maskz_permutex2var_epi8(UPPER_BYTES, low, places, high))
+    }
+}
+
 /// Sum of eight lanes: i with i + 4, then i + 2, i + 1.
 ///
 /// # Safety
@@ -72,6 +130,7 @@ unsafe fn reduce_8(value: __m256) -> f32 {
 impl Simd for Avx512 {
     type Vector = __m512;
     const ACCUMULATORS: usize = 24;
+    const WIDENS_64_CODES: bool = true;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> __m512 {
@@ -121,6 +180,41 @@ impl Simd for Avx512 {
         unsafe {
             let eight = _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps::<1>(value));
             reduce_8(eight)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_64_e4m3(from: *const u8) -> [__m512; 4] {
+        unsafe {
+            let codes = _mm512_loadu_si512(from.cast());
+            // The look-up ignores a code's sign bit, which then joins the high byte: high | (codes & 0x80).
+            let unsigned = _mm512_permutex2var_epi8(half(&BF16_HIGH_BYTES, 0), codes, half(&BF16_HIGH_BYTES, 1));
+            let high = _mm512_ternarylogic_epi32::<0xf8>(unsigned, codes, _mm512_set1_epi8(-128));
+            let low = _mm512_permutex2var_epi8(half(&BF16_LOW_BYTES, 0), codes, half(&BF16_LOW_BYTES, 1));
+            [
+                single(low, high, &PLACES[0]),
+                single(low, high, &PLACES[1]),
+                single(low, high, &PLACES[2]),
+                single(low, high, &PLACES[3]),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_4(values: [__m512; 4]) -> [f32; 4] {
+        unsafe {
+            let [a, b, c, d] = values;
+            // Lanes i + (i + 8), of two vectors at once.
+            let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+            let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
+            // i + (i + 4): then a quarter of the register holds four lanes of each.
+            let four = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+            let two = _mm512_add_ps(four, _mm512_permute_ps::<0x4e>(four));
+            let one = _mm512_add_ps(two, _mm512_permute_ps::<0xb1>(two));
+            let firsts = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), one);
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps128(firsts));
+            sums
         }
     }
 }
