@@ -122,7 +122,9 @@ impl TextCodec {
     /// [`TextError::Invalid`] if they do not describe a tokenizer.
     pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self, TextError> {
         let invalid = |message: String| TextError::Invalid { file: path.to_path_buf(), message };
-        // The library panics on some broken files (a merge of unknown tokens, say).
+        // The library panics on text that is not JSON, if the fault is at an unlucky place; what else may make it panic
+        // is not known, but a broken file must not take the process down.
+        serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|error| invalid(error.to_string()))?;
         let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
         let mut tokenizer = match parsed {
             Ok(parsed) => parsed.map_err(|error| invalid(error.to_string()))?,

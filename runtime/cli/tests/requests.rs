@@ -1,5 +1,7 @@
 //! Request files: good ones, broken ones with the place each fault is reported at, and arbitrary bytes.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 
 use proptest::prelude::*;

@@ -167,6 +167,10 @@ impl Located {
         values: &[T],
         widen: impl Fn(T) -> f32,
     ) -> Result<(), CheckpointError> {
+        // Without an early exit the compiler checks many values at once; looking for the place is for the rare case.
+        if values.iter().fold(true, |finite, value| finite & widen(*value).is_finite()) {
+            return Ok(());
+        }
         match values.iter().position(|value| !widen(*value).is_finite()) {
             Some(position) => Err(self.non_finite(slice.index(position), widen(values[position]))),
             None => Ok(()),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::bytes::{Utf8Assembler, token_bytes};
 use super::{Inner, TextError};
 
-/// Ids that are kept back at most. A character has at most four bytes, so of eight ids without a whole character some
-/// are not text at all.
+/// Ids that are kept back before looking closer. A character has at most four bytes, so of eight ids whose text ends
+/// with U+FFFD some are complete: the replacement character itself, or no text at all.
 const MAX_HELD_IDS: usize = 8;
 
 /// Turns ids into text one by one: each call gives the text that has become certain, never half a character.
@@ -40,7 +40,10 @@ impl StreamDecoder {
             return Ok(token.map(|token| self.bytes.push(&token_bytes(&token))).unwrap_or_default());
         }
         self.ids.push(id);
-        self.flush(self.ids.len() - self.given >= MAX_HELD_IDS)
+        match self.unfinished()? {
+            Some(keep) => self.give(keep),
+            None => Ok(String::new()),
+        }
     }
 
     /// Returns what was kept back, with U+FFFD for an unfinished character. The decoder is as new afterwards.
@@ -48,23 +51,37 @@ impl StreamDecoder {
     /// # Errors
     /// [`TextError::Decode`] as for [`Self::push`].
     pub fn finish(&mut self) -> Result<String, TextError> {
-        let text = if self.inner.is_byte_level { self.bytes.finish() } else { self.flush(true)? };
+        let text = if self.inner.is_byte_level { self.bytes.finish() } else { self.give(0)? };
         self.ids.clear();
         self.given = 0;
         Ok(text)
     }
 
-    fn flush(&mut self, is_forced: bool) -> Result<String, TextError> {
-        let context = self.inner.decode(&self.ids[..self.given])?;
+    /// How many ids at the end are an unfinished character; `None` if that is not known yet.
+    fn unfinished(&self) -> Result<Option<usize>, TextError> {
         let whole = self.inner.decode(&self.ids)?;
-        if !is_forced && whole.ends_with(char::REPLACEMENT_CHARACTER) {
-            return Ok(String::new());
+        let Some(finished) = whole.strip_suffix(char::REPLACEMENT_CHARACTER) else { return Ok(Some(0)) };
+        if self.ids.len() - self.given < MAX_HELD_IDS {
+            return Ok(None);
         }
+        for keep in 1..=3 {
+            if self.inner.decode(&self.ids[..self.ids.len() - keep])? == finished {
+                return Ok(Some(keep));
+            }
+        }
+        Ok(Some(0))
+    }
+
+    /// Gives out the text of all ids but the last `keep`.
+    fn give(&mut self, keep: usize) -> Result<String, TextError> {
+        let end = self.ids.len() - keep;
+        let context = self.inner.decode(&self.ids[..self.given])?;
+        let text = self.inner.decode(&self.ids[..end])?;
         // A decoder that changes earlier text because of later ids gives nothing new to show.
-        let fresh = whole.strip_prefix(&context).unwrap_or_default().to_owned();
-        if !fresh.is_empty() || is_forced {
+        let fresh = text.strip_prefix(&context).unwrap_or_default().to_owned();
+        if !fresh.is_empty() || end - self.given >= MAX_HELD_IDS {
             self.ids.drain(..self.given);
-            self.given = self.ids.len();
+            self.given = end - self.given;
         }
         Ok(fresh)
     }
