@@ -94,6 +94,41 @@ unsafe fn half(table: &[u8; 128], index: usize) -> __m512i {
     unsafe { _mm512_loadu_si512(table.as_ptr().add(index * 64).cast()) }
 }
 
+/// Transposes 8×8 numbers: pairs of rows, then fours, then halves.
+///
+/// # Safety
+///
+/// AVX2; both pointers are valid for 8 rows of 8 at their strides.
+#[inline(always)]
+unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut rows = [_mm256_setzero_ps(); 8];
+        for (index, row) in rows.iter_mut().enumerate() {
+            *row = _mm256_loadu_ps(from.add(index * from_stride));
+        }
+        let mut pairs = rows;
+        for index in 0..4 {
+            pairs[2 * index] = _mm256_unpacklo_ps(rows[2 * index], rows[2 * index + 1]);
+            pairs[2 * index + 1] = _mm256_unpackhi_ps(rows[2 * index], rows[2 * index + 1]);
+        }
+        // fours[4 h + c]: columns c and c + 4 of rows 4 h to 4 h + 3.
+        let mut fours = pairs;
+        for half in [0, 4] {
+            let (a, b, c, d) = (pairs[half], pairs[half + 1], pairs[half + 2], pairs[half + 3]);
+            fours[half] = _mm256_shuffle_ps::<0x44>(a, c);
+            fours[half + 1] = _mm256_shuffle_ps::<0xee>(a, c);
+            fours[half + 2] = _mm256_shuffle_ps::<0x44>(b, d);
+            fours[half + 3] = _mm256_shuffle_ps::<0xee>(b, d);
+        }
+        for column in 0..4 {
+            let (upper, lower) = (fours[column], fours[column + 4]);
+            _mm256_storeu_ps(to.add(column * to_stride), _mm256_permute2f128_ps::<0x20>(upper, lower));
+            _mm256_storeu_ps(to.add((column + 4) * to_stride), _mm256_permute2f128_ps::<0x31>(upper, lower));
+        }
+    }
+}
+
 /// Sum of eight lanes: i with i + 4, then i + 2, i + 1.
 ///
 /// # Safety
@@ -157,6 +192,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_e4m3(from: *const u8) -> __m512 {
         unsafe { _mm512_mul_ps(_mm512_cvtph_ps(e4m3_as_half(from)), _mm512_set1_ps(HALF_TO_E4M3)) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        unsafe { transpose(from, from_stride, to, to_stride) }
     }
 
     #[inline(always)]
@@ -263,6 +303,11 @@ impl Simd for Avx2 {
             let high = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves));
             [_mm256_mul_ps(low, factor), _mm256_mul_ps(high, factor)]
         }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        unsafe { transpose(from, from_stride, to, to_stride) }
     }
 
     #[inline(always)]
