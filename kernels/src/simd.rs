@@ -13,6 +13,9 @@ use portable::Portable;
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
+/// Rows and columns that [`Simd::transpose_8`] transposes.
+pub(crate) const TRANSPOSED: usize = 8;
+
 /// Operations on 16 lanes.
 ///
 /// # Safety
@@ -50,6 +53,16 @@ pub(crate) trait Simd: Copy + 'static {
                 Self::load_e4m3(from.add(2 * LANES)),
                 Self::load_e4m3(from.add(3 * LANES)),
             ]
+        }
+    }
+    /// Transposes 8×8 numbers between rows at the given strides.
+    #[inline(always)]
+    unsafe fn transpose_8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        for row in 0..TRANSPOSED {
+            for column in 0..TRANSPOSED {
+                // SAFETY: both pointers are valid for 8 rows of 8 at their strides.
+                unsafe { *to.add(column * to_stride + row) = *from.add(row * from_stride + column) };
+            }
         }
     }
     /// Sum of the lanes in the fixed order: lane i with i + 8, then i + 4, i + 2, i + 1.

@@ -69,20 +69,18 @@ const fn bf16_bytes(shift: u32) -> [u8; 128] {
     bytes
 }
 
-/// The bytes of singles that come from bf16 numbers: the upper two of each four.
-const UPPER_BYTES: __mmask64 = 0xcccc_cccc_cccc_cccc;
-
-/// For each quarter of 64 numbers, where the upper two bytes of its singles are found: the third byte among the low
-/// bytes (0 to 63), the fourth among the high ones (64 to 127).
-static PLACES: [[u8; 64]; 4] = {
-    let mut places = [[0; 64]; 4];
+/// Where each byte of 64 codes is taken from, so that pairing bytes within quarters of a register (all that the
+/// instruction does) and then splitting pairs puts number 16 v + i into lane i of vector v.
+static CODE_ORDER: [u8; 64] = {
+    let mut order = [0; 64];
     let mut number = 0;
     while number < 64 {
-        places[number / 16][number % 16 * 4 + 2] = number as u8;
-        places[number / 16][number % 16 * 4 + 3] = 64 + number as u8;
+        let (vector, lane) = (number / 16, number % 16);
+        let place = lane / 4 * 16 + vector / 2 * 8 + lane % 4 * 2 + vector % 2;
+        order[place] = number as u8;
         number += 1;
     }
-    places
+    order
 };
 
 /// One half of a table.
@@ -96,17 +94,38 @@ unsafe fn half(table: &[u8; 128], index: usize) -> __m512i {
     unsafe { _mm512_loadu_si512(table.as_ptr().add(index * 64).cast()) }
 }
 
-/// Sixteen of 64 bf16 numbers given by their low and high bytes, as singles.
+/// Transposes 8×8 numbers: pairs of rows, then fours, then halves.
 ///
 /// # Safety
 ///
-/// AVX-512 VBMI.
+/// AVX2; both pointers are valid for 8 rows of 8 at their strides.
 #[inline(always)]
-unsafe fn single(low: __m512i, high: __m512i, places: &[u8; 64]) -> __m512 {
+unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
     // SAFETY: the caller's promise.
     unsafe {
-        let places = _mm512_loadu_si512(places.as_ptr().cast());
-        _mm512_castsi512_ps(_mm512_maskz_permutex2var_epi8(UPPER_BYTES, low, places, high))
+        let mut rows = [_mm256_setzero_ps(); 8];
+        for (index, row) in rows.iter_mut().enumerate() {
+            *row = _mm256_loadu_ps(from.add(index * from_stride));
+        }
+        let mut pairs = rows;
+        for index in 0..4 {
+            pairs[2 * index] = _mm256_unpacklo_ps(rows[2 * index], rows[2 * index + 1]);
+            pairs[2 * index + 1] = _mm256_unpackhi_ps(rows[2 * index], rows[2 * index + 1]);
+        }
+        // fours[4 h + c]: columns c and c + 4 of rows 4 h to 4 h + 3.
+        let mut fours = pairs;
+        for half in [0, 4] {
+            let (a, b, c, d) = (pairs[half], pairs[half + 1], pairs[half + 2], pairs[half + 3]);
+            fours[half] = _mm256_shuffle_ps::<0x44>(a, c);
+            fours[half + 1] = _mm256_shuffle_ps::<0xee>(a, c);
+            fours[half + 2] = _mm256_shuffle_ps::<0x44>(b, d);
+            fours[half + 3] = _mm256_shuffle_ps::<0xee>(b, d);
+        }
+        for column in 0..4 {
+            let (upper, lower) = (fours[column], fours[column + 4]);
+            _mm256_storeu_ps(to.add(column * to_stride), _mm256_permute2f128_ps::<0x20>(upper, lower));
+            _mm256_storeu_ps(to.add((column + 4) * to_stride), _mm256_permute2f128_ps::<0x31>(upper, lower));
+        }
     }
 }
 
@@ -176,6 +195,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn transpose_8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        unsafe { transpose(from, from_stride, to, to_stride) }
+    }
+
+    #[inline(always)]
     unsafe fn reduce(value: __m512) -> f32 {
         unsafe {
             let eight = _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps::<1>(value));
@@ -186,16 +210,20 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_64_e4m3(from: *const u8) -> [__m512; 4] {
         unsafe {
-            let codes = _mm512_loadu_si512(from.cast());
+            let order = _mm512_loadu_si512(CODE_ORDER.as_ptr().cast());
+            let codes = _mm512_permutexvar_epi8(order, _mm512_loadu_si512(from.cast()));
             // The look-up ignores a code's sign bit, which then joins the high byte: high | (codes & 0x80).
             let unsigned = _mm512_permutex2var_epi8(half(&BF16_HIGH_BYTES, 0), codes, half(&BF16_HIGH_BYTES, 1));
             let high = _mm512_ternarylogic_epi32::<0xf8>(unsigned, codes, _mm512_set1_epi8(-128));
             let low = _mm512_permutex2var_epi8(half(&BF16_LOW_BYTES, 0), codes, half(&BF16_LOW_BYTES, 1));
+            // A bf16 number in each half of a double word: the lower one moves up, the upper one stays alone.
+            let (first, second) = (_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high));
+            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
             [
-                single(low, high, &PLACES[0]),
-                single(low, high, &PLACES[1]),
-                single(low, high, &PLACES[2]),
-                single(low, high, &PLACES[3]),
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(first)),
+                _mm512_castsi512_ps(_mm512_and_si512(first, upper)),
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(second)),
+                _mm512_castsi512_ps(_mm512_and_si512(second, upper)),
             ]
         }
     }
@@ -275,6 +303,11 @@ impl Simd for Avx2 {
             let high = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves));
             [_mm256_mul_ps(low, factor), _mm256_mul_ps(high, factor)]
         }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        unsafe { transpose(from, from_stride, to, to_stride) }
     }
 
     #[inline(always)]
