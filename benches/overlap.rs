@@ -6,7 +6,7 @@
 
 use rally::engine::schedule::batch::{SamplingParams, SequenceRequest, TokenDetail};
 use rally::engine::schedule::policy::Schedule;
-use rally::engine::{Engine, RunEvent, RunReport};
+use rally::engine::{Engine, RunReport};
 use rally::graph::model::{LayerKind, ModelShape, WeightFormat};
 use rally::graph::spec::DeploymentSpec;
 use rally::stages::checkpoint::RandomWeights;
@@ -80,18 +80,8 @@ fn run(dense_width: usize, schedule: &str) -> (f64, RunReport) {
         detail: TokenDetail::default(),
     };
     let began = Instant::now();
-    engine.submit((0..SEQUENCES as u64).map(request)).expect("the requests fit");
-    let mut open = SEQUENCES;
-    while open > 0 {
-        match engine.events().recv().expect("the lanes live until the run is closed") {
-            RunEvent::Finished(..) => open -= 1,
-            RunEvent::Failed(error) => panic!("{error}"),
-            _ => {}
-        }
-    }
-    let seconds = began.elapsed().as_secs_f64();
-    engine.close();
-    (seconds, engine.join())
+    let report = engine.run_to_end((0..SEQUENCES as u64).map(request), |_| ()).expect("the run ends well");
+    (began.elapsed().as_secs_f64(), report)
 }
 
 fn busy_s(report: &RunReport) -> [f64; 2] {
@@ -113,7 +103,8 @@ fn main() {
     let (mut ratios, mut ceilings) = (Vec::new(), Vec::new());
     for pair in 0..PAIRS {
         // Which of the two comes first alternates, so that a drift of the machine's speed favours neither.
-        let (first, second) = if pair % 2 == 0 { ("sequential:2", "ping_pong:2") } else { ("ping_pong:2", "sequential:2") };
+        let (first, second) =
+            if pair % 2 == 0 { ("sequential:2", "ping_pong:2") } else { ("ping_pong:2", "sequential:2") };
         let (a, b) = (run(width, first), run(width, second));
         let (sequential, ping_pong) = if pair % 2 == 0 { (a, b) } else { (b, a) };
         let [attention, ffn] = busy_s(&sequential.1);
@@ -124,7 +115,10 @@ fn main() {
     ceilings.sort_by(f64::total_cmp);
     let (ratio, ceiling) = (ratios[PAIRS / 2], ceilings[PAIRS / 2]);
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map_or("this CPU", |(_, name)| name);
+    let cpu = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or("this CPU", |(_, name)| name);
     println!(
         "overlap sequential:2 / ping_pong:2 = {ratio:.2} (min {:.2}, max {:.2}, {PAIRS} pairs) on two cores of {cpu}; \
          ceiling {ceiling:.2}, ratio to it {:.2}; {SEQUENCES} sequences, dense width {width}",

@@ -24,7 +24,8 @@ fn crates_depend_as_written() {
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
     let packages = metadata["packages"].as_array().expect("a list of packages");
     for (name, allowed) in ALLOWED {
-        let package = packages.iter().find(|package| package["name"] == name).unwrap_or_else(|| panic!("no crate {name}"));
+        let package =
+            packages.iter().find(|package| package["name"] == name).unwrap_or_else(|| panic!("no crate {name}"));
         let dependencies = package["dependencies"].as_array().expect("a list of dependencies");
         let used: BTreeSet<&str> = dependencies
             .iter()

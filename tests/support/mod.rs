@@ -16,7 +16,6 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 /// A path inside the repository.
 pub fn repository(path: &str) -> PathBuf {
@@ -146,23 +145,15 @@ pub fn run(spec: &DeploymentSpec, model: &Path, asks: &[Ask], probe: Option<Arc<
         sampling: ask.sampling,
         detail: TokenDetail { logprobs: None, logits: true },
     });
-    engine.submit(requests).expect("the requests fit");
     let mut answers = vec![Answer::default(); asks.len()];
-    let mut open = asks.len();
-    while open > 0 {
-        match engine.events().recv_timeout(Duration::from_secs(120)).expect("no hang") {
-            RunEvent::Admitted(..) => {}
-            RunEvent::Token(report) => {
-                let answer = &mut answers[report.sample.sequence as usize];
-                answer.tokens.push(report.sample.token);
-                answer.logits.push(report.sample.logits.expect("logits were asked for"));
-            }
-            RunEvent::Finished(..) => open -= 1,
-            RunEvent::Failed(error) => panic!("{error}"),
+    let done = engine.run_to_end(requests, |event| {
+        if let RunEvent::Token(report) = event {
+            let answer = &mut answers[report.sample.sequence as usize];
+            answer.tokens.push(report.sample.token);
+            answer.logits.push(report.sample.logits.expect("logits were asked for"));
         }
-    }
-    engine.close();
-    engine.join();
+    });
+    done.unwrap_or_else(|error| panic!("{error}"));
     answers
 }
 

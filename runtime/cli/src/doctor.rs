@@ -32,7 +32,9 @@ struct Finding {
 pub fn run(args: &DoctorArgs) -> Result<ExitCode, CliError> {
     let findings = vec![processor(), cores(), vector_units(), memory(), huge_pages(), cuda(), driver()];
     match args.format {
-        crate::Format::Json => print(&format!("{}\n", serde_json::json!({ "rally": env!("CARGO_PKG_VERSION"), "findings": findings })))?,
+        crate::Format::Json => {
+            print(&format!("{}\n", serde_json::json!({ "rally": env!("CARGO_PKG_VERSION"), "findings": findings })))?
+        }
         crate::Format::Text => {
             let mut table = Table::new(&["", "item", "found", "what it means"]);
             for finding in &findings {

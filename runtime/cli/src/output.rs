@@ -37,7 +37,8 @@ impl OutputFile {
     /// Writes everything through `write`, syncs, and puts the file in its place.
     pub fn finish(self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), CliError> {
         let path = self.path;
-        let failure = |error: io::Error| CliError::Failure(format!("{}: could not be written: {error}", path.display()));
+        let failure =
+            |error: io::Error| CliError::Failure(format!("{}: could not be written: {error}", path.display()));
         match self.target {
             Target::Direct(mut file) => write_buffered(&mut file, write).map_err(failure),
             Target::Renamed(mut temporary) => {

@@ -60,6 +60,12 @@ pub enum EngineError {
         /// The stage.
         stage: String,
     },
+    /// A sequence that can never run here.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    /// The lanes ended before the sequences did. A fault of ours.
+    #[error("the lanes ended before the sequences did")]
+    EndedEarly,
     /// The operating system gave no thread.
     #[error("no thread for lane `{lane}`: {message}")]
     Thread {
@@ -184,6 +190,28 @@ impl Engine {
     /// Says that nothing more will be submitted: the run ends when all is done.
     pub fn close(&self) {
         self.control.close();
+    }
+
+    /// Runs `requests` to their ends and the engine to its own, showing each event to `on_event`.
+    pub fn run_to_end(
+        self,
+        requests: impl IntoIterator<Item = SequenceRequest>,
+        mut on_event: impl FnMut(RunEvent),
+    ) -> Result<RunReport, EngineError> {
+        let requests: Vec<SequenceRequest> = requests.into_iter().collect();
+        let mut open = requests.len();
+        self.submit(requests)?;
+        while open > 0 {
+            match self.events.recv().map_err(|_| EngineError::EndedEarly)? {
+                RunEvent::Failed(error) => return Err(error),
+                event => {
+                    open -= usize::from(matches!(event, RunEvent::Finished(..)));
+                    on_event(event);
+                }
+            }
+        }
+        self.close();
+        Ok(self.join())
     }
 
     /// Waits for the lanes to end. Call [`Engine::close`] first.

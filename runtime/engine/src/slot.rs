@@ -62,7 +62,14 @@ impl Slot {
     }
 
     /// Encodes `rows` rows of `values` from `first_row` on. Returns the bytes that would cross.
-    pub fn send(&mut self, values: &Values, first_row: usize, dtype: WireDtype, payload: Payload, header: Header) -> usize {
+    pub fn send(
+        &mut self,
+        values: &Values,
+        first_row: usize,
+        dtype: WireDtype,
+        payload: Payload,
+        header: Header,
+    ) -> usize {
         let hidden = values.widths.hidden;
         let source = if payload == Payload::Output { &values.y } else { &values.u };
         let source = &source[first_row * hidden..(first_row + header.rows) * hidden];

@@ -35,7 +35,8 @@ pub(crate) struct LaneSync {
 
 impl LaneSync {
     pub(crate) fn new(lanes: usize) -> Self {
-        let signal = || LaneSignal { progress: AtomicU64::new(0), parked: AtomicBool::new(false), thread: OnceLock::new() };
+        let signal =
+            || LaneSignal { progress: AtomicU64::new(0), parked: AtomicBool::new(false), thread: OnceLock::new() };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
             lanes: (0..lanes).map(|_| CachePadded::new(signal())).collect(),

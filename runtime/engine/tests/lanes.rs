@@ -145,7 +145,8 @@ fn shape() -> ModelShape {
 fn graph(attention: usize, split: bool) -> StageGraph {
     let ffn = if split { "f" } else { "a" };
     let mut layers = vec![serde_json::json!({ "kind": "mfa_attention", "on": "a" })];
-    let transfer = |id: &str, from: &str, to: &str| serde_json::json!({ "kind": "transfer", "id": id, "from": from, "to": to });
+    let transfer =
+        |id: &str, from: &str, to: &str| serde_json::json!({ "kind": "transfer", "id": id, "from": from, "to": to });
     if split {
         layers.push(transfer("a2f", "a", "f"));
     }

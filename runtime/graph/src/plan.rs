@@ -224,7 +224,9 @@ pub enum PlanError {
         expected: usize,
     },
     /// A task is missing, is there twice, or stands on a lane of another device.
-    #[error("lane `{lane}`: task {task} of micro-batch {micro_batch} must be there exactly once, and is there {times} times")]
+    #[error(
+        "lane `{lane}`: task {task} of micro-batch {micro_batch} must be there exactly once, and is there {times} times"
+    )]
     NotOnce {
         /// The lane.
         lane: String,

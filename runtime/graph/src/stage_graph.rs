@@ -114,7 +114,9 @@ pub enum BuildError {
         layer: usize,
     },
     /// A selector that cannot be read.
-    #[error("stage `{stage}`: `{selector}` is no layer selector: expected `all`, `moe`, `dense` or a range such as `4..59`")]
+    #[error(
+        "stage `{stage}`: `{selector}` is no layer selector: expected `all`, `moe`, `dense` or a range such as `4..59`"
+    )]
     BadSelector {
         /// The stage.
         stage: String,

@@ -73,7 +73,9 @@ pub enum SubmitError {
     #[error("max_tokens is 0")]
     NoTokens,
     /// Longer than the model's longest sequence.
-    #[error("the prompt has {prompt} tokens, and this model's longest sequence is {max_positions} tokens with at least one generated")]
+    #[error(
+        "the prompt has {prompt} tokens, and this model's longest sequence is {max_positions} tokens with at least one generated"
+    )]
     TooLong {
         /// Tokens of the prompt.
         prompt: usize,
@@ -81,7 +83,9 @@ pub enum SubmitError {
         max_positions: usize,
     },
     /// More KV than a device has.
-    #[error("the sequence needs {tokens} tokens of KV cache (prompt and max_tokens), and an attention device has {capacity}: raise limits.kv_tokens or lower max_tokens")]
+    #[error(
+        "the sequence needs {tokens} tokens of KV cache (prompt and max_tokens), and an attention device has {capacity}: raise limits.kv_tokens or lower max_tokens"
+    )]
     NeverFits {
         /// Tokens it needs.
         tokens: usize,
@@ -288,7 +292,9 @@ impl StepPlanner {
         while self.members(micro_batch) > share {
             let Some(target) = (0..self.config.micro_batches).min_by_key(|m| self.members(*m)) else { return };
             let room = |s: &Sequence| self.rows_room(target, s.device);
-            let Some(index) = self.running.iter().rposition(|s| s.micro_batch == micro_batch && room(s)) else { return };
+            let Some(index) = self.running.iter().rposition(|s| s.micro_batch == micro_batch && room(s)) else {
+                return;
+            };
             self.running[index].micro_batch = target;
         }
     }
@@ -312,7 +318,9 @@ impl StepPlanner {
             };
             // First come, first served: a sequence that does not fit yet is not overtaken, so it cannot starve.
             let candidates = (0..self.config.devices).filter(fits);
-            let Some(device) = candidates.max_by_key(|d| (self.devices[*d].pages.free(), usize::MAX - *d)) else { return };
+            let Some(device) = candidates.max_by_key(|d| (self.devices[*d].pages.free(), usize::MAX - *d)) else {
+                return;
+            };
             let Some(request) = self.waiting.pop_front() else { return };
             events.push(PlannerEvent::Admitted(request.id));
             let sequence = self.make_running(request, device, micro_batch, pages);
@@ -352,8 +360,7 @@ fn push_rows(sequence: &mut Sequence, room: usize, prefill_chunk: usize, batch: 
     if rows == 0 || (!prefilling && sequence.planned >= sequence.most) {
         return;
     }
-    let first_position =
-        if prefilling { sequence.prefilled } else { prompt + sequence.planned as usize - 1 };
+    let first_position = if prefilling { sequence.prefilled } else { prompt + sequence.planned as usize - 1 };
     let first_row = batch.rows;
     if prefilling {
         batch.token_ids.extend_from_slice(&sequence.request.prompt[first_position..first_position + rows]);

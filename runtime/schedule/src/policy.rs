@@ -27,7 +27,9 @@ impl Policy for Sequential {
 
     fn orders(&self, table: &TaskTable, micro_batches: usize) -> Vec<Vec<Turn>> {
         let turns = |tasks: &[usize]| {
-            (0..micro_batches).flat_map(|m| tasks.iter().map(move |task| turn(*task, m, false)).collect::<Vec<_>>()).collect()
+            (0..micro_batches)
+                .flat_map(|m| tasks.iter().map(move |task| turn(*task, m, false)).collect::<Vec<_>>())
+                .collect()
         };
         table.lanes.iter().map(|lane| turns(&lane.tasks)).collect()
     }
@@ -95,7 +97,9 @@ pub enum ScheduleError {
         given: String,
     },
     /// A policy that graphs may name and this version cannot run.
-    #[error("policy `{name}` can be checked but not run by this version: use `sequential` or `ping_pong`, in the graph or with `--schedule`")]
+    #[error(
+        "policy `{name}` can be checked but not run by this version: use `sequential` or `ping_pong`, in the graph or with `--schedule`"
+    )]
     NotRunnable {
         /// The policy.
         name: String,

@@ -3,9 +3,9 @@
 //! Weights: `model.embed_tokens.weight` `[vocab, hidden]`.
 
 use super::registry::{BuildContext, BuildError};
+use rally_engine::schedule::batch::GroupInput;
 use rally_engine::stage::{Stage, StageError, TaskContext};
 use rally_kernels::matrix::Matrix;
-use rally_engine::schedule::batch::GroupInput;
 use std::sync::Arc;
 
 struct Embed {

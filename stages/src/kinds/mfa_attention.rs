@@ -80,7 +80,8 @@ pub(super) fn build(context: &mut BuildContext<'_>) -> Result<Box<dyn Stage>, Bu
 fn load_layer(context: &BuildContext<'_>, layer: usize) -> Result<Layer, BuildError> {
     let ModelShape { hidden, query_rank, head_dim, heads, .. } = *context.shape;
     let vector = |name: &str, len| context.weights.vector(&format!("model.layers.{layer}.{name}.weight"), len);
-    let matrix = |name: &str, rows, cols| context.matrix(&format!("model.layers.{layer}.self_attn.{name}.weight"), rows, cols);
+    let matrix =
+        |name: &str, rows, cols| context.matrix(&format!("model.layers.{layer}.self_attn.{name}.weight"), rows, cols);
     let dtype = storage_dtype(context.stage.spec.kv_dtype.unwrap_or_default());
     let pages = context.planner.pages_per_device as usize;
     Ok(Layer {
@@ -143,7 +144,8 @@ impl MfaAttention {
         for group in &task.batch.groups {
             let pages = &task.batch.pages[group.pages.clone()];
             for (i, row) in group.row_range().enumerate() {
-                let (q, out) = (&self.q[row * width..(row + 1) * width], &mut self.attended[row * width..(row + 1) * width]);
+                let (q, out) =
+                    (&self.q[row * width..(row + 1) * width], &mut self.attended[row * width..(row + 1) * width]);
                 let context = group.first_position + i + 1;
                 let (heads, d) = (self.heads, self.head_dim);
                 mfa_attention(task.team, q, heads, d, &layer.kv, pages, context, out, &mut self.scratch);

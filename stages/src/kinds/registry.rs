@@ -2,11 +2,11 @@
 
 use super::{combine, embed, ffn, mfa_attention, router, sampling};
 use crate::checkpoint::{CheckpointError, Part, WeightSource};
+use rally_engine::schedule::planner::PlannerConfig;
 use rally_engine::stage::Stage;
 use rally_graph::model::ModelShape;
 use rally_graph::stage_graph::{DeviceIndex, ResolvedStage};
 use rally_kernels::matrix::Matrix;
-use rally_engine::schedule::planner::PlannerConfig;
 use std::collections::HashMap;
 use std::sync::Arc;
 

@@ -3,12 +3,12 @@
 //! Weights: `model.norm.weight` `[hidden]`, `lm_head.weight` `[vocab, hidden]` (the embedding where the config ties them).
 
 use super::registry::{BuildContext, BuildError};
+use rally_engine::schedule::batch::{RowGroup, SampleSpec};
 use rally_engine::stage::{Sample, Stage, StageError, TaskContext};
 use rally_kernels::linear::linear;
 use rally_kernels::matrix::Matrix;
 use rally_kernels::norm::rms_norm_in_place;
 use rally_kernels::sampling::{self as kernel, SamplingScratch};
-use rally_engine::schedule::batch::{RowGroup, SampleSpec};
 use std::sync::Arc;
 
 struct Sampling {

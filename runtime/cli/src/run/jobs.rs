@@ -52,14 +52,18 @@ pub fn make(args: &RunArgs, session: &Session) -> Result<Vec<Job>, CliError> {
     if args.logits.is_some()
         && let Some(spec) = specs.iter().find(|spec| spec.id.as_str() == "__metadata__")
     {
-        return Err(CliError::Mistake(format!("--logits: no tensor can be named `{}`; give the request another id", spec.id)));
+        return Err(CliError::Mistake(format!(
+            "--logits: no tensor can be named `{}`; give the request another id",
+            spec.id
+        )));
     }
     let planner = StepPlanner::new(session.planner_config());
     specs.into_iter().enumerate().map(|(index, spec)| job(index, spec, args, session, &planner)).collect()
 }
 
 fn read_file(path: &Path, session: &Session) -> Result<Vec<RequestSpec>, CliError> {
-    let bytes = std::fs::read(path).map_err(|error| format!("{}: cannot be read: {error}", path.display())).or_mistake()?;
+    let bytes =
+        std::fs::read(path).map_err(|error| format!("{}: cannot be read: {error}", path.display())).or_mistake()?;
     let specs = parse_requests(&bytes, path).or_mistake()?;
     check_against(&specs, &session.shape, path).or_mistake()?;
     Ok(specs)
@@ -79,7 +83,13 @@ fn from_prompts(prompts: &[String], defaults: &RequestDefaults) -> Result<Vec<Re
     parse_requests(lines.as_bytes(), Path::new("arguments")).or_mistake()
 }
 
-fn job(index: usize, spec: RequestSpec, args: &RunArgs, session: &Session, planner: &StepPlanner) -> Result<Job, CliError> {
+fn job(
+    index: usize,
+    spec: RequestSpec,
+    args: &RunArgs,
+    session: &Session,
+    planner: &StepPlanner,
+) -> Result<Job, CliError> {
     let name = |error: String| CliError::Mistake(format!("request `{}`: {error}", spec.id));
     let (opening, prompt) = match &spec.prompt {
         Prompt::TokenIds(ids) => (String::new(), ids.clone()),

@@ -117,7 +117,10 @@ fn logits_file(collectors: &[Collector], jobs: &[Job], vocab: usize) -> Result<V
     let mut tensors = Vec::new();
     for ((collector, job), bytes) in collectors.iter().zip(jobs).zip(&bytes) {
         let shape = vec![collector.tokens(), vocab];
-        tensors.push((jobs::id_text(&job.id), safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, bytes)?));
+        tensors.push((
+            jobs::id_text(&job.id),
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, bytes)?,
+        ));
     }
     safetensors::serialize(tensors, None)
 }

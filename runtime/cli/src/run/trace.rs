@@ -16,7 +16,11 @@ pub const SPANS_PER_LANE: usize = 262_144;
 /// Writes the trace.
 pub fn write(out: &mut dyn Write, report: &RunReport, plan: &Plan, graph: &StageGraph) -> io::Result<()> {
     let dropped: u64 = report.lanes.iter().map(|lane| lane.dropped_spans).sum();
-    write!(out, "{{\"displayTimeUnit\":\"ns\",\"otherData\":{},\"traceEvents\":[", json!({ "dropped_spans": dropped }))?;
+    write!(
+        out,
+        "{{\"displayTimeUnit\":\"ns\",\"otherData\":{},\"traceEvents\":[",
+        json!({ "dropped_spans": dropped })
+    )?;
     let mut separator = "\n";
     let mut event = |event: Value| {
         let written = write!(out, "{separator}{event}");
