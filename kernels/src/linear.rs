@@ -6,6 +6,7 @@
 //! blocks one after another. A weight is widened exactly, and an fp8 one multiplied by its scale and rounded, before.
 
 mod tile;
+mod weights;
 
 use std::cell::RefCell;
 
