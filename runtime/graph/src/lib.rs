@@ -1,6 +1,22 @@
-//! Deployment files of rally: parsing, diagnostics, the stage graph and the plan. Pure: opens no device.
+//! Deployment files of rally: parsing, diagnostics, the stage graph and the plan. Pure: opens no file and no device.
+//!
+//! ```text
+//! bytes ──parse──▶ DeploymentSpec ──validate──▶ StageGraph ──▶ Plan
+//! ```
 
+pub mod diagnostic;
+pub mod hardware;
+pub mod kinds;
+pub mod memory;
 pub mod model;
+pub mod parse;
 pub mod plan;
+mod resolve;
+pub mod schema;
+pub mod shard;
+pub mod source;
 pub mod spec;
 pub mod stage_graph;
+pub mod validate;
+mod walk;
+pub mod words;

@@ -18,6 +18,7 @@ pub struct DeploymentSpec {
     #[schemars(range(min = 1, max = 1))]
     pub version: u32,
     /// Name of the deployment, shown in reports.
+    #[schemars(length(min = 1))]
     pub name: String,
     /// Which model it serves.
     pub model: ModelSource,
@@ -27,9 +28,10 @@ pub struct DeploymentSpec {
     /// Hosts by name; absent when everything runs in one process.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     pub hosts: IndexMap<String, HostSpec>,
-    /// Devices and device groups by name.
+    /// Devices and device groups by name: letters, digits, `_` and `-`.
     pub devices: IndexMap<String, DeviceSpec>,
     /// The dataflow, in order: stages before the layers, one `layers` block, stages after them.
+    #[schemars(length(min = 1))]
     pub stages: Vec<StageEntry>,
     /// Sizes that are preallocated.
     pub limits: Limits,
@@ -103,6 +105,7 @@ pub struct DeviceSpec {
     pub count: Option<u32>,
     /// CPU cores the device's lanes are pinned to; several cores share the work of one stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), inner(range(max = 65_535)))]
     pub cores: Option<Vec<u32>>,
     /// Host it is on, a key of `hosts`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -146,6 +149,7 @@ pub enum StageEntry {
 #[serde(deny_unknown_fields)]
 pub struct LayersBlock {
     /// The stages of one layer, in dataflow order.
+    #[schemars(length(min = 1))]
     pub layers: Vec<StageSpec>,
 }
 
@@ -157,6 +161,7 @@ pub struct StageSpec {
     pub kind: String,
     /// Name of the stage in this graph; the kind if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub id: Option<String>,
     /// Devices or groups it runs on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -166,6 +171,7 @@ pub struct StageSpec {
     pub on_layers: Option<OneOrMany>,
     /// Ids of the stages of the same layer it follows, instead of the one before it in the list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub after: Option<Vec<String>>,
     /// `mfa_attention`: how keys and values are stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -200,7 +206,7 @@ pub enum OneOrMany {
     /// A single name.
     One(String),
     /// Several, in order.
-    Many(Vec<String>),
+    Many(#[schemars(length(min = 1))] Vec<String>),
 }
 
 impl OneOrMany {

@@ -1,0 +1,208 @@
+//! What a deployment keeps on every device, and the time a stage may take under the SLO.
+//!
+//! Counted, not measured: weights as stored, KV for all of `limits.kv_tokens`, and the slots that the plan preallocates for
+//! activations and edges. What a runtime or driver takes for itself is not in here.
+
+use crate::hardware::{self, Machine};
+use crate::kinds::weights::{routing_row_bytes, wire_row_bytes};
+use crate::kinds::{KindRegistry, Role, WeightPart};
+use crate::model::{LayerKind, ModelShape};
+use crate::resolve::{Resolved, StageAt};
+use crate::spec::{Backend, ComputeDtype, DeploymentSpec};
+use crate::stage_graph::{DeviceIndex, Section};
+use serde::Serialize;
+
+/// Bytes of one device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeviceMemory {
+    /// Name of the device.
+    pub name: String,
+    /// Weights, in the format they are stored in, scales included.
+    pub weights_bytes: u64,
+    /// KV cache, whole pages, scales included.
+    pub kv_bytes: u64,
+    /// Activations, edge buffers and scratch.
+    pub slots_bytes: u64,
+    /// What the device has: its `memory_bytes`, else the machine's (CPU) or the hardware's; absent if unknown.
+    pub capacity_bytes: Option<u64>,
+}
+
+impl DeviceMemory {
+    /// Everything it needs.
+    pub fn needed_bytes(&self) -> u64 {
+        self.weights_bytes.saturating_add(self.kv_bytes).saturating_add(self.slots_bytes)
+    }
+}
+
+/// Time under the SLO (Step-3 paper §6: 50 ms over 61 layers and 3 micro-batches leave 273 µs a slot).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Budget {
+    /// Time per output token, in milliseconds.
+    pub tpot_ms: f64,
+    /// Time of a layer for all micro-batches, in microseconds.
+    pub layer_us: f64,
+    /// Time of a stage for one micro-batch in a layer, in microseconds.
+    pub slot_us: f64,
+}
+
+/// The stage budget; `None` without an SLO.
+pub fn budget(spec: &DeploymentSpec, shape: &ModelShape) -> Option<Budget> {
+    let tpot_ms = spec.slo?.tpot_ms;
+    let layer_us = tpot_ms * 1000.0 / shape.layers.len().max(1) as f64;
+    Some(Budget { tpot_ms, layer_us, slot_us: layer_us / f64::from(spec.schedule.micro_batches.max(1)) })
+}
+
+/// Bytes of every device, in file order, groups expanded. Of a spec with faults, what can be counted.
+pub fn device_memory(
+    spec: &DeploymentSpec,
+    shape: &ModelShape,
+    registry: &KindRegistry,
+    machine: Machine,
+) -> Vec<DeviceMemory> {
+    count(&Resolved::new(spec, registry), shape, machine)
+}
+
+/// Bytes of KV that one more token takes on the device that holds its sequence, over all layers.
+pub fn kv_bytes_per_token(spec: &DeploymentSpec, shape: &ModelShape, registry: &KindRegistry) -> u64 {
+    let resolved = Resolved::new(spec, registry);
+    resolved.stages.iter().map(|stage| kv_per_token(stage, shape)).sum()
+}
+
+pub(crate) fn count(resolved: &Resolved<'_>, shape: &ModelShape, machine: Machine) -> Vec<DeviceMemory> {
+    let rows = Rows::of(resolved);
+    (0..resolved.devices.len())
+        .map(|device| {
+            let entry = &resolved.devices[device];
+            let on: Vec<&StageAt<'_>> = resolved.stages.iter().filter(|stage| stage.on.contains(&device)).collect();
+            DeviceMemory {
+                name: entry.name.clone(),
+                weights_bytes: on.iter().map(|stage| weights(stage, device, shape)).fold(0, u64::saturating_add),
+                kv_bytes: on.iter().map(|stage| kv(resolved, stage, shape)).fold(0, u64::saturating_add),
+                slots_bytes: slots(resolved, device, shape, &rows),
+                capacity_bytes: capacity(resolved.spec, &entry.group, machine),
+            }
+        })
+        .collect()
+}
+
+/// Memory of a device of a group.
+fn capacity(spec: &DeploymentSpec, group: &str, machine: Machine) -> Option<u64> {
+    let device = spec.devices.get(group)?;
+    let known = device.hardware.as_deref().and_then(hardware::memory_bytes);
+    match device.backend {
+        _ if device.memory_bytes.is_some() => device.memory_bytes,
+        Backend::Cpu if device.host.is_none() => machine.memory_bytes.or(known),
+        Backend::Cpu | Backend::Cuda => known,
+    }
+}
+
+fn layers_of<'a>(stage: &'a StageAt<'_>, shape: &'a ModelShape) -> impl Iterator<Item = (usize, LayerKind)> + 'a {
+    shape.layers.iter().copied().enumerate().filter(|(layer, kind)| stage.takes(*layer, *kind))
+}
+
+fn weights(stage: &StageAt<'_>, device: DeviceIndex, shape: &ModelShape) -> u64 {
+    let Some(index) = stage.on.iter().position(|on| *on == device) else { return 0 };
+    let counts = stage.counts();
+    let part = |layer| WeightPart { shape, layer, counts, position: counts.position(index) };
+    match stage.section {
+        Section::Layers => layers_of(stage, shape)
+            .map(|(layer, _)| stage.info.weights_bytes(&part(Some(layer))))
+            .fold(0, u64::saturating_add),
+        Section::Before | Section::After => stage.info.weights_bytes(&part(None)),
+    }
+}
+
+fn kv_per_token(stage: &StageAt<'_>, shape: &ModelShape) -> u64 {
+    let layers = layers_of(stage, shape).count() as u64;
+    layers.saturating_mul(stage.info.kv_bytes_per_token(shape, stage.spec.kv_dtype.unwrap_or_default()))
+}
+
+/// Attention devices take equal parts of the tokens, rounded up to pages, and of the sequences, rounded up.
+fn kv(resolved: &Resolved<'_>, stage: &StageAt<'_>, shape: &ModelShape) -> u64 {
+    let limits = &resolved.spec.limits;
+    let (devices, page) = (stage.on.len().max(1) as u64, u64::from(limits.page_tokens.max(1)));
+    let tokens = limits.kv_tokens.div_ceil(devices).div_ceil(page).saturating_mul(page);
+    let sequences = u64::from(limits.sequences).div_ceil(devices);
+    let layers = layers_of(stage, shape).count() as u64;
+    let states = layers.saturating_mul(stage.info.state_bytes_per_sequence(shape)).saturating_mul(sequences);
+    tokens.saturating_mul(kv_per_token(stage, shape)).saturating_add(states)
+}
+
+/// Rows of one micro-batch.
+struct Rows {
+    attention: Vec<DeviceIndex>,
+    total: u64,
+    share: u64,
+    sampled: u64,
+}
+
+impl Rows {
+    fn of(resolved: &Resolved<'_>) -> Self {
+        let attention = resolved.attention_devices();
+        let (limits, devices) = (&resolved.spec.limits, attention.len().max(1) as u64);
+        let total = u64::from(limits.rows_per_micro_batch);
+        let share = total.div_ceil(devices);
+        Self { attention, total, share, sampled: share.min(u64::from(limits.sequences).div_ceil(devices)) }
+    }
+
+    /// An attention device has its share of the rows; an FFN device sees all.
+    fn on(&self, device: DeviceIndex) -> u64 {
+        if self.attention.contains(&device) { self.share } else { self.total }
+    }
+}
+
+/// Per micro-batch the values that flow and both ends of every edge; once, the largest scratch of any stage.
+fn slots(resolved: &Resolved<'_>, device: DeviceIndex, shape: &ModelShape, rows: &Rows) -> u64 {
+    let value_bytes = if resolved.spec.compute == ComputeDtype::F32 { 4 } else { 2 };
+    let micro_batches = u64::from(resolved.spec.schedule.micro_batches);
+    let row = shape.hidden as u64 * value_bytes;
+    let on: Vec<&StageAt<'_>> = resolved.stages.iter().filter(|stage| stage.on.contains(&device)).collect();
+    let mut flowing = 0;
+    if rows.attention.contains(&device) {
+        // x, u and y.
+        flowing += 3 * row * rows.share;
+    }
+    if on.iter().any(|stage| stage.role() == Role::Ffn) {
+        // u of all rows and this device's part of y.
+        flowing += 2 * row * rows.total;
+    }
+    let edges: u64 = resolved.stages.iter().map(|stage| edge(resolved, stage, device, shape, rows)).sum();
+    let scratch = on
+        .iter()
+        .map(|stage| {
+            let counts = stage.counts();
+            let part = WeightPart { shape, layer: None, counts, position: Default::default() };
+            let rows = match stage.role() {
+                Role::Sampling => rows.sampled,
+                Role::Ffn => rows.total,
+                _ => rows.on(device),
+            };
+            stage.info.scratch_values_per_row(&part).saturating_mul(rows)
+        })
+        .max()
+        .unwrap_or(0);
+    micro_batches.saturating_mul(flowing + edges).saturating_add(scratch.saturating_mul(value_bytes))
+}
+
+/// Buffers of a transfer's ends on a device. A row to itself moves nothing and needs none.
+fn edge(resolved: &Resolved<'_>, stage: &StageAt<'_>, device: DeviceIndex, shape: &ModelShape, rows: &Rows) -> u64 {
+    if stage.role() != Role::Transfer {
+        return 0;
+    }
+    let stages = &resolved.stages;
+    let own = stages.iter().position(|other| other.pointer == stage.pointer).unwrap_or(0);
+    let returns = stages[..own].iter().any(|other| other.role() == Role::Ffn);
+    let wire = wire_row_bytes(stage.spec.dtype.unwrap_or_default(), shape.hidden)
+        + if returns { 0 } else { routing_row_bytes(shape) };
+    let others = |ends: &[DeviceIndex]| ends.iter().filter(|end| **end != device).count() as u64;
+    let mut bytes = 0;
+    if stage.from.contains(&device) && others(&stage.to) > 0 {
+        bytes += wire * if returns { rows.total } else { rows.on(device) };
+    }
+    if stage.to.contains(&device) {
+        // On the way back every FFN device sends a row of its own for each of this device's rows.
+        let arriving = if returns { rows.on(device) * others(&stage.from) } else { rows.share * others(&stage.from) };
+        bytes += wire * arriving;
+    }
+    bytes
+}

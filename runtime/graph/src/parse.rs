@@ -1,0 +1,267 @@
+//! From bytes to a [`DeploymentSpec`], with every fault of form at once and the place of every value.
+//!
+//! It owns size, encoding, depth, JSON syntax and keys written twice; the shape of values (types, ranges, words, required and
+//! unknown keys) is read off the generated schema in `walk.rs`. Rules that span two fields are [`crate::validate`]'s.
+
+use crate::diagnostic::{Diagnostic, Reporter};
+use crate::kinds::KindRegistry;
+use crate::source::{Place, Positions, join};
+use crate::spec::DeploymentSpec;
+use crate::{schema, walk, words};
+use jsonc_parser::ast::Value;
+use jsonc_parser::errors::{ParseError, ParseErrorKind};
+use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
+use std::collections::HashSet;
+use std::ops::Range;
+
+/// Largest graph file that is read. The largest sensible ones are a hundredth of it.
+pub const MAX_BYTES: usize = 4 << 20;
+
+/// Deepest nesting that is read: a graph file needs 6; the settings of a user's kind get the rest.
+pub const MAX_DEPTH: usize = 64;
+
+/// What parsing gives.
+#[derive(Clone, Debug)]
+pub struct Parsed {
+    /// The deployment; absent if there is any error.
+    pub spec: Option<DeploymentSpec>,
+    /// All faults of form, in the order of the file.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Where every value stands.
+    pub positions: Positions,
+}
+
+/// Reads a graph file. Never panics; whatever is wrong comes back as diagnostics.
+pub fn parse_graph(bytes: &[u8], registry: &KindRegistry) -> Parsed {
+    let kept = &bytes[..bytes.len().min(MAX_BYTES)];
+    let text = String::from_utf8_lossy(kept);
+    let mut positions = Positions::new(&text);
+    if let Some(diagnostics) = unreadable(bytes, &positions) {
+        return Parsed { spec: None, diagnostics, positions };
+    }
+    // A byte order mark is no part of the text; spans keep counting from the start of the file.
+    let offset = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
+    let body = &text[offset..];
+    let ast = match parse_json(body) {
+        Ok(ast) => ast,
+        Err(fault) => {
+            let mut reporter = Reporter::new(&positions);
+            let span = fault.span.start + offset..fault.span.end + offset;
+            let added = reporter.error_at("syntax", span, fault.message);
+            added.help = fault.help;
+            return Parsed { spec: None, diagnostics: reporter.finish(), positions };
+        }
+    };
+    let mut twice = Vec::new();
+    locate(&ast, offset, &mut positions, &mut twice);
+    let mut reporter = Reporter::new(&positions);
+    for (pointer, span) in twice {
+        let key = pointer.rsplit('/').next().unwrap_or_default().to_owned();
+        let added =
+            reporter.error_at("duplicate-key", span, format!("the key `{}` is there twice", words::short(&key)));
+        added.pointer = pointer;
+        added.with_help("keep one of the two");
+    }
+    let schema = schema::deployment_schema(registry);
+    walk::Walker::new(&schema, registry, &mut reporter).check(&ast);
+    let diagnostics = reporter.finish();
+    if !diagnostics.is_empty() {
+        return Parsed { spec: None, diagnostics, positions };
+    }
+    match serde_json::from_str(body) {
+        Ok(spec) => Parsed { spec: Some(spec), diagnostics, positions },
+        Err(error) => {
+            // The schema is generated from the same types, so this is a hole in the walk; say so rather than guess.
+            let mut reporter = Reporter::new(&positions);
+            reporter.error("unreadable", "", format!("this is no deployment: {error}"));
+            Parsed { spec: None, diagnostics: reporter.finish(), positions }
+        }
+    }
+}
+
+/// Faults that keep the text from being read at all: too large, not UTF-8, nothing there, too deep.
+fn unreadable(bytes: &[u8], positions: &Positions) -> Option<Vec<Diagnostic>> {
+    let mut reporter = Reporter::new(positions);
+    if bytes.len() > MAX_BYTES {
+        let (got, most) = (words::bytes(bytes.len() as u64), words::bytes(MAX_BYTES as u64));
+        reporter
+            .error("too-large", "", format!("the file has {got}; a graph file may have {most}"))
+            .with_help("is this the graph file?");
+    } else if let Err(error) = std::str::from_utf8(bytes) {
+        let at = error.valid_up_to();
+        let message = format!("byte {at} (0x{:02x}) is not UTF-8", bytes[at]);
+        reporter.error_at("invalid-utf8", at..at + 1, message).with_help("save the file as UTF-8");
+    } else if bytes.iter().all(u8::is_ascii_whitespace) {
+        reporter
+            .error("empty-file", "", "the file is empty; a deployment was expected")
+            .with_help("start from a file in `graphs/`");
+    } else if let Some(at) = too_deep(bytes) {
+        reporter
+            .error_at("too-deep", at..at + 1, format!("nested deeper than {MAX_DEPTH} levels"))
+            .with_help("a graph file needs 6 levels");
+    }
+    (!reporter.is_empty()).then(|| reporter.finish())
+}
+
+/// Where the nesting passes [`MAX_DEPTH`]. Brackets inside strings do not count.
+fn too_deep(bytes: &[u8]) -> Option<usize> {
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    for (at, byte) in bytes.iter().enumerate() {
+        match (in_string, byte) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (_, b'"') => in_string = !in_string,
+            (true, _) => {}
+            (false, b'{' | b'[') => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return Some(at);
+                }
+            }
+            (false, b'}' | b']') => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    None
+}
+
+struct SyntaxFault {
+    span: Range<usize>,
+    message: String,
+    help: Option<String>,
+}
+
+/// Strict JSON: what the tolerant parser lets through, serde_json refuses.
+fn parse_json(text: &str) -> Result<Value<'_>, SyntaxFault> {
+    let strict = ParseOptions {
+        allow_comments: false,
+        allow_loose_object_property_names: false,
+        allow_trailing_commas: false,
+        allow_missing_commas: false,
+        allow_single_quoted_strings: false,
+        allow_hexadecimal_numbers: false,
+        allow_unary_plus_numbers: false,
+        allow_bare_decimal_point_numbers: false,
+        allow_non_finite_numbers: false,
+        allow_extended_string_escapes: false,
+    };
+    let ast = parse_to_ast(text, &CollectOptions::default(), &strict).map_err(|error| syntax_fault(&error, text))?;
+    if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(text) {
+        let at = offset_of(text, error.line(), error.column());
+        let message = format!("{error}");
+        let message = message.split(" at line ").next().unwrap_or_default().to_owned();
+        return Err(SyntaxFault { span: at..at + 1, message: format!("this is not JSON: {message}"), help: None });
+    }
+    ast.value.ok_or(SyntaxFault { span: 0..0, message: "there is no JSON value".into(), help: None })
+}
+
+/// Byte offset of serde_json's line and (byte) column.
+fn offset_of(text: &str, line: usize, column: usize) -> usize {
+    let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
+    let mut at = (start + column.saturating_sub(1)).min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
+}
+
+fn syntax_fault(error: &ParseError, text: &str) -> SyntaxFault {
+    use ParseErrorKind as Kind;
+    let range = error.range();
+    let found = text.get(range.start..range.end).unwrap_or_default();
+    let before = text.get(..range.start).unwrap_or_default();
+    let zero = before.ends_with('0') && text[range.start..].starts_with(|c: char| c.is_ascii_digit());
+    if zero && matches!(error.kind(), Kind::ExpectedComma) {
+        let message = "this is not JSON: a number begins with 0".to_owned();
+        return SyntaxFault {
+            span: range.start - 1..range.start,
+            message,
+            help: Some("remove the leading zero".into()),
+        };
+    }
+    let help = match error.kind() {
+        Kind::CommentsNotAllowed | Kind::UnterminatedCommentBlock => "graph files are plain JSON: remove the comment",
+        Kind::TrailingCommasNotAllowed => "remove the comma",
+        Kind::ExpectedComma => "put a comma between the two",
+        Kind::SingleQuotedStringsNotAllowed => "use double quotes",
+        Kind::ExpectedStringObjectProperty => "put keys in double quotes",
+        Kind::UnexpectedWord | Kind::UnexpectedToken => match found {
+            "NaN" | "Infinity" | "nan" | "inf" => "JSON has finite numbers only",
+            "True" | "False" | "None" => "JSON writes true, false and null in lower case",
+            _ => "put words in double quotes",
+        },
+        Kind::UnexpectedTokenInObject if found == "," => "remove the comma",
+        Kind::UnexpectedTokenInObject => "a key in double quotes was expected",
+        Kind::UnterminatedObject => "a `}` is missing for the brace marked here",
+        Kind::UnterminatedArray => "a `]` is missing for the bracket marked here",
+        Kind::NonFiniteNumbersNotAllowed => "write a finite number",
+        Kind::MultipleRootJsonValues => "a file holds one deployment: remove what follows the first value",
+        _ => "",
+    };
+    let message = match error.kind() {
+        Kind::UnexpectedWord | Kind::UnexpectedToken | Kind::UnexpectedTokenInObject if !found.is_empty() => {
+            format!("this is not JSON: unexpected `{}`", words::short(found))
+        }
+        kind => format!("this is not JSON: {}", lower_first(&kind.to_string())),
+    };
+    let help = (!help.is_empty()).then(|| help.to_owned());
+    // An object that never ends is marked where it begins.
+    let end = match error.kind() {
+        Kind::UnterminatedObject | Kind::UnterminatedArray => range.start + 1,
+        _ => range.end.max(range.start),
+    };
+    SyntaxFault { span: range.start..end, message, help }
+}
+
+fn lower_first(text: &str) -> String {
+    let mut chars = text.chars();
+    match chars.next() {
+        Some(first) if !text.starts_with("Inf") => first.to_lowercase().chain(chars).collect(),
+        _ => text.to_owned(),
+    }
+}
+
+/// Notes the place of every value, and keys that an object has twice. `MAX_DEPTH` bounds the recursion.
+fn locate(root: &Value<'_>, offset: usize, positions: &mut Positions, twice: &mut Vec<(String, Range<usize>)>) {
+    let range = span_of(root, offset);
+    positions.insert(String::new(), Place { value: range, key: None });
+    locate_inside(root, "", offset, positions, twice);
+}
+
+fn locate_inside(
+    value: &Value<'_>,
+    pointer: &str,
+    offset: usize,
+    positions: &mut Positions,
+    twice: &mut Vec<(String, Range<usize>)>,
+) {
+    match value {
+        Value::Object(object) => {
+            let mut seen = HashSet::new();
+            for property in &object.properties {
+                let below = join(pointer, property.name.as_str());
+                let name = jsonc_parser::common::Ranged::range(&property.name);
+                let key = name.start + offset..name.end + offset;
+                if !seen.insert(property.name.as_str()) {
+                    twice.push((below, key));
+                    continue;
+                }
+                positions.insert(below.clone(), Place { value: span_of(&property.value, offset), key: Some(key) });
+                locate_inside(&property.value, &below, offset, positions, twice);
+            }
+        }
+        Value::Array(array) => {
+            for (index, element) in array.elements.iter().enumerate() {
+                let below = format!("{pointer}/{index}");
+                positions.insert(below.clone(), Place { value: span_of(element, offset), key: None });
+                locate_inside(element, &below, offset, positions, twice);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn span_of(value: &Value<'_>, offset: usize) -> Range<usize> {
+    let range = jsonc_parser::common::Ranged::range(value);
+    range.start + offset..range.end + offset
+}

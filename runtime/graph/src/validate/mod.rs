@@ -1,0 +1,63 @@
+//! Rules that span several fields: names, structure, dataflow, shards, devices, limits, schedule, memory.
+//!
+//! One file a family of rules. A family that cannot judge because an earlier one found the ground missing stays silent, so a
+//! fault is reported once and where it was made.
+
+mod capacity;
+mod coverage;
+mod dataflow;
+mod devices;
+mod limits;
+mod names;
+mod schedule;
+mod shards;
+mod structure;
+
+use crate::diagnostic::{Diagnostic, Reporter};
+use crate::hardware::Machine;
+use crate::kinds::KindRegistry;
+use crate::model::ModelShape;
+use crate::resolve::Resolved;
+use crate::source::Positions;
+use crate::spec::DeploymentSpec;
+
+/// What is validated, and against what.
+#[derive(Clone, Copy)]
+pub struct Validation<'a> {
+    /// The deployment.
+    pub spec: &'a DeploymentSpec,
+    /// Where its values stand; [`Positions::default`] for a spec made in memory.
+    pub positions: &'a Positions,
+    /// The kinds it may use.
+    pub registry: &'a KindRegistry,
+    /// The model, where it could be read. Without it layers, shards and memory are not judged.
+    pub shape: Option<&'a ModelShape>,
+    /// The machine that checks.
+    pub machine: Machine,
+}
+
+/// All faults that the rules find, in the order of the file.
+pub fn validate(input: &Validation<'_>) -> Vec<Diagnostic> {
+    let mut out = Reporter::new(input.positions);
+    if !names::count_devices(input.spec, &mut out) {
+        return out.finish();
+    }
+    let resolved = Resolved::new(input.spec, input.registry);
+    let named = names::check(&resolved, input.registry, &mut out);
+    let built = structure::check(&resolved, &mut out);
+    devices::check(&resolved, input.machine, &mut out);
+    limits::check(&resolved, &mut out);
+    schedule::check(&resolved, &mut out);
+    if named && built {
+        let covered = coverage::check(&resolved, input.shape, &mut out);
+        let flows = dataflow::check(&resolved, input.shape, covered, &mut out);
+        let sharded = shards::check(&resolved, input.shape, &mut out);
+        if let Some(shape) = input.shape
+            && flows
+            && sharded
+        {
+            capacity::check(&resolved, input.registry, shape, input.machine, &mut out);
+        }
+    }
+    out.finish()
+}
