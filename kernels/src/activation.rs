@@ -58,7 +58,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let polynomial = polynomial * r + 8.333_452e-3;
     let polynomial = polynomial * r + 4.166_579_6e-2;
     let polynomial = polynomial * r + 1.666_666_5e-1;
-    let polynomial = polynomial * r + 5.000_000_1e-1;
+    let polynomial = polynomial * r + 0.5;
     let value = polynomial * (r * r) + r + 1.0;
     // 2^n in two factors, as n may lie outside the exponents of normal numbers.
     let n = (shifted.to_bits() as i32).wrapping_sub(0x4b40_0000);

@@ -7,12 +7,13 @@
 //! rows beside, on how a prompt was cut into chunks, or on threads.
 
 mod block;
+mod product;
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::kv::KvPool;
 use crate::memory::{AlignedBuffer, SharedMut};
-use crate::simd::{self, LANES};
+use crate::simd::{self, LANES, TRANSPOSED};
 use crate::team::Team;
 use block::HeadBlock;
 
@@ -47,7 +48,9 @@ impl AttentionScratch {
 struct Workspace {
     /// `[heads, head_dim]`, multiplied by the softmax scale.
     queries: AlignedBuffer<f32>,
-    /// `[head_dim, TILE]`: a tile's keys, transposed so that lanes are positions.
+    /// `[TRANSPOSED, padded head_dim]`: keys on their way to be transposed.
+    rows: AlignedBuffer<f32>,
+    /// `[padded head_dim, TILE]`: a tile's keys, transposed so that lanes are positions.
     keys: AlignedBuffer<f32>,
     /// `[TILE, padded value width]`.
     values: AlignedBuffer<f32>,
@@ -65,7 +68,9 @@ struct Workspace {
 impl Workspace {
     fn prepare(&mut self, heads: usize, head_dim: usize, value_stride: usize) {
         self.queries.grow(heads * head_dim);
-        self.keys.grow(head_dim * TILE);
+        let padded = head_dim.next_multiple_of(TRANSPOSED);
+        self.rows.grow(TRANSPOSED * padded);
+        self.keys.grow(padded * TILE);
         self.values.grow(TILE * value_stride);
         self.scores.grow(heads * TILE);
         self.sums.grow(heads * value_stride);

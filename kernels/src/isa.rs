@@ -7,7 +7,8 @@ pub enum Isa {
     Portable,
     /// AVX2 with FMA and F16C: 16 lanes in two registers.
     Avx2,
-    /// AVX-512 (F, BW, DQ, VL): 16 lanes in one register. Same bits as [`Isa::Avx2`].
+    /// AVX-512 (F, BW, DQ, VL, VBMI: Ice Lake, Zen 4 and later): 16 lanes in one register. Same bits as
+    /// [`Isa::Avx2`], which the first AVX-512 machines use instead.
     Avx512,
 }
 
@@ -55,6 +56,7 @@ fn has_avx512() -> bool {
         && std::is_x86_feature_detected!("avx512bw")
         && std::is_x86_feature_detected!("avx512dq")
         && std::is_x86_feature_detected!("avx512vl")
+        && std::is_x86_feature_detected!("avx512vbmi")
 }
 
 #[cfg(not(target_arch = "x86_64"))]

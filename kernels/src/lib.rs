@@ -12,6 +12,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod ceiling;
 pub mod dtype;
 pub mod isa;
 pub mod kv;

@@ -6,6 +6,7 @@
 //! blocks one after another. A weight is widened exactly, and an fp8 one multiplied by its scale and rounded, before.
 
 mod tile;
+mod weights;
 
 use std::cell::RefCell;
 
@@ -17,6 +18,9 @@ use tile::Product;
 
 /// Columns that a thread's part is a multiple of.
 const COLUMN_GRANULE: usize = 24;
+
+/// The most inputs that a loop over them takes at once.
+const STEP: usize = 4 * LANES;
 
 thread_local! {
     static PACKED: RefCell<AlignedBuffer<f32>> = RefCell::default();
@@ -41,11 +45,11 @@ pub fn linear(team: &Team, x: &[f32], rows: usize, w: &Matrix, y: &mut [f32]) {
     });
 }
 
-/// Copies the rows of `x` to cache-line-aligned rows, the width padded with zeros to whole vectors; returns the
+/// Copies the rows of `x` to cache-line-aligned rows, the width padded with zeros to whole steps; returns the
 /// stride. Unaligned rows cost a fifth of the speed, and so do strides of a multiple of 4,096 bytes, as all rows then
 /// compete for the same cache sets: those get one line more.
 fn pack(x: &[f32], rows: usize, width: usize, packed: &mut AlignedBuffer<f32>) -> usize {
-    let padded = width.next_multiple_of(LANES);
+    let padded = width.next_multiple_of(STEP);
     let stride = if padded.is_multiple_of(1024) { padded + LANES } else { padded };
     packed.grow(rows * stride);
     for (to, from) in packed.chunks_exact_mut(stride).zip(x.chunks_exact(width)) {

@@ -44,6 +44,8 @@ pub enum SamplingError {
 pub struct SamplingScratch {
     /// Tokens still in the choice.
     candidates: Vec<u32>,
+    /// Their probabilities relative to the best token's.
+    odds: Vec<f64>,
 }
 
 impl SamplingScratch {
@@ -80,21 +82,26 @@ pub fn sample(
     };
     let candidates = &mut scratch.candidates;
     candidates.clear();
-    candidates.extend((0..logits.len() as u32).filter(|&token| odds(token) >= f64::from(params.min_p)));
+    candidates.extend(0..logits.len() as u32);
+    if params.min_p > 0.0 {
+        // The best token always stays, whatever the parameter.
+        candidates.retain(|&token| token == best || odds(token) >= f64::from(params.min_p));
+    }
     keep_top_k(logits, params.top_k, candidates);
     if params.top_p < 1.0 {
         keep_top_p(logits, f64::from(params.top_p), odds, candidates);
     }
-    let total: f64 = candidates.iter().map(|&token| odds(token)).sum();
-    let mut left = uniform(params.seed, token_index) * total;
-    for &token in candidates.iter() {
-        left -= odds(token);
+    scratch.odds.clear();
+    scratch.odds.extend(candidates.iter().map(|&token| odds(token)));
+    let mut left = uniform(params.seed, token_index) * scratch.odds.iter().sum::<f64>();
+    for (&token, odds) in candidates.iter().zip(&scratch.odds) {
+        left -= odds;
         if left < 0.0 {
             return Ok(token);
         }
     }
-    // Rounding may leave a crumb: it belongs to the last token that has any probability.
-    Ok(candidates.iter().rev().copied().find(|&token| odds(token) > 0.0).unwrap_or(best))
+    // Rounding may leave a crumb: the best token is as good an owner as any.
+    Ok(best)
 }
 
 /// The largest logit's token, the lowest id among equals.
@@ -143,7 +150,9 @@ fn log_sum_exp(logits: &[f32]) -> f64 {
 
 /// Larger logits first, then lower ids.
 fn by_logit(logits: &[f32]) -> impl Fn(&u32, &u32) -> std::cmp::Ordering {
-    |&left, &right| logits[right as usize].total_cmp(&logits[left as usize]).then(left.cmp(&right))
+    // Adding zero makes the negative zero equal to the positive one.
+    let rank = |token: u32| logits[token as usize] + 0.0;
+    move |&left, &right| rank(right).total_cmp(&rank(left)).then(left.cmp(&right))
 }
 
 /// Drops what is smaller than the `top_k`-th largest logit.

@@ -6,6 +6,9 @@ use rayon::prelude::*;
 
 use crate::isa::Isa;
 
+/// Cores that the system's set of cores has room for; asking for one beyond panics.
+const CORES_MAX: usize = 1024;
+
 /// Parts a pool's thread gets on average, so that a thread that loses its core for a while holds up few outputs.
 const PARTS_PER_THREAD: usize = 4;
 
@@ -38,7 +41,9 @@ impl Team {
             .num_threads(cores.len())
             .thread_name(|index| format!("rally-team-{index}"))
             .start_handler(move |index| {
-                core_affinity::set_for_current(core_affinity::CoreId { id: cores[index] });
+                if cores[index] < CORES_MAX {
+                    core_affinity::set_for_current(core_affinity::CoreId { id: cores[index] });
+                }
             })
             .build()
             .ok();

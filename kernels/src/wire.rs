@@ -9,7 +9,9 @@
 //!   / 448, or the smallest normal f32 if that is larger (so for a group of zeros); a code is `value / scale` rounded.
 //!   NaN and infinities become NaN codes and do not disturb the rest of their group.
 
-use crate::dtype::{E4M3_MAX, StorageDtype, bf16_to_f32, e4m3_to_f32, f32_to_bf16, f32_to_e4m3};
+use crate::dtype::{E4M3_MAX, StorageDtype, bf16_to_f32, e4m3_to_f32_arithmetic, f32_to_bf16, f32_to_e4m3};
+use crate::isa::Isa;
+use crate::simd::{self, Kernel, Simd};
 
 /// Channels that share one scale on an fp8 wire (the last group of a row may have fewer).
 pub const SCALE_GROUP: usize = 128;
@@ -29,17 +31,25 @@ fn row_bytes(dtype: StorageDtype, width: usize) -> usize {
 /// Encodes `src` (`[rows, width]`) into `dst` ([`encoded_bytes`] long).
 pub fn encode(dtype: StorageDtype, src: &[f32], rows: usize, width: usize, dst: &mut [u8]) {
     check_shapes(dtype, src.len(), rows, width, dst.len());
-    if src.is_empty() {
-        return;
+    if !src.is_empty() {
+        simd::run(Isa::detect(), Encode { dtype, src, width, dst });
     }
+}
+
+#[inline(always)]
+fn encode_rows(dtype: StorageDtype, src: &[f32], width: usize, dst: &mut [u8]) {
     match dtype {
         StorageDtype::F32 => {
             let (dst, _) = dst.as_chunks_mut::<4>();
-            dst.iter_mut().zip(src).for_each(|(dst, value)| *dst = value.to_le_bytes());
+            for (dst, value) in dst.iter_mut().zip(src) {
+                *dst = value.to_le_bytes();
+            }
         }
         StorageDtype::Bf16 => {
             let (dst, _) = dst.as_chunks_mut::<2>();
-            dst.iter_mut().zip(src).for_each(|(dst, &value)| *dst = f32_to_bf16(value).to_le_bytes());
+            for (dst, &value) in dst.iter_mut().zip(src) {
+                *dst = f32_to_bf16(value).to_le_bytes();
+            }
         }
         StorageDtype::Fp8E4m3 => {
             let records = dst.chunks_exact_mut(row_bytes(dtype, width));
@@ -58,17 +68,25 @@ pub fn encode(dtype: StorageDtype, src: &[f32], rows: usize, width: usize, dst: 
 /// Decodes `src` ([`encoded_bytes`] long) into `dst` (`[rows, width]`).
 pub fn decode(dtype: StorageDtype, src: &[u8], rows: usize, width: usize, dst: &mut [f32]) {
     check_shapes(dtype, dst.len(), rows, width, src.len());
-    if dst.is_empty() {
-        return;
+    if !dst.is_empty() {
+        simd::run(Isa::detect(), Decode { dtype, src, width, dst });
     }
+}
+
+#[inline(always)]
+fn decode_rows(dtype: StorageDtype, src: &[u8], width: usize, dst: &mut [f32]) {
     match dtype {
         StorageDtype::F32 => {
             let (src, _) = src.as_chunks::<4>();
-            dst.iter_mut().zip(src).for_each(|(dst, &bytes)| *dst = f32::from_le_bytes(bytes));
+            for (dst, &bytes) in dst.iter_mut().zip(src) {
+                *dst = f32::from_le_bytes(bytes);
+            }
         }
         StorageDtype::Bf16 => {
             let (src, _) = src.as_chunks::<2>();
-            dst.iter_mut().zip(src).for_each(|(dst, &bytes)| *dst = bf16_to_f32(u16::from_le_bytes(bytes)));
+            for (dst, &bytes) in dst.iter_mut().zip(src) {
+                *dst = bf16_to_f32(u16::from_le_bytes(bytes));
+            }
         }
         StorageDtype::Fp8E4m3 => {
             let records = src.chunks_exact(row_bytes(dtype, width));
@@ -89,18 +107,62 @@ fn check_shapes(dtype: StorageDtype, values: usize, rows: usize, width: usize, b
     assert_eq!(bytes, encoded_bytes(dtype, rows, width), "the encoding of {rows}x{width} as {dtype:?} fits exactly");
 }
 
+struct Encode<'a> {
+    dtype: StorageDtype,
+    src: &'a [f32],
+    width: usize,
+    dst: &'a mut [u8],
+}
+
+impl Kernel for Encode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        encode_rows(self.dtype, self.src, self.width, self.dst);
+    }
+}
+
+struct Decode<'a> {
+    dtype: StorageDtype,
+    src: &'a [u8],
+    width: usize,
+    dst: &'a mut [f32],
+}
+
+impl Kernel for Decode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        decode_rows(self.dtype, self.src, self.width, self.dst);
+    }
+}
+
 /// Writes the e4m3 codes of `values` relative to the scale it returns.
+///
+/// Plain loops that the compiler turns into vectors of whatever set it is inlined for; no operation rounds
+/// differently there.
+#[inline(always)]
 pub(crate) fn encode_scaled(values: &[f32], codes: &mut [u8]) -> f32 {
-    let largest = values.iter().fold(0.0f32, |largest, value| {
-        let magnitude = value.abs();
-        if magnitude.is_finite() && magnitude > largest { magnitude } else { largest }
-    });
+    // Magnitudes order like their bit patterns, and a maximum of integers has no NaN to mind: it becomes vectors.
+    let mut largest = 0;
+    for value in values {
+        let magnitude = value.to_bits() & 0x7fff_ffff;
+        largest = largest.max(if magnitude < f32::INFINITY.to_bits() { magnitude } else { 0 });
+    }
+    let largest = f32::from_bits(largest);
     let scale = (largest / E4M3_MAX).max(f32::MIN_POSITIVE);
-    codes.iter_mut().zip(values).for_each(|(code, value)| *code = f32_to_e4m3(value / scale));
+    for (code, value) in codes.iter_mut().zip(values) {
+        *code = f32_to_e4m3(value / scale);
+    }
     scale
 }
 
 /// The inverse of [`encode_scaled`].
+#[inline(always)]
 pub(crate) fn decode_scaled(codes: &[u8], scale: f32, values: &mut [f32]) {
-    values.iter_mut().zip(codes).for_each(|(value, &code)| *value = e4m3_to_f32(code) * scale);
+    for (value, &code) in values.iter_mut().zip(codes) {
+        *value = e4m3_to_f32_arithmetic(code) * scale;
+    }
 }

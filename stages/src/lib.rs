@@ -2,5 +2,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod deployment;
 mod json;
+pub mod kinds;
 pub mod text;

@@ -42,6 +42,7 @@ pub fn map_file(path: &Path) -> io::Result<MappedFile> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 mod tests {
     use super::*;
     use std::io::Write;

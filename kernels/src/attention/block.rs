@@ -1,10 +1,11 @@
 //! The inner loops of attention: one row's block of heads over its context, tile by tile.
 
+use super::product::Product;
 use super::{AttentionRow, TILE, Workspace};
 use crate::activation::exp;
 use crate::kv::KvPool;
 use crate::memory::SharedMut;
-use crate::simd::{Kernel, LANES, Simd};
+use crate::simd::{Kernel, LANES, Simd, TRANSPOSED};
 
 /// Some heads of one row.
 pub(super) struct HeadBlock<'a> {
@@ -30,9 +31,11 @@ impl Kernel for HeadBlock<'_> {
         self.start(head_dim, value_stride);
         for start in (0..self.row.context).step_by(TILE) {
             let len = TILE.min(self.row.context - start);
-            self.load_tile(start, len, value_stride);
             // SAFETY: the machine has the set; `prepare` sized every buffer for these strides.
-            unsafe { self.score_tile::<S>(head_dim) };
+            unsafe {
+                self.load_tile::<S>(start, len, head_dim, value_stride);
+                self.score_tile::<S>(head_dim);
+            }
             self.softmax_tile(len);
             // SAFETY: as above.
             unsafe { self.weigh_tile::<S>(len, value_stride) };
@@ -52,21 +55,33 @@ impl HeadBlock<'_> {
         workspace.maxima[..self.heads].fill(f32::NEG_INFINITY);
     }
 
-    /// Widens the tile's keys, transposed, and values. Rows past `len` keep older numbers that nothing reads.
+    /// Widens the tile's keys, transposed, and values. Columns and rows past `len` keep older numbers (or zeros), whose
+    /// scores are masked and which no weight meets.
+    ///
+    /// # Safety
+    ///
+    /// The machine has the set of `S`; the workspace is prepared for `head_dim` and `value_stride`.
     #[inline(always)]
-    fn load_tile(&mut self, start: usize, len: usize, value_stride: usize) {
+    unsafe fn load_tile<S: Simd>(&mut self, start: usize, len: usize, head_dim: usize, value_stride: usize) {
         let (pool, workspace) = (self.pool, &mut *self.workspace);
-        let mut key = vec![0.0; pool.key_width()];
-        for offset in 0..len {
-            let position = start + offset;
-            let page = self.row.pages[position / pool.page_tokens()];
-            let row = pool.row(page, position % pool.page_tokens());
-            pool.keys().read(row, &mut key);
-            for (j, &value) in key.iter().enumerate() {
-                workspace.keys[j * TILE + offset] = value;
+        let padded = head_dim.next_multiple_of(TRANSPOSED);
+        for group in (0..len).step_by(TRANSPOSED) {
+            for offset in group..len.min(group + TRANSPOSED) {
+                let position = start + offset;
+                let page = self.row.pages[position / pool.page_tokens()];
+                let row = pool.row(page, position % pool.page_tokens());
+                let key = &mut workspace.rows[(offset - group) * padded..];
+                pool.keys().read(row, &mut key[..head_dim]);
+                let values = &mut workspace.values[offset * value_stride..];
+                pool.values().read(row, &mut values[..pool.value_width()]);
             }
-            let values = &mut workspace.values[offset * value_stride..];
-            pool.values().read(row, &mut values[..pool.value_width()]);
+            // SAFETY: `rows` holds TRANSPOSED rows of `padded`, `keys` `padded` rows of TILE.
+            unsafe {
+                for j in (0..padded).step_by(TRANSPOSED) {
+                    let from = workspace.rows.as_ptr().add(j);
+                    S::transpose_8(from, padded, workspace.keys.as_mut_ptr().add(j * TILE + group), TILE);
+                }
+            }
         }
     }
 
@@ -78,19 +93,18 @@ impl HeadBlock<'_> {
     #[inline(always)]
     unsafe fn score_tile<S: Simd>(&mut self, head_dim: usize) {
         let workspace = &mut *self.workspace;
-        for head in 0..self.heads {
-            for vector in (0..TILE).step_by(LANES) {
-                // SAFETY: `queries` has `head_dim` numbers at the head, `keys` `head_dim` rows of TILE.
-                unsafe {
-                    let mut sum = S::splat(0.0);
-                    for j in 0..head_dim {
-                        let q = S::splat(*workspace.queries.as_ptr().add(head * head_dim + j));
-                        sum = S::fma(q, S::load(workspace.keys.as_ptr().add(j * TILE + vector)), sum);
-                    }
-                    S::store(workspace.scores.as_mut_ptr().add(head * TILE + vector), sum);
-                }
-            }
-        }
+        let product = Product {
+            weights: workspace.queries.as_ptr(),
+            weight_stride: head_dim,
+            rows: workspace.keys.as_ptr(),
+            row_stride: TILE,
+            len: head_dim,
+            factors: std::ptr::null(),
+            sums: workspace.scores.as_mut_ptr(),
+            sum_stride: TILE,
+        };
+        // SAFETY: `queries` is [heads, head_dim], `keys` [head_dim, TILE], `scores` [heads, TILE].
+        unsafe { product.run::<S, false>(self.heads, TILE) };
     }
 
     /// Turns scores into exponentials relative to the running maximum, and updates maxima, factors and totals.
@@ -127,21 +141,18 @@ impl HeadBlock<'_> {
     #[inline(always)]
     unsafe fn weigh_tile<S: Simd>(&mut self, len: usize, value_stride: usize) {
         let workspace = &mut *self.workspace;
-        for head in 0..self.heads {
-            for vector in (0..value_stride).step_by(LANES) {
-                // SAFETY: `scores` has TILE numbers at the head, `values` `len` rows of `value_stride`.
-                unsafe {
-                    let at = workspace.sums.as_mut_ptr().add(head * value_stride + vector);
-                    let mut sum = S::mul(S::load(at), S::splat(workspace.factors[head]));
-                    for offset in 0..len {
-                        let weight = S::splat(*workspace.scores.as_ptr().add(head * TILE + offset));
-                        let value = S::load(workspace.values.as_ptr().add(offset * value_stride + vector));
-                        sum = S::fma(weight, value, sum);
-                    }
-                    S::store(at, sum);
-                }
-            }
-        }
+        let product = Product {
+            weights: workspace.scores.as_ptr(),
+            weight_stride: TILE,
+            rows: workspace.values.as_ptr(),
+            row_stride: value_stride,
+            len,
+            factors: workspace.factors.as_ptr(),
+            sums: workspace.sums.as_mut_ptr(),
+            sum_stride: value_stride,
+        };
+        // SAFETY: `scores` is [heads, TILE], `values` [TILE, value_stride], `sums` [heads, value_stride].
+        unsafe { product.run::<S, true>(self.heads, value_stride) };
     }
 
     /// Divides by the softmax's denominators and writes the output.

@@ -1,15 +1,28 @@
 //! The inner loops of `linear`: one thread's columns, cut into tiles of rows × columns whose accumulators stay in
 //! registers.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
+use super::weights::{Bf16Format, F32Format, Format, Fp8Format, Weights};
 use crate::matrix::{Matrix, SCALE_TILE, Storage};
-use crate::memory::SharedMut;
+use crate::memory::{AlignedBuffer, SharedMut};
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Inputs per block of a sum; part of the result's definition. A block of a row is 4 KiB, so a tile's rows fit the
 /// first-level cache.
 const BLOCK: usize = 1024;
+
+/// Columns of a widened panel: with the 1,024 inputs of a block 192 KiB, which a second-level cache keeps beside a few
+/// rows of activations. A multiple of every tile's columns.
+const PANEL_COLUMNS: usize = 48;
+
+/// Numbers from one row of a panel to the next: a line more than a block, so that rows do not share cache sets.
+const PANEL_STRIDE: usize = BLOCK + LANES;
+
+thread_local! {
+    static PANEL: RefCell<AlignedBuffer<f32>> = RefCell::default();
+}
 
 /// One thread's share of a product: all rows times `columns` of the output.
 pub(super) struct Product<'a> {
@@ -21,52 +34,6 @@ pub(super) struct Product<'a> {
     /// `[rows, w.rows()]`; only `columns` are touched.
     pub y: SharedMut,
     pub columns: Range<usize>,
-}
-
-/// Weights of one format, as vectors of 16.
-///
-/// # Safety
-///
-/// `load` requires the instruction set of `S` and 16 elements behind the pointer.
-trait Format {
-    type Element: Copy;
-    /// Whether each 128 inputs have a scale.
-    const SCALED: bool;
-    unsafe fn load<S: Simd>(from: *const Self::Element) -> S::Vector;
-}
-
-struct F32Format;
-struct Bf16Format;
-struct Fp8Format;
-
-impl Format for F32Format {
-    type Element = f32;
-    const SCALED: bool = false;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(from: *const f32) -> S::Vector {
-        // SAFETY: the trait's contract.
-        unsafe { S::load(from) }
-    }
-}
-
-impl Format for Bf16Format {
-    type Element = u16;
-    const SCALED: bool = false;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(from: *const u16) -> S::Vector {
-        // SAFETY: the trait's contract.
-        unsafe { S::load_bf16(from) }
-    }
-}
-
-impl Format for Fp8Format {
-    type Element = u8;
-    const SCALED: bool = true;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(from: *const u8) -> S::Vector {
-        // SAFETY: the trait's contract.
-        unsafe { S::load_e4m3(from) }
-    }
 }
 
 impl Kernel for Product<'_> {
@@ -91,57 +58,188 @@ impl Product<'_> {
     /// The machine has the set of `S`; `weights` and `scales` are `self.w`'s storage.
     #[inline(always)]
     unsafe fn columns<S: Simd, F: Format>(&self, weights: &[F::Element], scales: &[f32]) {
+        let weights = Weights::<F> {
+            values: weights,
+            stride: self.w.stride(),
+            scales,
+            scale_stride: self.w.cols().div_ceil(SCALE_TILE),
+        };
+        // SAFETY: passed on. The shapes fill the registers: 24 accumulators of 32 with AVX-512, 6 pairs of 16 with
+        // AVX2. Few rows widen each weight once, straight from memory.
+        unsafe {
+            if S::ACCUMULATORS < 24 {
+                return match self.rows {
+                    1 => self.narrow::<S, F, 1, 4>(&weights),
+                    2 => self.narrow::<S, F, 2, 3>(&weights),
+                    3 => self.narrow::<S, F, 3, 2>(&weights),
+                    _ => self.wide::<S, F, 3, 2>(&weights),
+                };
+            }
+            // An fp8 tile also holds four vectors of each column's weights.
+            match (self.rows, F::SCALED) {
+                (1, false) => self.narrow::<S, F, 1, 8>(&weights),
+                (2, false) => self.narrow::<S, F, 2, 6>(&weights),
+                (3, false) => self.narrow::<S, F, 3, 6>(&weights),
+                (4, false) => self.narrow::<S, F, 4, 6>(&weights),
+                (5, false) => self.narrow::<S, F, 5, 4>(&weights),
+                (6, false) => self.narrow::<S, F, 6, 4>(&weights),
+                (7, false) => self.narrow::<S, F, 7, 3>(&weights),
+                (8, false) => self.narrow::<S, F, 8, 3>(&weights),
+                (1, true) => self.narrow::<S, F, 1, 4>(&weights),
+                (2, true) => self.narrow::<S, F, 2, 4>(&weights),
+                (3, true) => self.narrow::<S, F, 3, 3>(&weights),
+                (4, true) => self.narrow::<S, F, 4, 3>(&weights),
+                (5, true) => self.narrow::<S, F, 5, 2>(&weights),
+                (6, true) => self.narrow::<S, F, 6, 2>(&weights),
+                (7, true) => self.narrow::<S, F, 7, 2>(&weights),
+                (8, true) => self.narrow::<S, F, 8, 2>(&weights),
+                _ => self.wide::<S, F, 4, 6>(&weights),
+            }
+        }
+    }
+
+    /// All rows at once, R of them: weights are widened in registers as they are read.
+    ///
+    /// # Safety
+    ///
+    /// As `columns`; R is `self.rows`.
+    #[inline(always)]
+    unsafe fn narrow<S: Simd, F: Format, const R: usize, const C: usize>(&self, weights: &Weights<'_, F>) {
+        debug_assert_eq!(self.rows, R);
         let mut column = self.columns.start;
         // SAFETY: columns stay within the range, which lies within the matrix.
         unsafe {
-            while column + 4 <= self.columns.end {
-                self.rows_of_columns::<S, F, 4>(column, weights, scales);
-                column += 4;
+            while column + C <= self.columns.end {
+                self.strip::<S, F, R, C>(column, weights);
+                column += C;
             }
             while column < self.columns.end {
-                self.rows_of_columns::<S, F, 1>(column, weights, scales);
+                self.strip::<S, F, R, 1>(column, weights);
                 column += 1;
             }
         }
     }
 
+    /// R rows times C columns over the whole width.
+    ///
     /// # Safety
     ///
-    /// As `columns`; `column..column + C` lies within the matrix.
+    /// As `narrow`; `column..column + C` lies within the matrix.
     #[inline(always)]
-    unsafe fn rows_of_columns<S: Simd, F: Format, const C: usize>(
+    unsafe fn strip<S: Simd, F: Format, const R: usize, const C: usize>(
         &self,
         column: usize,
-        weights: &[F::Element],
-        scales: &[f32],
+        weights: &Weights<'_, F>,
     ) {
-        let width = self.w.cols().next_multiple_of(LANES);
-        let stride = self.w.stride();
-        let scale_stride = self.w.cols().div_ceil(SCALE_TILE);
+        let width = self.width::<F>();
         for start in (0..width).step_by(BLOCK) {
             let len = BLOCK.min(width - start);
-            let rows: [*const F::Element; C] =
-                std::array::from_fn(|c| weights[(column + c) * stride + start..].as_ptr());
-            let row_scales: [*const f32; C] = std::array::from_fn(|c| match F::SCALED {
-                true => scales[(column + c) / SCALE_TILE * scale_stride + start / SCALE_TILE..].as_ptr(),
-                false => scales.as_ptr(),
-            });
-            let mut row = 0;
-            // SAFETY: each tile reads `len` inputs of rows below `self.rows` and of the C weight rows, all within
-            // their buffers, whose rows are padded to whole vectors.
+            // SAFETY: the tile reads `len` inputs of R rows of `x` and of C weight rows, all within their buffers,
+            // whose rows are padded to whole vectors.
             unsafe {
-                while row + 4 <= self.rows {
-                    let sums = tile::<S, F, 4, C>(self.x_at(row, start), self.x_stride, rows, row_scales, len);
-                    self.add(row, column, start, sums);
-                    row += 4;
-                }
-                while row < self.rows {
-                    let sums = tile::<S, F, 1, C>(self.x_at(row, start), self.x_stride, rows, row_scales, len);
-                    self.add(row, column, start, sums);
-                    row += 1;
+                let rows = std::array::from_fn(|c| weights.at(column + c, start));
+                let scales = std::array::from_fn(|c| weights.scales_at(column + c, start));
+                let sums = tile::<S, F, R, C>(self.x_at(0, start), self.x_stride, rows, scales, len);
+                self.add(0, column, start, sums);
+            }
+        }
+    }
+
+    /// Many rows: a panel of weights is widened to a buffer that the second-level cache holds, then used by tiles of
+    /// R rows and C columns.
+    ///
+    /// # Safety
+    ///
+    /// As `columns`.
+    #[inline(always)]
+    unsafe fn wide<S: Simd, F: Format, const R: usize, const C: usize>(&self, weights: &Weights<'_, F>) {
+        // Taken out rather than borrowed in a closure: a closure would not be compiled for the instruction set.
+        let mut panel = PANEL.take();
+        panel.grow(PANEL_COLUMNS * PANEL_STRIDE);
+        let width = self.width::<F>();
+        for first in self.columns.clone().step_by(PANEL_COLUMNS) {
+            let columns = first..self.columns.end.min(first + PANEL_COLUMNS);
+            for start in (0..width).step_by(BLOCK) {
+                let len = BLOCK.min(width - start);
+                // SAFETY: the panel holds PANEL_COLUMNS rows of BLOCK numbers; columns lie within the matrix.
+                unsafe {
+                    for (to, column) in panel.chunks_exact_mut(PANEL_STRIDE).zip(columns.clone()) {
+                        weights.widen::<S>(column, start, &mut to[..len]);
+                    }
+                    self.panel_rows::<S, R, C>(&panel, columns.clone(), start, len);
                 }
             }
         }
+        PANEL.set(panel);
+    }
+
+    /// All rows times the columns of a panel, over one block of inputs.
+    ///
+    /// # Safety
+    ///
+    /// As `columns`; `panel` holds `len` inputs for each of `columns`; R is at most 4.
+    #[inline(always)]
+    unsafe fn panel_rows<S: Simd, const R: usize, const C: usize>(
+        &self,
+        panel: &[f32],
+        columns: Range<usize>,
+        start: usize,
+        len: usize,
+    ) {
+        let mut row = 0;
+        // SAFETY: rows stay below `self.rows`; the rest is passed on.
+        unsafe {
+            while row + R <= self.rows {
+                self.panel_strip::<S, R, C>(panel, row, columns.clone(), start, len);
+                row += R;
+            }
+            match self.rows - row {
+                0 => {}
+                1 => self.panel_strip::<S, 1, C>(panel, row, columns, start, len),
+                2 => self.panel_strip::<S, 2, C>(panel, row, columns, start, len),
+                _ => self.panel_strip::<S, 3, C>(panel, row, columns, start, len),
+            }
+        }
+    }
+
+    /// R rows times the columns of a panel.
+    ///
+    /// # Safety
+    ///
+    /// As `panel_rows`; `row + R` is at most `self.rows`.
+    #[inline(always)]
+    unsafe fn panel_strip<S: Simd, const R: usize, const C: usize>(
+        &self,
+        panel: &[f32],
+        row: usize,
+        columns: Range<usize>,
+        start: usize,
+        len: usize,
+    ) {
+        let x = self.x_at(row, start);
+        let panel_row = |index: usize| panel[index * PANEL_STRIDE..].as_ptr();
+        let mut index = 0;
+        // SAFETY: `x` has R rows from here, the panel a row for each column.
+        unsafe {
+            while index + C <= columns.len() {
+                let rows = std::array::from_fn(|c| panel_row(index + c));
+                let sums = tile::<S, F32Format, R, C>(x, self.x_stride, rows, [panel.as_ptr(); C], len);
+                self.add(row, columns.start + index, start, sums);
+                index += C;
+            }
+            while index < columns.len() {
+                let rows = [panel_row(index)];
+                let sums = tile::<S, F32Format, R, 1>(x, self.x_stride, rows, [panel.as_ptr()], len);
+                self.add(row, columns.start + index, start, sums);
+                index += 1;
+            }
+        }
+    }
+
+    /// The input width with its padding.
+    #[inline(always)]
+    fn width<F: Format>(&self) -> usize {
+        self.w.cols().next_multiple_of(F::STEP)
     }
 
     #[inline(always)]
@@ -182,26 +280,72 @@ unsafe fn tile<S: Simd, F: Format, const R: usize, const C: usize>(
     scales: [*const f32; C],
     len: usize,
 ) -> [[f32; C]; R] {
-    let span = if F::SCALED { SCALE_TILE } else { BLOCK };
     // SAFETY: the caller's promise covers every index below `len`.
     unsafe {
         let mut sums = [[S::splat(0.0); C]; R];
-        for (group, start) in (0..len).step_by(span).enumerate() {
-            let scale: [S::Vector; C] =
-                std::array::from_fn(|c| S::splat(if F::SCALED { *scales[c].add(group) } else { 1.0 }));
-            for k in (start..len.min(start + span)).step_by(LANES) {
-                let w: [S::Vector; C] = std::array::from_fn(|c| {
-                    let value = F::load::<S>(weights[c].add(k));
-                    if F::SCALED { S::mul(value, scale[c]) } else { value }
-                });
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let x = S::load(x.add(r * x_stride + k));
-                    for (sum, w) in sums.iter_mut().zip(w) {
-                        *sum = S::fma(x, w, *sum);
+        if !F::SCALED {
+            for k in (0..len).step_by(LANES) {
+                let mut w = [S::splat(0.0); C];
+                for (w, weights) in w.iter_mut().zip(weights) {
+                    *w = F::load::<S>(weights.add(k));
+                }
+                step::<S, R, C>(x.add(k), x_stride, w, &mut sums);
+            }
+            return S::reduce_tile(sums);
+        }
+        for (group, start) in (0..len).step_by(SCALE_TILE).enumerate() {
+            let mut scale = [S::splat(0.0); C];
+            for (scale, scales) in scale.iter_mut().zip(scales) {
+                *scale = S::splat(*scales.add(group));
+            }
+            let end = len.min(start + SCALE_TILE);
+            if S::WIDENS_64_CODES {
+                for k in (start..end).step_by(F::STEP) {
+                    let mut codes = [[S::splat(0.0); 4]; C];
+                    for (codes, weights) in codes.iter_mut().zip(weights) {
+                        *codes = F::load_64::<S>(weights.add(k));
                     }
+                    for vector in 0..4 {
+                        let mut w = scale;
+                        for (w, codes) in w.iter_mut().zip(&codes) {
+                            *w = S::mul(codes[vector], *w);
+                        }
+                        step::<S, R, C>(x.add(k + vector * LANES), x_stride, w, &mut sums);
+                    }
+                }
+            } else {
+                for k in (start..end).step_by(LANES) {
+                    let mut w = scale;
+                    for (w, weights) in w.iter_mut().zip(weights) {
+                        *w = S::mul(F::load::<S>(weights.add(k)), *w);
+                    }
+                    step::<S, R, C>(x.add(k), x_stride, w, &mut sums);
                 }
             }
         }
-        sums.map(|sums| sums.map(|sum| S::reduce(sum)))
+        S::reduce_tile(sums)
+    }
+}
+
+/// Adds the products of 16 inputs of R rows with 16 weights of C columns.
+///
+/// # Safety
+///
+/// `x` is valid for R rows of 16 at `x_stride`. The machine has the set of `S`.
+#[inline(always)]
+unsafe fn step<S: Simd, const R: usize, const C: usize>(
+    x: *const f32,
+    x_stride: usize,
+    w: [S::Vector; C],
+    sums: &mut [[S::Vector; C]; R],
+) {
+    for (r, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let x = S::load(x.add(r * x_stride));
+            for (sum, w) in sums.iter_mut().zip(w) {
+                *sum = S::fma(x, w, *sum);
+            }
+        }
     }
 }

@@ -3,8 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd};
+use crate::dtype::E4M3_VALUES;
 
-/// AVX-512 F, BW, DQ, VL.
+/// AVX-512 F, BW, DQ, VL, VBMI.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
 
@@ -15,7 +16,7 @@ pub(crate) struct Avx2;
 /// # Safety
 ///
 /// The machine has [`crate::isa::Isa::Avx512`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx2,fma,f16c")]
 pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller vouches for the set.
     unsafe { kernel.run::<Avx512>() }
@@ -52,6 +53,82 @@ unsafe fn e4m3_as_half(from: *const u8) -> __m256i {
 /// What `e4m3_as_half` leaves to multiply.
 const HALF_TO_E4M3: f32 = 256.0;
 
+/// Every e4m3 magnitude is a bf16 number: the upper bytes of those, by code.
+static BF16_HIGH_BYTES: [u8; 128] = bf16_bytes(8);
+
+/// The lower bytes.
+static BF16_LOW_BYTES: [u8; 128] = bf16_bytes(0);
+
+const fn bf16_bytes(shift: u32) -> [u8; 128] {
+    let mut bytes = [0; 128];
+    let mut code = 0;
+    while code < 128 {
+        bytes[code] = (E4M3_VALUES[code].to_bits() >> (16 + shift)) as u8;
+        code += 1;
+    }
+    bytes
+}
+
+/// Where each byte of 64 codes is taken from, so that pairing bytes within quarters of a register (all that the
+/// instruction does) and then splitting pairs puts number 16 v + i into lane i of vector v.
+static CODE_ORDER: [u8; 64] = {
+    let mut order = [0; 64];
+    let mut number = 0;
+    while number < 64 {
+        let (vector, lane) = (number / 16, number % 16);
+        let place = lane / 4 * 16 + vector / 2 * 8 + lane % 4 * 2 + vector % 2;
+        order[place] = number as u8;
+        number += 1;
+    }
+    order
+};
+
+/// One half of a table.
+///
+/// # Safety
+///
+/// AVX-512; `index` is 0 or 1.
+#[inline(always)]
+unsafe fn half(table: &[u8; 128], index: usize) -> __m512i {
+    // SAFETY: both halves are 64 bytes.
+    unsafe { _mm512_loadu_si512(table.as_ptr().add(index * 64).cast()) }
+}
+
+/// Transposes 8×8 numbers: pairs of rows, then fours, then halves.
+///
+/// # Safety
+///
+/// AVX2; both pointers are valid for 8 rows of 8 at their strides.
+#[inline(always)]
+unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut rows = [_mm256_setzero_ps(); 8];
+        for (index, row) in rows.iter_mut().enumerate() {
+            *row = _mm256_loadu_ps(from.add(index * from_stride));
+        }
+        let mut pairs = rows;
+        for index in 0..4 {
+            pairs[2 * index] = _mm256_unpacklo_ps(rows[2 * index], rows[2 * index + 1]);
+            pairs[2 * index + 1] = _mm256_unpackhi_ps(rows[2 * index], rows[2 * index + 1]);
+        }
+        // fours[4 h + c]: columns c and c + 4 of rows 4 h to 4 h + 3.
+        let mut fours = pairs;
+        for half in [0, 4] {
+            let (a, b, c, d) = (pairs[half], pairs[half + 1], pairs[half + 2], pairs[half + 3]);
+            fours[half] = _mm256_shuffle_ps::<0x44>(a, c);
+            fours[half + 1] = _mm256_shuffle_ps::<0xee>(a, c);
+            fours[half + 2] = _mm256_shuffle_ps::<0x44>(b, d);
+            fours[half + 3] = _mm256_shuffle_ps::<0xee>(b, d);
+        }
+        for column in 0..4 {
+            let (upper, lower) = (fours[column], fours[column + 4]);
+            _mm256_storeu_ps(to.add(column * to_stride), _mm256_permute2f128_ps::<0x20>(upper, lower));
+            _mm256_storeu_ps(to.add((column + 4) * to_stride), _mm256_permute2f128_ps::<0x31>(upper, lower));
+        }
+    }
+}
+
 /// Sum of eight lanes: i with i + 4, then i + 2, i + 1.
 ///
 /// # Safety
@@ -72,6 +149,7 @@ unsafe fn reduce_8(value: __m256) -> f32 {
 impl Simd for Avx512 {
     type Vector = __m512;
     const ACCUMULATORS: usize = 24;
+    const WIDENS_64_CODES: bool = true;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> __m512 {
@@ -117,10 +195,54 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn transpose_8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        unsafe { transpose(from, from_stride, to, to_stride) }
+    }
+
+    #[inline(always)]
     unsafe fn reduce(value: __m512) -> f32 {
         unsafe {
             let eight = _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps::<1>(value));
             reduce_8(eight)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_64_e4m3(from: *const u8) -> [__m512; 4] {
+        unsafe {
+            let order = _mm512_loadu_si512(CODE_ORDER.as_ptr().cast());
+            let codes = _mm512_permutexvar_epi8(order, _mm512_loadu_si512(from.cast()));
+            // The look-up ignores a code's sign bit, which then joins the high byte: high | (codes & 0x80).
+            let unsigned = _mm512_permutex2var_epi8(half(&BF16_HIGH_BYTES, 0), codes, half(&BF16_HIGH_BYTES, 1));
+            let high = _mm512_ternarylogic_epi32::<0xf8>(unsigned, codes, _mm512_set1_epi8(-128));
+            let low = _mm512_permutex2var_epi8(half(&BF16_LOW_BYTES, 0), codes, half(&BF16_LOW_BYTES, 1));
+            // A bf16 number in each half of a double word: the lower one moves up, the upper one stays alone.
+            let (first, second) = (_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high));
+            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            [
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(first)),
+                _mm512_castsi512_ps(_mm512_and_si512(first, upper)),
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(second)),
+                _mm512_castsi512_ps(_mm512_and_si512(second, upper)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_4(values: [__m512; 4]) -> [f32; 4] {
+        unsafe {
+            let [a, b, c, d] = values;
+            // Lanes i + (i + 8), of two vectors at once.
+            let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+            let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
+            // i + (i + 4): then a quarter of the register holds four lanes of each.
+            let four = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+            let two = _mm512_add_ps(four, _mm512_permute_ps::<0x4e>(four));
+            let one = _mm512_add_ps(two, _mm512_permute_ps::<0xb1>(two));
+            let firsts = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), one);
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps128(firsts));
+            sums
         }
     }
 }
@@ -181,6 +303,11 @@ impl Simd for Avx2 {
             let high = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves));
             [_mm256_mul_ps(low, factor), _mm256_mul_ps(high, factor)]
         }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        unsafe { transpose(from, from_stride, to, to_stride) }
     }
 
     #[inline(always)]

@@ -1,8 +1,85 @@
 //! The rally command line, one file per command.
 
+pub mod doctor;
+pub mod error;
+mod graph_file;
+pub mod output;
 pub mod requests;
+pub mod run;
+mod session;
+pub mod table;
 
-/// Parses the process arguments, runs the command, and returns the exit code: 0 success, 2 a user's mistake, 1 a failure of ours.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+use clap::{Parser, Subcommand, ValueEnum};
+use error::CliError;
+use std::process::ExitCode;
+
+/// A decode runtime for attention–FFN-disaggregated language models.
+///
+/// A deployment is one graph file: which stages there are, where each runs, how micro-batches rotate, and which latency must
+/// hold. rally checks it, shows it, and runs it.
+#[derive(Debug, Parser)]
+#[command(name = "rally", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Decode prompts to the end.
+    Run(Box<run::RunArgs>),
+    /// Say what this machine has, what is missing, and what that means.
+    Doctor(doctor::DoctorArgs),
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object on stdout.
+    Json,
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
+}
+
+/// Parses the process arguments, runs the command, and returns the exit code: 0 success, 2 a user's mistake, 1 a failure of
+/// ours, 130 after Ctrl-C.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging();
+    match dispatch(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            match &error {
+                CliError::Reported => {}
+                CliError::Interrupted => eprintln!("interrupted: what was there has been printed"),
+                CliError::Mistake(_) | CliError::Failure(_) => eprintln!("error: {error}"),
+            }
+            error.exit_code()
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode, CliError> {
+    match command {
+        Command::Run(args) => run::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    }
+}
+
+/// Logs go to stderr; warnings and worse unless `RALLY_LOG` says otherwise (`RALLY_LOG=debug`).
+fn start_logging() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("RALLY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    // A program that embeds rally may have its own subscriber.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
 }

@@ -1,1 +1,16 @@
 //! Real lanes, slots, transfers and the run loop of rally.
+
+mod control;
+mod engine;
+mod lane;
+pub mod slot;
+pub mod span;
+pub mod stage;
+mod sync;
+pub mod values;
+
+pub use control::{RunEvent, TokenReport};
+pub use engine::{DeviceParts, Engine, EngineError, EngineParts, RunReport, SubmitHandle, Widths};
+
+/// The pure half of the runtime, re-exported so that stages see batches and policies through the engine alone.
+pub use rally_schedule as schedule;

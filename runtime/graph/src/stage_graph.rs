@@ -54,6 +54,15 @@ pub struct ResolvedStage {
     pub spec: StageSpec,
 }
 
+impl ResolvedStage {
+    /// A stage of a built-in kind on the only device there is, for running it outside a graph.
+    pub fn standalone(kind: &str) -> Self {
+        let spec = StageSpec { kind: kind.into(), ..StageSpec::default() };
+        let (id, kind) = (kind.into(), kind.into());
+        Self { id, kind, section: Section::Layers, devices: vec![0], transfer: None, spec }
+    }
+}
+
 /// Ends and format of a transfer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ResolvedTransfer {

@@ -18,6 +18,8 @@ pub struct PlannerConfig {
     pub micro_batches: usize,
     /// Attention devices.
     pub devices: usize,
+    /// Sequences the deployment decodes at once.
+    pub sequences: usize,
     /// Sequences a device decodes at once.
     pub sequences_per_device: usize,
     /// Rows a device may have in one micro-batch of one step.
@@ -166,6 +168,11 @@ impl StepPlanner {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
+    /// Whether nothing is queued and every sequence that still holds pages has ended: no step is worth planning.
+    pub fn only_retired(&self) -> bool {
+        self.waiting.is_empty() && self.running.iter().all(|s| s.finished || s.cancelled)
+    }
+
     /// KV pages that are free, over all devices.
     pub fn free_pages(&self) -> usize {
         self.devices.iter().map(|device| device.pages.free()).sum()
@@ -301,7 +308,7 @@ impl StepPlanner {
     fn admit(&mut self, micro_batch: usize, events: &mut Vec<PlannerEvent>) {
         let share = self.fair_share();
         while let Some(request) = self.waiting.front() {
-            if self.members(micro_batch) >= share {
+            if self.members(micro_batch) >= share || self.running.len() >= self.config.sequences {
                 return;
             }
             let pages = self.kv_tokens(request).div_ceil(self.config.page_tokens);

@@ -1,0 +1,181 @@
+//! One request's way from tokens to a result: text, stop strings, times, logits.
+
+use crate::requests::RequestId;
+use rally_engine::TokenReport;
+use rally_engine::schedule::planner::FinishReason;
+use rally_stages::text::{StopScanner, StreamDecoder, TextCodec, TextError};
+use serde::Serialize;
+use std::time::Instant;
+
+/// A result as `--out` writes it.
+#[derive(Clone, Debug, Serialize)]
+pub struct RequestResult {
+    /// As in the request.
+    pub id: RequestId,
+    /// Generated text up to a stop string; null without a tokenizer.
+    pub text: Option<String>,
+    /// Generated tokens.
+    pub token_ids: Vec<u32>,
+    /// `stop`, `length`, `cancelled`.
+    pub finish_reason: &'static str,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated.
+    pub completion_tokens: usize,
+    /// From submission to the first token; null if there was none.
+    pub ttft_ms: Option<f64>,
+    /// Mean time between tokens; null with fewer than two.
+    pub tpot_ms: Option<f64>,
+    /// Per token, if asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<Vec<TokenLogprobs>>,
+}
+
+/// Log probabilities of one position.
+#[derive(Clone, Debug, Serialize)]
+pub struct TokenLogprobs {
+    /// The chosen token.
+    pub token_id: u32,
+    /// Its log probability.
+    pub logprob: f32,
+    /// The most likely tokens, best first.
+    pub top: Vec<TopLogprob>,
+}
+
+/// One alternative.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct TopLogprob {
+    /// The token.
+    pub token_id: u32,
+    /// Its log probability.
+    pub logprob: f32,
+}
+
+/// Text that became final with a token, and whether the sequence must be cancelled now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// To be shown.
+    pub text: String,
+    /// A stop string is complete: nothing after this token counts.
+    pub stopped: bool,
+}
+
+/// Collects one request.
+pub struct Collector {
+    id: RequestId,
+    prompt_tokens: usize,
+    decoder: Option<StreamDecoder>,
+    scanner: StopScanner,
+    text: String,
+    token_ids: Vec<u32>,
+    logprobs: Option<Vec<TokenLogprobs>>,
+    /// Rows of logits, one a token, `[generated, vocab]`.
+    pub logits: Vec<f32>,
+    submitted: Instant,
+    first: Option<Instant>,
+    last: Option<Instant>,
+    finish: Option<&'static str>,
+}
+
+impl Collector {
+    /// Nothing generated yet.
+    pub fn new(
+        id: RequestId,
+        prompt_tokens: usize,
+        codec: Option<&TextCodec>,
+        stops: &[String],
+        logprobs: bool,
+        submitted: Instant,
+    ) -> Self {
+        Self {
+            id,
+            prompt_tokens,
+            decoder: codec.map(TextCodec::stream),
+            scanner: StopScanner::new(stops),
+            text: String::new(),
+            token_ids: Vec::new(),
+            logprobs: logprobs.then(Vec::new),
+            logits: Vec::new(),
+            submitted,
+            first: None,
+            last: None,
+            finish: None,
+        }
+    }
+
+    /// Whether nothing more is expected.
+    pub fn is_finished(&self) -> bool {
+        self.finish.is_some()
+    }
+
+    /// Tokens so far.
+    pub fn tokens(&self) -> usize {
+        self.token_ids.len()
+    }
+
+    /// Takes a token. After a stop string tokens are surplus and leave no trace.
+    pub fn token(&mut self, report: TokenReport) -> Result<Progress, TextError> {
+        if self.is_finished() {
+            return Ok(Progress::default());
+        }
+        let sample = report.sample;
+        self.first.get_or_insert(report.at);
+        self.last = Some(report.at);
+        self.token_ids.push(sample.token);
+        if let Some(row) = sample.logits {
+            self.logits.extend_from_slice(&row);
+        }
+        if let (Some(list), Some((logprob, top))) = (&mut self.logprobs, sample.logprobs) {
+            let top = top.into_iter().map(|(token_id, logprob)| TopLogprob { token_id, logprob }).collect();
+            list.push(TokenLogprobs { token_id: sample.token, logprob, top });
+        }
+        let Some(decoder) = &mut self.decoder else { return Ok(Progress::default()) };
+        let scanned = self.scanner.push(&decoder.push(sample.token)?);
+        self.text.push_str(&scanned.text);
+        let stopped = scanned.stop.is_some();
+        if stopped {
+            self.finish = Some("stop");
+        }
+        Ok(Progress { text: scanned.text, stopped })
+    }
+
+    /// The sequence ended. Returns text that was held back.
+    pub fn finish(&mut self, reason: FinishReason) -> Result<String, TextError> {
+        if self.is_finished() {
+            return Ok(String::new());
+        }
+        let mut rest = String::new();
+        if let Some(decoder) = &mut self.decoder {
+            let scanned = self.scanner.push(&decoder.finish()?);
+            rest = scanned.text;
+            if scanned.stop.is_none() {
+                rest.push_str(&self.scanner.finish());
+            }
+        }
+        self.text.push_str(&rest);
+        self.finish = Some(match reason {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Cancelled => "cancelled",
+        });
+        Ok(rest)
+    }
+
+    /// What there is.
+    pub fn result(&self) -> RequestResult {
+        let ms = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1e3;
+        let tokens = self.token_ids.len();
+        let between = self.first.zip(self.last).filter(|_| tokens > 1);
+        RequestResult {
+            id: self.id.clone(),
+            text: self.decoder.as_ref().map(|_| self.text.clone()),
+            token_ids: self.token_ids.clone(),
+            finish_reason: self.finish.unwrap_or("cancelled"),
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: tokens,
+            ttft_ms: self.first.map(|first| ms(self.submitted, first)),
+            tpot_ms: between.map(|(first, last)| ms(first, last) / (tokens - 1) as f64),
+            logprobs: self.logprobs.clone(),
+        }
+    }
+}

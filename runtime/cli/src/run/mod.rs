@@ -1,0 +1,177 @@
+//! `rally run`: decode prompts to the end.
+
+mod collect;
+mod console;
+mod decode;
+mod jobs;
+mod trace;
+
+use crate::Format;
+use crate::error::{Blame, CliError};
+use crate::output::{OutputFile, print};
+use crate::session::{Session, SessionArgs};
+use clap::Args;
+use collect::{Collector, RequestResult};
+use console::Console;
+use crossbeam::channel::{Receiver, bounded};
+use decode::{Job, Outcome};
+use rally_stages::deployment::AssembleOptions;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Arguments of `rally run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    session: SessionArgs,
+    /// A prompt; may be given several times.
+    #[arg(long = "prompt", value_name = "TEXT", required_unless_present = "requests", conflicts_with = "requests")]
+    prompts: Vec<String>,
+    /// Requests, one JSON object a line.
+    #[arg(long, value_name = "F.jsonl")]
+    requests: Option<PathBuf>,
+    #[command(flatten)]
+    defaults: jobs::RequestDefaults,
+    /// Write results here, one JSON object a line, in input order.
+    #[arg(long, value_name = "F.jsonl")]
+    out: Option<PathBuf>,
+    /// Write logits here: one f32 tensor `[generated, vocab]` per request, named by its id.
+    #[arg(long, value_name = "F.safetensors")]
+    logits: Option<PathBuf>,
+    /// Write a trace here, in the Chrome trace event format (Perfetto opens it).
+    #[arg(long, value_name = "F.json")]
+    trace: Option<PathBuf>,
+    /// Output format.
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// Output files, opened before any work is done.
+struct Outputs {
+    out: Option<OutputFile>,
+    logits: Option<OutputFile>,
+    trace: Option<OutputFile>,
+}
+
+/// Runs the command.
+pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
+    let session = Session::open(&args.session)?;
+    let jobs = jobs::make(args, &session)?;
+    let open = |path: &Option<PathBuf>| path.as_deref().map(OutputFile::create).transpose();
+    let outputs = Outputs { out: open(&args.out)?, logits: open(&args.logits)?, trace: open(&args.trace)? };
+    let spans_per_lane = if outputs.trace.is_some() { trace::SPANS_PER_LANE } else { 0 };
+    let parts = session.assemble(AssembleOptions { spans_per_lane, probe: None })?;
+    let (plan, graph) = (parts.plan.clone(), parts.graph.clone());
+    let openings = jobs.iter().map(|job| job.opening.clone()).collect();
+    let mut console = Console::new(openings, args.format == Format::Json);
+    let outcome = decode::decode(parts, &jobs, session.codec.as_ref(), &mut console, Some(interrupts()?))?;
+    if let Some(file) = outputs.trace {
+        file.finish(|out| trace::write(out, &outcome.report, &plan, &graph))?;
+    }
+    write_results(&outcome, &jobs, outputs.out, outputs.logits, &session)?;
+    if args.format == Format::Json {
+        print(&format!("{}\n", report_json(&outcome, &session)))?;
+    }
+    digest(&outcome, &session);
+    if outcome.interrupted { Err(CliError::Interrupted) } else { Ok(ExitCode::SUCCESS) }
+}
+
+/// Ctrl-C and SIGTERM as messages; the second one ends the process at once.
+fn interrupts() -> Result<Receiver<()>, CliError> {
+    let (sender, receiver) = bounded(1);
+    let handler = move || {
+        if sender.try_send(()).is_err() {
+            std::process::exit(130);
+        }
+    };
+    ctrlc::set_handler(handler).or_failure()?;
+    Ok(receiver)
+}
+
+fn write_results(
+    outcome: &Outcome,
+    jobs: &[Job],
+    out: Option<OutputFile>,
+    logits: Option<OutputFile>,
+    session: &Session,
+) -> Result<(), CliError> {
+    if let Some(file) = out {
+        file.finish(|out| {
+            outcome.collectors.iter().try_for_each(|collector| {
+                serde_json::to_writer(&mut *out, &collector.result()).map_err(io::Error::from)?;
+                out.write_all(b"\n")
+            })
+        })?;
+    }
+    if let Some(file) = logits {
+        let bytes = logits_file(&outcome.collectors, jobs, session.shape.vocab).or_failure()?;
+        file.finish(|out| out.write_all(&bytes))?;
+    }
+    Ok(())
+}
+
+fn logits_file(collectors: &[Collector], jobs: &[Job], vocab: usize) -> Result<Vec<u8>, safetensors::SafeTensorError> {
+    let bytes: Vec<Vec<u8>> =
+        collectors.iter().map(|c| c.logits.iter().flat_map(|value| value.to_le_bytes()).collect()).collect();
+    let mut tensors = Vec::new();
+    for ((collector, job), bytes) in collectors.iter().zip(jobs).zip(&bytes) {
+        let shape = vec![collector.tokens(), vocab];
+        tensors.push((
+            jobs::id_text(&job.id),
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, bytes)?,
+        ));
+    }
+    safetensors::serialize(tensors, None)
+}
+
+fn report_json(outcome: &Outcome, session: &Session) -> serde_json::Value {
+    let results: Vec<RequestResult> = outcome.collectors.iter().map(Collector::result).collect();
+    let lanes: Vec<_> = outcome
+        .report
+        .lanes
+        .iter()
+        .map(|lane| serde_json::json!({ "name": lane.name, "busy_share": lane.busy_share(), "bubble_share": 1.0 - lane.busy_share() }))
+        .collect();
+    serde_json::json!({
+        "graph": session.spec.name,
+        "schedule": session.schedule.label,
+        "duration_s": outcome.elapsed_s,
+        "results": results,
+        "lanes": lanes,
+    })
+}
+
+/// A few lines on stderr: how fast, and where the lanes' time went.
+fn digest(outcome: &Outcome, session: &Session) {
+    let tokens: usize = outcome.collectors.iter().map(Collector::tokens).sum();
+    let mut tpots: Vec<f64> = outcome.collectors.iter().filter_map(|c| c.result().tpot_ms).collect();
+    tpots.sort_by(f64::total_cmp);
+    let rate = tokens as f64 / outcome.elapsed_s;
+    let mut line = format!(
+        "{} requests, {tokens} tokens in {:.2} s: {rate:.0} tokens/s",
+        outcome.collectors.len(),
+        outcome.elapsed_s
+    );
+    if let Some(median) = tpots.get(tpots.len() / 2) {
+        line.push_str(&format!(", median TPOT {median:.2} ms"));
+        if let Some(slo) = session.spec.slo {
+            let kept = tpots.iter().filter(|tpot| **tpot <= slo.tpot_ms).count();
+            line.push_str(&format!(" (target {} ms kept by {kept} of {})", slo.tpot_ms, tpots.len()));
+        }
+    }
+    let lanes: Vec<String> = outcome
+        .report
+        .lanes
+        .iter()
+        .map(|lane| format!("{} {:.0} % busy", lane.name, lane.busy_share() * 100.0))
+        .collect();
+    // A digest that cannot be written is no reason to fail: the results are out already.
+    let _ = writeln!(
+        io::stderr(),
+        "\n{line}\n{} on {} CPU cores, lanes: {}",
+        session.schedule.label,
+        crate::doctor::available_cores(),
+        lanes.join(", ")
+    );
+}

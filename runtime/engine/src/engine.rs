@@ -1,0 +1,322 @@
+//! A run: lanes, slots and planner put together, started, fed, ended.
+
+use crate::control::{Control, RunEvent};
+use crate::lane::{Lane, Peer, Position};
+use crate::slot::{Header, Slot, SlotBusy};
+use crate::span::{LaneReport, Recorder};
+use crate::stage::{Probe, Stage, StageError};
+use crate::sync::LaneSync;
+use crate::values::Values;
+pub use crate::values::Widths;
+use crossbeam::channel::{Receiver, unbounded};
+use rally_graph::plan::{Plan, TaskRole, TaskTemplate};
+use rally_graph::spec::WireDtype;
+use rally_graph::stage_graph::{DeviceIndex, StageGraph, StageIndex};
+use rally_kernels::team::Team;
+use rally_schedule::batch::{DeviceBatch, SequenceId, SequenceRequest};
+use rally_schedule::planner::{PlannerConfig, StepPlanner, SubmitError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// Why a run could not start, or failed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum EngineError {
+    /// A stage failed.
+    #[error("stage `{stage}`, layer {layer}: {source}")]
+    Stage {
+        /// The stage.
+        stage: String,
+        /// The layer.
+        layer: usize,
+        /// What went wrong.
+        source: StageError,
+    },
+    /// A lane's thread panicked. A fault of ours.
+    #[error("lane `{lane}` panicked: {message}")]
+    LanePanicked {
+        /// The lane.
+        lane: String,
+        /// What the panic said.
+        message: String,
+    },
+    /// The plan let two tasks at one slot. A fault of ours.
+    #[error(transparent)]
+    SlotBusy(#[from] SlotBusy),
+    /// A slot held rows of another step or layer. A fault of ours.
+    #[error("a transfer delivered {got:?} where {want:?} was due: the plan is wrong")]
+    WrongRows {
+        /// What was there.
+        got: Header,
+        /// What was expected.
+        want: Header,
+    },
+    /// A compute task has no stage. Whoever built the parts forgot one.
+    #[error("device `{device}` has no implementation of stage `{stage}`")]
+    MissingStage {
+        /// The device.
+        device: String,
+        /// The stage.
+        stage: String,
+    },
+    /// A sequence that can never run here.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    /// The lanes ended before the sequences did. A fault of ours.
+    #[error("the lanes ended before the sequences did")]
+    EndedEarly,
+    /// The operating system gave no thread.
+    #[error("no thread for lane `{lane}`: {message}")]
+    Thread {
+        /// The lane.
+        lane: String,
+        /// What the system said.
+        message: String,
+    },
+}
+
+/// What one device brings.
+#[derive(Default)]
+pub struct DeviceParts {
+    /// Implementations of its stages, by stage index.
+    pub stages: HashMap<StageIndex, Box<dyn Stage>>,
+}
+
+/// What a run is made of.
+pub struct EngineParts {
+    /// The deployment.
+    pub graph: Arc<StageGraph>,
+    /// The lane orders.
+    pub plan: Arc<Plan>,
+    /// Sizes the step planner keeps to.
+    pub planner: PlannerConfig,
+    /// Widths of rows.
+    pub widths: Widths,
+    /// Stages by device index.
+    pub devices: Vec<DeviceParts>,
+    /// Devices that hold sequences, in the planner's order.
+    pub attention: Vec<DeviceIndex>,
+    /// Spans each lane keeps; 0: only sums.
+    pub spans_per_lane: usize,
+    /// Sees values after each task.
+    pub probe: Option<Arc<dyn Probe>>,
+}
+
+/// A run that is going on.
+pub struct Engine {
+    control: Arc<Control>,
+    lanes: Vec<JoinHandle<LaneReport>>,
+    events: Receiver<RunEvent>,
+    started: Instant,
+}
+
+/// Submits and cancels from any thread.
+#[derive(Clone)]
+pub struct SubmitHandle(Arc<Control>);
+
+impl SubmitHandle {
+    /// Queues a sequence.
+    pub fn submit(&self, request: SequenceRequest) -> Result<(), SubmitError> {
+        self.0.submit([request])
+    }
+
+    /// Ends a sequence early; it is reported as finished at once, and its pages come back after the step in flight.
+    pub fn cancel(&self, id: SequenceId) {
+        self.0.cancel(id);
+    }
+
+    /// Sequences that hold pages, and sequences in the queue.
+    pub fn running_and_waiting(&self) -> (usize, usize) {
+        self.0.running_and_waiting()
+    }
+}
+
+/// What a run leaves behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunReport {
+    /// By lane, in the plan's order.
+    pub lanes: Vec<LaneReport>,
+}
+
+impl Engine {
+    /// Allocates slots and values, and starts one thread a lane. Lanes wait, parked, until something is submitted.
+    pub fn start(mut parts: EngineParts) -> Result<Self, EngineError> {
+        let sync = Arc::new(LaneSync::new(parts.plan.lanes.len()));
+        let (sender, events) = unbounded();
+        let planner = StepPlanner::new(parts.planner);
+        let control = Arc::new(Control::new(planner, parts.plan.table.exits.len(), Arc::clone(&sync), sender));
+        let started = Instant::now();
+        let mut slots = Slots::new(&parts);
+        let mut ready = Vec::new();
+        for index in 0..parts.plan.lanes.len() {
+            ready.push(build_lane(&mut parts, index, &sync, &control, started, &mut slots)?);
+        }
+        let mut lanes = Vec::new();
+        for lane in ready {
+            let name = parts.plan.lanes[lane.index].name.clone();
+            match std::thread::Builder::new().name(format!("lane {name}")).spawn(move || lane.run()) {
+                Ok(handle) => lanes.push(handle),
+                Err(error) => {
+                    control.abort();
+                    return Err(EngineError::Thread { lane: name, message: error.to_string() });
+                }
+            }
+        }
+        Ok(Self { control, lanes, events, started })
+    }
+
+    /// A handle for submitting from elsewhere.
+    pub fn handle(&self) -> SubmitHandle {
+        SubmitHandle(Arc::clone(&self.control))
+    }
+
+    /// Queues sequences together: no step is planned between the first and the last, so which batches they form does not
+    /// depend on timing. Stops at the first that cannot be taken.
+    pub fn submit(&self, requests: impl IntoIterator<Item = SequenceRequest>) -> Result<(), SubmitError> {
+        self.control.submit(requests)
+    }
+
+    /// What happens, in order.
+    pub fn events(&self) -> &Receiver<RunEvent> {
+        &self.events
+    }
+
+    /// When the lanes started; span times count from here.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Says that nothing more will be submitted: the run ends when all is done.
+    pub fn close(&self) {
+        self.control.close();
+    }
+
+    /// Runs `requests` to their ends and the engine to its own, showing each event to `on_event`.
+    pub fn run_to_end(
+        self,
+        requests: impl IntoIterator<Item = SequenceRequest>,
+        mut on_event: impl FnMut(RunEvent),
+    ) -> Result<RunReport, EngineError> {
+        let requests: Vec<SequenceRequest> = requests.into_iter().collect();
+        let mut open = requests.len();
+        self.submit(requests)?;
+        while open > 0 {
+            match self.events.recv().map_err(|_| EngineError::EndedEarly)? {
+                RunEvent::Failed(error) => return Err(error),
+                event => {
+                    open -= usize::from(matches!(event, RunEvent::Finished(..)));
+                    on_event(event);
+                }
+            }
+        }
+        self.close();
+        Ok(self.join())
+    }
+
+    /// Waits for the lanes to end. Call [`Engine::close`] first.
+    pub fn join(mut self) -> RunReport {
+        let lanes = self.lanes.drain(..).map(|lane| lane.join().unwrap_or_default()).collect();
+        RunReport { lanes }
+    }
+}
+
+impl Drop for Engine {
+    /// An engine that is dropped before it was joined stops at once and leaves no thread behind.
+    fn drop(&mut self) {
+        if self.lanes.is_empty() {
+            return;
+        }
+        self.control.abort();
+        for lane in self.lanes.drain(..) {
+            // A lane reports its own panic; there is nothing to add here.
+            let _ = lane.join();
+        }
+    }
+}
+
+/// Slots by (stage, micro-batch, source, destination), made when first asked for.
+struct Slots {
+    made: HashMap<(StageIndex, usize, DeviceIndex, DeviceIndex), Arc<Mutex<Slot>>>,
+    rows: usize,
+    widths: Widths,
+}
+
+impl Slots {
+    fn new(parts: &EngineParts) -> Self {
+        Self { made: HashMap::new(), rows: parts.planner.rows_per_device, widths: parts.widths }
+    }
+
+    fn get(&mut self, stage: StageIndex, m: usize, from: usize, to: usize, dtype: WireDtype) -> Arc<Mutex<Slot>> {
+        let make = || Arc::new(Mutex::new(Slot::new(self.rows, self.widths.hidden, self.widths.top_k, dtype)));
+        Arc::clone(self.made.entry((stage, m, from, to)).or_insert_with(make))
+    }
+}
+
+fn build_lane(
+    parts: &mut EngineParts,
+    index: usize,
+    sync: &Arc<LaneSync>,
+    control: &Arc<Control>,
+    started: Instant,
+    slots: &mut Slots,
+) -> Result<Lane, EngineError> {
+    let planned = &parts.plan.lanes[index];
+    let device = planned.device;
+    let cores = parts.graph.devices[device].cores.clone();
+    let micro_batches = parts.plan.micro_batches;
+    // An FFN device may get the rows of every attention device; so may an attention device that runs the FFN as well.
+    let rows = parts.planner.rows_per_device * parts.attention.len();
+    let mut stages: Vec<Option<Box<dyn Stage>>> = parts.graph.stages.iter().map(|_| None).collect();
+    for (stage, work) in parts.devices[device].stages.drain() {
+        stages[stage] = Some(work);
+    }
+    let mut positions = Vec::with_capacity(planned.tasks.len());
+    for task in &planned.tasks {
+        let template = &parts.plan.table.tasks[task.task];
+        if template.role == TaskRole::Compute && stages[template.stage].is_none() {
+            let stage = parts.graph.stages[template.stage].id.clone();
+            return Err(EngineError::MissingStage { device: parts.graph.devices[device].name.clone(), stage });
+        }
+        positions.push(build_position(parts, template, task.task, task.micro_batch, slots));
+    }
+    Ok(Lane {
+        index,
+        plan: Arc::clone(&parts.plan),
+        graph: Arc::clone(&parts.graph),
+        positions,
+        stages,
+        values: (0..micro_batches).map(|_| Values::new(rows, parts.widths)).collect(),
+        batches: vec![DeviceBatch::default(); micro_batches],
+        attention: parts.attention.iter().position(|attention| *attention == device),
+        last_tokens: vec![0; parts.planner.sequences_per_device],
+        samples: Vec::with_capacity(rows),
+        partials: [vec![0.0; rows * parts.widths.hidden], vec![0.0; rows * parts.widths.hidden]],
+        team: Team::pinned(&cores),
+        cores,
+        sync: Arc::clone(sync),
+        control: Arc::clone(control),
+        recorder: Recorder::new(&planned.name, started, parts.spans_per_lane),
+        probe: parts.probe.clone(),
+    })
+}
+
+fn build_position(parts: &EngineParts, task: &TaskTemplate, id: usize, m: usize, slots: &mut Slots) -> Position {
+    let table = &parts.plan.table;
+    let mut position = Position {
+        peers: Vec::new(),
+        dtype: WireDtype::F32,
+        begins_step: table.entries.contains(&id),
+        ends_step: table.exits.contains(&id),
+    };
+    if let Some(transfer) = &parts.graph.stages[task.stage].transfer {
+        position.dtype = transfer.dtype;
+        let sends = task.role == TaskRole::Send;
+        for peer in if sends { &transfer.to } else { &transfer.from } {
+            let (from, to) = if sends { (task.device, *peer) } else { (*peer, task.device) };
+            let slot = slots.get(task.stage, m, from, to, transfer.dtype);
+            position.peers.push(Peer { device: *peer, group: parts.graph.devices[*peer].group.clone(), slot });
+        }
+    }
+    position
+}

@@ -1,0 +1,115 @@
+//! Slots: the preallocated buffers on an edge, one per (transfer, micro-batch, source, destination), and what crosses in them.
+//!
+//! A slot holds what would cross a wire: encoded rows, expert ids and weights, and a header. Within one process the bytes stay
+//! where they are: the source encodes into the slot, the destination decodes out of it. The plan orders the two, so the lock
+//! around a slot is never contended; if it is, an order is wrong, and [`SlotBusy`] says so instead of corrupting rows.
+
+use crate::values::{Origin, Values};
+use rally_graph::spec::WireDtype;
+use rally_graph::stage_graph::Payload;
+use rally_kernels::dtype::StorageDtype;
+use rally_kernels::wire;
+use std::sync::{Mutex, MutexGuard};
+
+/// What precedes the rows: which rows these are. A destination that expects others has found a scheduling fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    /// Cycle of the plan, corrected for tasks that lag a cycle behind: the step.
+    pub step: u64,
+    /// Layer.
+    pub layer: usize,
+    /// Rows that follow.
+    pub rows: usize,
+}
+
+/// Contents of a slot.
+#[derive(Debug, Default)]
+pub struct Slot {
+    header: Header,
+    rows: Vec<u8>,
+    expert_ids: Vec<u32>,
+    expert_weights: Vec<f32>,
+}
+
+/// Someone else has the slot: a lane order is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("two tasks reached for the same slot at once: the plan is wrong")]
+pub struct SlotBusy;
+
+/// Takes the slot without waiting.
+pub fn take(slot: &Mutex<Slot>) -> Result<MutexGuard<'_, Slot>, SlotBusy> {
+    slot.try_lock().map_err(|_| SlotBusy)
+}
+
+/// The storage format behind a name in the graph file.
+pub fn storage_dtype(dtype: WireDtype) -> StorageDtype {
+    match dtype {
+        WireDtype::F32 => StorageDtype::F32,
+        WireDtype::Bf16 => StorageDtype::Bf16,
+        WireDtype::Fp8E4m3 => StorageDtype::Fp8E4m3,
+    }
+}
+
+impl Slot {
+    /// Room for `rows` rows.
+    pub fn new(rows: usize, hidden: usize, top_k: usize, dtype: WireDtype) -> Self {
+        Self {
+            header: Header::default(),
+            rows: vec![0; wire::encoded_bytes(storage_dtype(dtype), rows, hidden)],
+            expert_ids: vec![0; rows * top_k],
+            expert_weights: vec![0.0; rows * top_k],
+        }
+    }
+
+    /// Encodes `rows` rows of `values` from `first_row` on. Returns the bytes that would cross.
+    pub fn send(
+        &mut self,
+        values: &Values,
+        first_row: usize,
+        dtype: WireDtype,
+        payload: Payload,
+        header: Header,
+    ) -> usize {
+        let hidden = values.widths.hidden;
+        let source = if payload == Payload::Output { &values.y } else { &values.u };
+        let source = &source[first_row * hidden..(first_row + header.rows) * hidden];
+        let bytes = wire::encoded_bytes(storage_dtype(dtype), header.rows, hidden);
+        wire::encode(storage_dtype(dtype), source, header.rows, hidden, &mut self.rows[..bytes]);
+        self.header = header;
+        if payload != Payload::RoutedInput {
+            return bytes;
+        }
+        let chosen = first_row * values.widths.top_k..(first_row + header.rows) * values.widths.top_k;
+        let count = chosen.len();
+        self.expert_ids[..count].copy_from_slice(&values.expert_ids[chosen.clone()]);
+        self.expert_weights[..count].copy_from_slice(&values.expert_weights[chosen]);
+        bytes + count * 8
+    }
+
+    /// The header last sent.
+    pub fn header(&self) -> Header {
+        self.header
+    }
+
+    /// Decodes FFN input after the rows that `values` already has, and notes where they came from.
+    pub fn receive_input(&self, values: &mut Values, from: usize, dtype: WireDtype, payload: Payload) {
+        let (hidden, top_k) = (values.widths.hidden, values.widths.top_k);
+        let (first_row, rows) = (values.rows, self.header.rows);
+        let target = &mut values.u[first_row * hidden..(first_row + rows) * hidden];
+        let bytes = wire::encoded_bytes(storage_dtype(dtype), rows, hidden);
+        wire::decode(storage_dtype(dtype), &self.rows[..bytes], rows, hidden, target);
+        if payload == Payload::RoutedInput {
+            let chosen = first_row * top_k..(first_row + rows) * top_k;
+            values.expert_ids[chosen.clone()].copy_from_slice(&self.expert_ids[..rows * top_k]);
+            values.expert_weights[chosen].copy_from_slice(&self.expert_weights[..rows * top_k]);
+        }
+        values.origins.push(Origin { device: from, first_row, rows });
+        values.rows += rows;
+    }
+
+    /// Decodes FFN output into `target`, `[rows, hidden]`.
+    pub fn receive_output(&self, target: &mut [f32], hidden: usize, dtype: WireDtype) {
+        let bytes = wire::encoded_bytes(storage_dtype(dtype), self.header.rows, hidden);
+        wire::decode(storage_dtype(dtype), &self.rows[..bytes], self.header.rows, hidden, target);
+    }
+}

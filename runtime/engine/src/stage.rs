@@ -1,0 +1,77 @@
+//! The stage trait: what a lane calls, and what it hands over.
+
+use crate::values::Values;
+use rally_kernels::team::Team;
+use rally_schedule::batch::{DeviceBatch, SequenceId};
+
+/// The work of one stage on one device, for all its layers. A lane owns its stages and calls them one at a time.
+///
+/// A stage reads and writes [`TaskContext::values`]; it never waits for another lane, and in a steady step it allocates
+/// nothing.
+pub trait Stage: Send {
+    /// Does the rows of one micro-batch in one layer. Not called when there are none.
+    fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError>;
+}
+
+/// What a task works on.
+pub struct TaskContext<'a> {
+    /// Layer; 0 for stages outside the layers.
+    pub layer: usize,
+    /// Micro-batch.
+    pub micro_batch: usize,
+    /// Which rows these are; empty on devices that hold no sequences.
+    pub batch: &'a DeviceBatch,
+    /// The rows' values on this device.
+    pub values: &'a mut Values,
+    /// Token last sampled, by sequence slot.
+    pub last_tokens: &'a mut [u32],
+    /// Where a sampling stage leaves tokens.
+    pub samples: &'a mut Vec<Sample>,
+    /// Threads of this device.
+    pub team: &'a Team,
+}
+
+/// A sampled token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// Of which sequence.
+    pub sequence: SequenceId,
+    /// The token.
+    pub token: u32,
+    /// Its log probability and the most likely tokens with theirs, if the request asked.
+    pub logprobs: Option<(f32, Vec<(u32, f32)>)>,
+    /// The logits it was chosen from, if the request asked.
+    pub logits: Option<Vec<f32>>,
+}
+
+/// Why a stage could not do its work. It ends the run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StageError {
+    /// Logits that no token can be chosen from.
+    #[error("sequence {sequence}: logit {token} is not finite")]
+    NonFiniteLogits {
+        /// The sequence.
+        sequence: SequenceId,
+        /// First such logit.
+        token: usize,
+    },
+    /// A token id past the end of the vocabulary.
+    #[error("sequence {sequence}: token id {token} is outside the vocabulary of {vocab}")]
+    UnknownToken {
+        /// The sequence.
+        sequence: SequenceId,
+        /// The id.
+        token: u32,
+        /// Size of the vocabulary.
+        vocab: usize,
+    },
+    /// A fault of a stage that is not built in.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Sees values after each task; for tests and debugging. Runs on the lane's thread.
+pub trait Probe: Send + Sync {
+    /// Called after a stage or a receive has run with at least one row. `stage` is the stage's id.
+    fn after(&self, stage: &str, layer: Option<usize>, batch: &DeviceBatch, values: &Values);
+}

@@ -1,0 +1,148 @@
+//! How lanes wait for each other: one progress counter a lane, spinning first, parking later.
+
+use crossbeam::utils::CachePadded;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+/// Longest busy wait before a lane parks. A futex wake costs 20–28 µs, a decode stage rarely more than a few hundred.
+const SPIN: Duration = Duration::from_micros(500);
+/// The same where lanes outnumber cores: who spins there keeps the one it waits for from running.
+const SPIN_CROWDED: Duration = Duration::from_micros(20);
+/// A parked lane looks again after this long even if nobody wakes it, so that a lost wake cannot become a hang.
+const PARK: Duration = Duration::from_millis(50);
+
+/// The lane must end: the run was stopped, or another lane failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stopped;
+
+struct LaneSignal {
+    /// Tasks completed since the start.
+    progress: AtomicU64,
+    parked: AtomicBool,
+    thread: OnceLock<Thread>,
+}
+
+/// Shared by all lanes of a run.
+pub(crate) struct LaneSync {
+    lanes: Vec<CachePadded<LaneSignal>>,
+    /// Last cycle that lanes begin; `u64::MAX` while the run goes on.
+    final_cycle: AtomicU64,
+    aborted: AtomicBool,
+    crowded: bool,
+}
+
+impl LaneSync {
+    pub(crate) fn new(lanes: usize) -> Self {
+        let signal =
+            || LaneSignal { progress: AtomicU64::new(0), parked: AtomicBool::new(false), thread: OnceLock::new() };
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self {
+            lanes: (0..lanes).map(|_| CachePadded::new(signal())).collect(),
+            final_cycle: AtomicU64::new(u64::MAX),
+            aborted: AtomicBool::new(false),
+            crowded: lanes > cores,
+        }
+    }
+
+    /// To be called on the lane's own thread before it waits for anything.
+    pub(crate) fn register(&self, lane: usize) {
+        self.lanes[lane].thread.get_or_init(std::thread::current);
+    }
+
+    /// Publishes that `lane` has completed `count` tasks, and wakes those of `wakes` that parked.
+    pub(crate) fn complete(&self, lane: usize, count: u64, wakes: &[usize]) {
+        self.lanes[lane].progress.store(count, Ordering::Release);
+        if wakes.is_empty() {
+            return;
+        }
+        // Pairs with the fence in `park`: either the waiter sees the new count, or this sees that it parked.
+        fence(Ordering::SeqCst);
+        wakes.iter().for_each(|waiter| self.wake(*waiter));
+    }
+
+    fn wake(&self, lane: usize) {
+        let signal = &self.lanes[lane];
+        if signal.parked.load(Ordering::Relaxed)
+            && signal.parked.swap(false, Ordering::AcqRel)
+            && let Some(thread) = signal.thread.get()
+        {
+            thread.unpark();
+        }
+    }
+
+    fn wake_all(&self) {
+        fence(Ordering::SeqCst);
+        (0..self.lanes.len()).for_each(|lane| self.wake(lane));
+    }
+
+    /// Ends the run at once: every lane leaves at its next wait or task.
+    pub(crate) fn abort(&self) {
+        self.aborted.store(true, Ordering::Release);
+        self.wake_all();
+    }
+
+    pub(crate) fn aborted(&self) -> bool {
+        self.aborted.load(Ordering::Acquire)
+    }
+
+    /// Lanes finish `cycle` and begin none after it.
+    pub(crate) fn finish_after(&self, cycle: u64) {
+        self.final_cycle.fetch_min(cycle, Ordering::AcqRel);
+        self.wake_all();
+    }
+
+    /// Whether a lane may begin or go on with `cycle`.
+    pub(crate) fn check(&self, cycle: u64) -> Result<(), Stopped> {
+        let over = self.aborted() || cycle > self.final_cycle.load(Ordering::Acquire);
+        if over { Err(Stopped) } else { Ok(()) }
+    }
+
+    fn reached(&self, lane: usize, target: u64) -> bool {
+        self.lanes[lane].progress.load(Ordering::Acquire) >= target
+    }
+
+    /// Waits, as lane `own` in `cycle`, until `lane` has completed `target` tasks.
+    pub(crate) fn wait(&self, own: usize, cycle: u64, lane: usize, target: u64) -> Result<(), Stopped> {
+        if self.reached(lane, target) {
+            return Ok(());
+        }
+        let limit = if self.crowded { SPIN_CROWDED } else { SPIN };
+        let began = Instant::now();
+        loop {
+            for _ in 0..64 {
+                if self.reached(lane, target) {
+                    return Ok(());
+                }
+                std::hint::spin_loop();
+            }
+            self.check(cycle)?;
+            if began.elapsed() > limit {
+                break;
+            }
+            if self.crowded {
+                std::thread::yield_now();
+            }
+        }
+        self.park(own, cycle, lane, target)
+    }
+
+    fn park(&self, own: usize, cycle: u64, lane: usize, target: u64) -> Result<(), Stopped> {
+        let signal = &self.lanes[own];
+        loop {
+            signal.parked.store(true, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            let over = self.reached(lane, target);
+            let checked = self.check(cycle);
+            if !over && checked.is_ok() {
+                std::thread::park_timeout(PARK);
+            }
+            signal.parked.store(false, Ordering::Relaxed);
+            if over {
+                return Ok(());
+            }
+            checked?;
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! From a checked graph file to the parts of a run: unroll, plan, load each device's weights, make its stages.
+
+use crate::checkpoint::WeightSource;
+use crate::kinds::{self, BuildContext, StageRegistry};
+use rally_engine::schedule::planner::PlannerConfig;
+use rally_engine::schedule::policy::Schedule;
+use rally_engine::stage::Probe;
+use rally_engine::{DeviceParts, EngineParts, Widths};
+use rally_graph::model::ModelShape;
+use rally_graph::plan::{Plan, PlanError, TaskTable};
+use rally_graph::spec::{
+    Backend, ComputeDtype, DeploymentSpec, LayersBlock, Limits, Routing, StageEntry, StageSpec, WireDtype,
+};
+use rally_graph::stage_graph::{self, StageGraph};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// Choices that are not in the graph file.
+#[derive(Clone, Default)]
+pub struct AssembleOptions {
+    /// Spans each lane keeps; 0: only sums.
+    pub spans_per_lane: usize,
+    /// Sees values after each task.
+    pub probe: Option<Arc<dyn Probe>>,
+}
+
+/// Why a deployment cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum AssembleError {
+    /// The graph does not unroll over this model.
+    #[error(transparent)]
+    Graph(#[from] stage_graph::BuildError),
+    /// The policy's orders are no plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A stage cannot be made.
+    #[error(transparent)]
+    Stage(#[from] kinds::BuildError),
+    /// A graph that this version can check and plan but not run.
+    #[error("{what} can be checked but not run by this version")]
+    NotRunnable {
+        /// What it is.
+        what: String,
+    },
+}
+
+/// Makes every wire, KV cache and computation f32, as `--exact` asks.
+pub fn make_exact(spec: &mut DeploymentSpec) {
+    spec.compute = ComputeDtype::F32;
+    for stage in stages_mut(spec) {
+        for dtype in [&mut stage.kv_dtype, &mut stage.dtype].into_iter().flatten() {
+            *dtype = WireDtype::F32;
+        }
+    }
+}
+
+fn stages_mut(spec: &mut DeploymentSpec) -> impl Iterator<Item = &mut StageSpec> {
+    spec.stages.iter_mut().flat_map(|entry| match entry {
+        StageEntry::Stage(stage) => std::slice::from_mut(stage),
+        StageEntry::Layers(LayersBlock { layers }) => layers.as_mut_slice(),
+    })
+}
+
+/// The sizes each attention device keeps to: equal parts of the graph's limits.
+pub fn planner_config(limits: &Limits, attention: usize, micro_batches: usize, shape: &ModelShape) -> PlannerConfig {
+    let sequences = limits.sequences as usize;
+    let kv_tokens = limits.kv_tokens.div_ceil(attention as u64);
+    let pages = (kv_tokens / u64::from(limits.page_tokens)).max(1);
+    PlannerConfig {
+        micro_batches,
+        devices: attention,
+        sequences,
+        sequences_per_device: sequences.div_ceil(attention),
+        rows_per_device: (limits.rows_per_micro_batch as usize / attention).max(1),
+        prefill_chunk: limits.prefill_chunk as usize,
+        pages_per_device: u32::try_from(pages).unwrap_or(u32::MAX),
+        page_tokens: limits.page_tokens as usize,
+        max_positions: shape.max_positions,
+    }
+}
+
+/// Puts a deployment together. `spec` must have been validated.
+pub fn assemble(
+    spec: &DeploymentSpec,
+    shape: &ModelShape,
+    weights: &dyn WeightSource,
+    schedule: &Schedule,
+    registry: &StageRegistry,
+    options: AssembleOptions,
+) -> Result<EngineParts, AssembleError> {
+    refuse_what_only_plans(spec)?;
+    let graph = Arc::new(StageGraph::build(spec, shape)?);
+    let table = TaskTable::new(&graph);
+    let orders = schedule.policy.orders(&table, schedule.micro_batches);
+    let plan = Arc::new(Plan::compile(table, schedule.micro_batches, &orders)?);
+    let attention = graph.devices_of_kind("embed");
+    let planner = planner_config(&spec.limits, attention.len(), schedule.micro_batches, shape);
+    let mut devices: Vec<DeviceParts> = graph.devices.iter().map(|_| DeviceParts::default()).collect();
+    for (device, parts) in devices.iter_mut().enumerate() {
+        let mut shared = HashMap::new();
+        for (index, stage) in graph.stages.iter().enumerate().filter(|(_, stage)| stage.devices.contains(&device)) {
+            let layers: BTreeSet<usize> =
+                graph.graph.node_weights().filter(|i| i.stage == index).filter_map(|i| i.layer).collect();
+            let mut context = BuildContext {
+                stage,
+                device,
+                layers: layers.into_iter().collect(),
+                shape,
+                weights,
+                planner,
+                attention_devices: attention.len(),
+                shared: &mut shared,
+            };
+            parts.stages.insert(index, registry.build(&mut context)?);
+        }
+    }
+    let widths = Widths { hidden: shape.hidden, top_k: shape.top_k };
+    let AssembleOptions { spans_per_lane, probe } = options;
+    Ok(EngineParts { graph, plan, planner, widths, devices, attention, spans_per_lane, probe })
+}
+
+/// Fields that this version plans and checks but does not run are refused by name.
+fn refuse_what_only_plans(spec: &DeploymentSpec) -> Result<(), AssembleError> {
+    let refuse = |what: String| Err(AssembleError::NotRunnable { what });
+    if let Some((name, _)) = spec.devices.iter().find(|(_, device)| device.backend == Backend::Cuda) {
+        return refuse(format!("device `{name}` with backend `cuda`"));
+    }
+    if spec.compute != ComputeDtype::F32 {
+        return refuse("`compute` other than `f32`".into());
+    }
+    if let Some(host) = spec.hosts.keys().next() {
+        return refuse(format!("a graph with hosts (`{host}`)"));
+    }
+    let stages = spec.stages.iter().flat_map(|entry| match entry {
+        StageEntry::Stage(stage) => std::slice::from_ref(stage),
+        StageEntry::Layers(block) => block.layers.as_slice(),
+    });
+    for stage in stages {
+        if stage.routing == Some(Routing::Rail) {
+            return refuse(format!("stage `{}` with `rail` routing", stage.id.as_ref().unwrap_or(&stage.kind)));
+        }
+    }
+    Ok(())
+}

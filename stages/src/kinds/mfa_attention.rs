@@ -1,0 +1,167 @@
+//! `mfa_attention`: norm, low-rank query, one key and one value head, rope, KV append, attention, output projection, x += o,
+//! and the norm that makes the FFN's input u (Step-3 paper, section 4; `spec` of the layer in the crate's documentation).
+//!
+//! It keeps K and V of every layer it runs in, in pages. All rows of a chunk are stored before any is attended, and attention
+//! reads them as stored, so a chunk's size changes no bit.
+//!
+//! Weights of layer N: `input_layernorm`, `self_attn.{q_proj, inter_norm, wq, k_proj, v_proj, o_proj}`,
+//! `post_attention_layernorm`.
+
+use super::registry::{BuildContext, BuildError};
+use rally_engine::slot::storage_dtype;
+use rally_engine::stage::{Stage, StageError, TaskContext};
+use rally_graph::model::ModelShape;
+use rally_kernels::activation::add_in_place;
+use rally_kernels::attention::{AttentionScratch, mfa_attention};
+use rally_kernels::kv::KvPool;
+use rally_kernels::linear::linear;
+use rally_kernels::matrix::Matrix;
+use rally_kernels::norm::{rms_norm, rms_norm_in_place};
+use rally_kernels::rope::RopeTable;
+
+struct Layer {
+    input_norm: Vec<f32>,
+    q_proj: Matrix,
+    inter_norm: Vec<f32>,
+    wq: Matrix,
+    k_proj: Matrix,
+    v_proj: Matrix,
+    o_proj: Matrix,
+    post_norm: Vec<f32>,
+    kv: KvPool,
+}
+
+struct MfaAttention {
+    layers: Vec<Option<Layer>>,
+    rope: RopeTable,
+    heads: usize,
+    head_dim: usize,
+    eps: f32,
+    page_tokens: usize,
+    normed: Vec<f32>,
+    compressed: Vec<f32>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    attended: Vec<f32>,
+    projected: Vec<f32>,
+    scratch: AttentionScratch,
+}
+
+pub(super) fn build(context: &mut BuildContext<'_>) -> Result<Box<dyn Stage>, BuildError> {
+    if context.stage.spec.shard.and_then(|shard| shard.o_proj).unwrap_or(1) > 1 {
+        let what = format!("stage `{}` with a sharded o_proj", context.stage.id);
+        return Err(BuildError::NotRunnable { what });
+    }
+    let shape = context.shape;
+    let mut layers: Vec<Option<Layer>> = shape.layers.iter().map(|_| None).collect();
+    for layer in &context.layers {
+        layers[*layer] = Some(load_layer(context, *layer)?);
+    }
+    let (rows, width) = (context.attention_rows(), shape.heads * shape.head_dim);
+    Ok(Box::new(MfaAttention {
+        layers,
+        rope: RopeTable::new(shape.head_dim, shape.rope_theta, shape.max_positions),
+        heads: shape.heads,
+        head_dim: shape.head_dim,
+        eps: shape.rms_norm_eps,
+        page_tokens: context.planner.page_tokens,
+        normed: vec![0.0; rows * shape.hidden],
+        compressed: vec![0.0; rows * shape.query_rank],
+        q: vec![0.0; rows * width],
+        k: vec![0.0; rows * shape.head_dim],
+        v: vec![0.0; rows * shape.head_dim],
+        attended: vec![0.0; rows * width],
+        projected: vec![0.0; rows * shape.hidden],
+        scratch: AttentionScratch::default(),
+    }))
+}
+
+fn load_layer(context: &BuildContext<'_>, layer: usize) -> Result<Layer, BuildError> {
+    let ModelShape { hidden, query_rank, head_dim, heads, .. } = *context.shape;
+    let vector = |name: &str, len| context.weights.vector(&format!("model.layers.{layer}.{name}.weight"), len);
+    let matrix =
+        |name: &str, rows, cols| context.matrix(&format!("model.layers.{layer}.self_attn.{name}.weight"), rows, cols);
+    let dtype = storage_dtype(context.stage.spec.kv_dtype.unwrap_or_default());
+    let pages = context.planner.pages_per_device as usize;
+    Ok(Layer {
+        input_norm: vector("input_layernorm", hidden)?,
+        q_proj: matrix("q_proj", query_rank, hidden)?,
+        inter_norm: vector("self_attn.inter_norm", query_rank)?,
+        wq: matrix("wq", heads * head_dim, query_rank)?,
+        k_proj: matrix("k_proj", head_dim, hidden)?,
+        v_proj: matrix("v_proj", head_dim, hidden)?,
+        o_proj: matrix("o_proj", hidden, heads * head_dim)?,
+        post_norm: vector("post_attention_layernorm", hidden)?,
+        kv: KvPool::new(pages, context.planner.page_tokens, head_dim, head_dim, dtype),
+    })
+}
+
+impl Stage for MfaAttention {
+    fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
+        self.project(task);
+        self.append(task);
+        self.attend(task);
+        self.finish(task);
+        Ok(())
+    }
+}
+
+impl MfaAttention {
+    /// x to q, k and v.
+    fn project(&mut self, task: &TaskContext<'_>) {
+        let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        let (rows, hidden) = (task.batch.rows, task.values.widths.hidden);
+        let normed = &mut self.normed[..rows * hidden];
+        rms_norm(&task.values.x[..rows * hidden], rows, &layer.input_norm, self.eps, normed);
+        let compressed = &mut self.compressed[..rows * layer.q_proj.rows()];
+        linear(task.team, normed, rows, &layer.q_proj, compressed);
+        rms_norm_in_place(compressed, rows, &layer.inter_norm, self.eps);
+        linear(task.team, compressed, rows, &layer.wq, &mut self.q[..rows * layer.wq.rows()]);
+        linear(task.team, normed, rows, &layer.k_proj, &mut self.k[..rows * self.head_dim]);
+        linear(task.team, normed, rows, &layer.v_proj, &mut self.v[..rows * self.head_dim]);
+    }
+
+    /// Rope, and every row's k and v into its page.
+    fn append(&mut self, task: &TaskContext<'_>) {
+        let layer = self.layers[task.layer].as_mut().expect("a stage only runs in layers it was made for");
+        let (d, width) = (self.head_dim, self.heads * self.head_dim);
+        for group in &task.batch.groups {
+            let pages = &task.batch.pages[group.pages.clone()];
+            for (i, row) in group.row_range().enumerate() {
+                let position = group.first_position + i;
+                self.rope.apply(&mut self.q[row * width..(row + 1) * width], position);
+                self.rope.apply(&mut self.k[row * d..(row + 1) * d], position);
+                let (page, offset) = (pages[position / self.page_tokens], position % self.page_tokens);
+                layer.kv.write(page, offset, &self.k[row * d..(row + 1) * d], &self.v[row * d..(row + 1) * d]);
+            }
+        }
+    }
+
+    fn attend(&mut self, task: &TaskContext<'_>) {
+        let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        let width = self.heads * self.head_dim;
+        for group in &task.batch.groups {
+            let pages = &task.batch.pages[group.pages.clone()];
+            for (i, row) in group.row_range().enumerate() {
+                let (q, out) =
+                    (&self.q[row * width..(row + 1) * width], &mut self.attended[row * width..(row + 1) * width]);
+                let context = group.first_position + i + 1;
+                let (heads, d) = (self.heads, self.head_dim);
+                mfa_attention(task.team, q, heads, d, &layer.kv, pages, context, out, &mut self.scratch);
+            }
+        }
+    }
+
+    /// o_proj, x += o, u.
+    fn finish(&mut self, task: &mut TaskContext<'_>) {
+        let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        let (rows, hidden) = (task.batch.rows, task.values.widths.hidden);
+        let attended = &self.attended[..rows * layer.wq.rows()];
+        let projected = &mut self.projected[..rows * hidden];
+        linear(task.team, attended, rows, &layer.o_proj, projected);
+        let x = &mut task.values.x[..rows * hidden];
+        add_in_place(x, projected);
+        rms_norm(x, rows, &layer.post_norm, self.eps, &mut task.values.u[..rows * hidden]);
+    }
+}

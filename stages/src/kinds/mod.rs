@@ -1,0 +1,11 @@
+//! The built-in stages, one kind a file, and the registry that makes them.
+
+mod combine;
+mod embed;
+mod ffn;
+mod mfa_attention;
+mod registry;
+mod router;
+mod sampling;
+
+pub use registry::{BuildContext, BuildError, StageRegistry};

@@ -1,0 +1,279 @@
+//! What several tests share: graphs as JSON, running requests on them, reading golden folders.
+// Each test binary uses its own part of this module.
+#![allow(dead_code)]
+
+use rally::engine::schedule::batch::{DeviceBatch, SamplingParams, SequenceRequest, TokenDetail};
+use rally::engine::schedule::policy::Schedule;
+use rally::engine::stage::Probe;
+use rally::engine::values::Values;
+use rally::engine::{Engine, RunEvent};
+use rally::graph::spec::DeploymentSpec;
+use rally::stages::checkpoint::Checkpoint;
+use rally::stages::config::load_model_shape;
+use rally::stages::deployment::{AssembleOptions, assemble, make_exact};
+use rally::stages::kinds::StageRegistry;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// A path inside the repository.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// A graph file of the repository.
+pub fn graph_file(name: &str) -> DeploymentSpec {
+    let path = repository("graphs").join(name);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_str(&text).expect("committed graphs parse")
+}
+
+/// Choices of a generated graph.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// Attention and FFN on two devices.
+    pub split: bool,
+    /// Transfers even where attention and FFN share a device: they move nothing and round alike.
+    pub rounds: bool,
+    pub a2f: &'static str,
+    pub f2a: &'static str,
+    pub kv: &'static str,
+    /// Router on the FFN side.
+    pub router_on_ffn: bool,
+    pub policy: &'static str,
+    pub micro_batches: usize,
+    pub prefill_chunk: usize,
+    pub rows: usize,
+    pub page_tokens: usize,
+    /// Cores of each device; empty: not pinned.
+    pub cores: Vec<u32>,
+}
+
+impl Default for Layout {
+    fn default() -> Self {
+        Self {
+            split: true,
+            rounds: true,
+            a2f: "f32",
+            f2a: "f32",
+            kv: "f32",
+            router_on_ffn: false,
+            policy: "ping_pong",
+            micro_batches: 3,
+            prefill_chunk: 32,
+            rows: 64,
+            page_tokens: 64,
+            cores: Vec::new(),
+        }
+    }
+}
+
+impl Layout {
+    /// The graph.
+    pub fn spec(&self) -> DeploymentSpec {
+        let (a, f) = ("a", if self.split { "f" } else { "a" });
+        let device = || json!({ "backend": "cpu", "cores": self.cores });
+        let router = json!({ "kind": "router", "on": if self.router_on_ffn { f } else { a }, "on_layers": "moe" });
+        let mut layers = vec![json!({ "kind": "mfa_attention", "on": a, "kv_dtype": self.kv })];
+        if !self.router_on_ffn {
+            layers.push(router.clone());
+        }
+        if self.split || self.rounds {
+            layers.push(json!({ "kind": "transfer", "id": "a2f", "from": a, "to": f, "dtype": self.a2f }));
+        }
+        if self.router_on_ffn {
+            layers.push(router);
+        }
+        layers.push(json!({ "kind": "expert_ffn", "on": f, "on_layers": "moe" }));
+        layers.push(json!({ "kind": "dense_ffn", "on": f, "on_layers": "dense" }));
+        if self.split || self.rounds {
+            layers.push(json!({ "kind": "transfer", "id": "f2a", "from": f, "to": a, "dtype": self.f2a }));
+        }
+        layers.push(json!({ "kind": "combine", "on": a }));
+        let devices = if self.split { json!({ "a": device(), "f": device() }) } else { json!({ "a": device() }) };
+        let spec = json!({
+            "version": 1, "name": "generated", "model": "given by the test", "devices": devices,
+            "stages": [{ "kind": "embed", "on": a }, { "layers": layers }, { "kind": "sampling", "on": a }],
+            "limits": {
+                "sequences": 64, "rows_per_micro_batch": self.rows, "prefill_chunk": self.prefill_chunk,
+                "kv_tokens": 16384, "page_tokens": self.page_tokens,
+            },
+            "schedule": { "policy": self.policy, "micro_batches": self.micro_batches },
+        });
+        serde_json::from_value(spec).expect("generated graphs are well formed")
+    }
+}
+
+/// One request of a test.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    pub prompt: Vec<u32>,
+    pub tokens: usize,
+    pub sampling: SamplingParams,
+    pub stop_token_ids: Vec<u32>,
+}
+
+impl Ask {
+    /// Greedy, always all `tokens`.
+    pub fn greedy(prompt: &[u32], tokens: usize) -> Self {
+        Self { prompt: prompt.to_vec(), tokens, sampling: SamplingParams::default(), stop_token_ids: Vec::new() }
+    }
+}
+
+/// Answer to an [`Ask`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answer {
+    pub tokens: Vec<u32>,
+    /// `[tokens][vocab]`.
+    pub logits: Vec<Vec<f32>>,
+}
+
+/// Runs `asks` on `spec` with the weights of `model`.
+pub fn run(spec: &DeploymentSpec, model: &Path, asks: &[Ask], probe: Option<Arc<dyn Probe>>) -> Vec<Answer> {
+    let shape = load_model_shape(model).expect("the model's configuration is in order");
+    let weights = Checkpoint::open(model).expect("the model's weights are there");
+    let schedule = Schedule::from_spec(&spec.schedule).expect("tests use policies that run");
+    let options = AssembleOptions { spans_per_lane: 0, probe };
+    let parts = assemble(spec, &shape, &weights, &schedule, &StageRegistry::builtin(), options);
+    let engine = Engine::start(parts.unwrap_or_else(|error| panic!("{error}"))).expect("threads can be had");
+    let requests = asks.iter().enumerate().map(|(id, ask)| SequenceRequest {
+        id: id as u64,
+        prompt: Arc::from(ask.prompt.as_slice()),
+        max_new_tokens: ask.tokens,
+        stop_token_ids: Arc::from(ask.stop_token_ids.as_slice()),
+        sampling: ask.sampling,
+        detail: TokenDetail { logprobs: None, logits: true },
+    });
+    let mut answers = vec![Answer::default(); asks.len()];
+    let done = engine.run_to_end(requests, |event| {
+        if let RunEvent::Token(report) = event {
+            let answer = &mut answers[report.sample.sequence as usize];
+            answer.tokens.push(report.sample.token);
+            answer.logits.push(report.sample.logits.expect("logits were asked for"));
+        }
+    });
+    done.unwrap_or_else(|error| panic!("{error}"));
+    answers
+}
+
+/// As `run --exact`.
+pub fn exact(mut spec: DeploymentSpec) -> DeploymentSpec {
+    make_exact(&mut spec);
+    spec
+}
+
+/// Notes x after `embed` and every `combine`, and the routing of every MoE layer, by sequence and position.
+#[derive(Default)]
+pub struct Notes {
+    /// (sequence, position) to one row a layer boundary, embedding first.
+    pub hidden: Mutex<HashMap<(u64, usize), Vec<Vec<f32>>>>,
+    /// (sequence, position) to (ids, weights), one entry a MoE layer.
+    pub routing: Mutex<HashMap<(u64, usize), Vec<(Vec<u32>, Vec<f32>)>>>,
+}
+
+impl Probe for Notes {
+    fn after(&self, stage: &str, _layer: Option<usize>, batch: &DeviceBatch, values: &Values) {
+        let (hidden, k) = (values.widths.hidden, values.widths.top_k);
+        for group in &batch.groups {
+            for (i, row) in group.row_range().enumerate() {
+                let key = (group.sequence, group.first_position + i);
+                match stage {
+                    "embed" | "combine" => {
+                        let x = values.x[row * hidden..(row + 1) * hidden].to_vec();
+                        self.hidden.lock().expect("no panic").entry(key).or_default().push(x);
+                    }
+                    "router" => {
+                        let ids = values.expert_ids[row * k..(row + 1) * k].to_vec();
+                        let weights = values.expert_weights[row * k..(row + 1) * k].to_vec();
+                        self.routing.lock().expect("no panic").entry(key).or_default().push((ids, weights));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// A golden folder's expectations.
+pub struct Golden {
+    pub folder: PathBuf,
+    pub cases: Vec<GoldenCase>,
+    bytes: Vec<u8>,
+}
+
+/// One case: sequences that are run together.
+pub struct GoldenCase {
+    pub id: u64,
+    pub sequences: Vec<GoldenSequence>,
+}
+
+/// Prompt and the greedy tokens that follow.
+pub struct GoldenSequence {
+    pub prompt: Vec<u32>,
+    pub greedy: Vec<u32>,
+}
+
+impl Golden {
+    /// Reads `tests/golden/NAME`.
+    pub fn open(name: &str) -> Self {
+        let folder = repository("tests/golden").join(name);
+        let text = std::fs::read_to_string(folder.join("golden.json")).expect("golden.json is there");
+        let json: Value = serde_json::from_str(&text).expect("golden.json parses");
+        let ids = |value: &Value| -> Vec<u32> {
+            value.as_array().expect("a list of ids").iter().map(|id| id.as_u64().expect("an id") as u32).collect()
+        };
+        let list = |value: &Value| value.as_array().expect("a list").clone();
+        let cases = list(&json["cases"])
+            .iter()
+            .map(|case| GoldenCase {
+                id: case["id"].as_u64().expect("an id"),
+                sequences: list(&case["seqs"])
+                    .iter()
+                    .map(|seq| GoldenSequence { prompt: ids(&seq["prompt"]), greedy: ids(&seq["greedy"]) })
+                    .collect(),
+            })
+            .collect();
+        let bytes = std::fs::read(folder.join("golden.safetensors")).expect("golden.safetensors is there");
+        Self { folder, cases, bytes }
+    }
+
+    /// A tensor of a sequence, as 4-byte values made by `from`.
+    fn tensor<T>(&self, case: u64, seq: usize, name: &str, from: impl Fn([u8; 4]) -> T) -> (Vec<usize>, Vec<T>) {
+        let file = safetensors::SafeTensors::deserialize(&self.bytes).expect("golden.safetensors parses");
+        let view = file.tensor(&format!("case{case}.seq{seq}.{name}")).expect("the tensor is there");
+        let values = view.data().chunks_exact(4).map(|c| from([c[0], c[1], c[2], c[3]])).collect();
+        (view.shape().to_vec(), values)
+    }
+
+    /// An f32 tensor as rows of its last dimension.
+    pub fn rows(&self, case: u64, seq: usize, name: &str) -> Vec<Vec<f32>> {
+        let (shape, values) = self.tensor(case, seq, name, f32::from_le_bytes);
+        values.chunks(*shape.last().expect("not a scalar")).map(<[f32]>::to_vec).collect()
+    }
+
+    /// `router_ids`: `[layers][tokens][k]`.
+    pub fn router_ids(&self, case: u64, seq: usize) -> Vec<Vec<Vec<u32>>> {
+        let (shape, values) = self.tensor(case, seq, "router_ids", u32::from_le_bytes);
+        let layer = |layer: &[u32]| layer.chunks(shape[2]).map(<[u32]>::to_vec).collect();
+        values.chunks(shape[1] * shape[2]).map(layer).collect()
+    }
+}
+
+/// Largest absolute difference; infinite if anything is NaN or lengths differ.
+pub fn worst(got: &[f32], want: &[f32]) -> f32 {
+    if got.len() != want.len() {
+        return f32::INFINITY;
+    }
+    let differences = got.iter().zip(want).map(|(a, b)| (a - b).abs());
+    differences.fold(0.0, |worst, d| if d.is_nan() { f32::INFINITY } else { f32::max(worst, d) })
+}
+
+/// ‖got − want‖ / ‖want‖; infinite if NaN.
+pub fn row_error(got: &[f32], want: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let difference: f64 = got.iter().zip(want).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    let norm: f64 = want.iter().map(|b| square(f64::from(*b))).sum();
+    let error = (difference / norm).sqrt();
+    if error.is_nan() { f64::INFINITY } else { error }
+}
