@@ -68,23 +68,26 @@ pub fn check(path: &Path, model: Option<&Path>) -> Checked {
         Err(error) => return unreadable(path, &error),
     };
     let parsed = parse_graph(&bytes, registry);
-    let (positions, mut diagnostics) = (parsed.positions, parsed.diagnostics);
-    let Some(spec) = parsed.spec else {
-        return Checked { spec: None, shape: None, model_folder: None, diagnostics, positions };
+    let mut diagnostics = parsed.diagnostics.clone();
+    let Some((spec, touched)) = parsed.judgeable() else {
+        return Checked { spec: None, shape: None, model_folder: None, diagnostics, positions: parsed.positions };
     };
-    let (config, model_folder) = locate_model(path, &spec, model);
+    let (positions, whole) = (&parsed.positions, parsed.spec.is_some());
+    let (config, model_folder) = locate_model(path, spec, model);
     let shape = match rally_stages::config::load_model_shape(&config) {
         Ok(shape) => Some(shape),
         Err(error) => {
-            diagnostics.extend(model_fault(&positions, &spec, model, &error.to_string()));
+            let told = model_fault(positions, spec, model, &error.to_string());
+            diagnostics.extend(told.into_iter().filter(|fault| model.is_some() || !touched.covers(&fault.pointer)));
             None
         }
     };
     let validation =
-        Validation { spec: &spec, positions: &positions, registry, shape: shape.as_ref(), machine: this_machine() };
+        Validation { spec, positions, registry, shape: shape.as_ref(), machine: this_machine(), touched: &touched };
     diagnostics.extend(validate(&validation));
     diagnostics.sort_by_key(|diagnostic| diagnostic.span.start);
-    Checked { spec: Some(spec), shape, model_folder, diagnostics, positions }
+    let spec = whole.then(|| spec.clone());
+    Checked { spec, shape, model_folder, diagnostics, positions: parsed.positions }
 }
 
 /// What the machine that runs this program has.

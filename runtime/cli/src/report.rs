@@ -21,7 +21,7 @@ pub fn print(file: &Path, text: &str, diagnostics: &[Diagnostic]) {
 /// The reports as text.
 pub fn render(file: &Path, text: &str, diagnostics: &[Diagnostic], colour: bool) -> String {
     let theme = if colour { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
-    let handler = GraphicalReportHandler::new_themed(theme).with_width(110).with_links(false).with_context_lines(0);
+    let handler = GraphicalReportHandler::new_themed(theme).with_width(110).with_links(false).with_context_lines(1);
     let source = NamedSource::new(file.display().to_string(), text.to_owned());
     let mut out = String::new();
     for diagnostic in diagnostics {

@@ -5,6 +5,7 @@
 
 use crate::diagnostic::{Diagnostic, Reporter};
 use crate::kinds::KindRegistry;
+use crate::repair::{self, Touched};
 use crate::source::{Place, Positions, join};
 use crate::spec::DeploymentSpec;
 use crate::{schema, walk, words};
@@ -25,6 +26,9 @@ pub const MAX_DEPTH: usize = 64;
 pub struct Parsed {
     /// The deployment; absent if there is any error.
     pub spec: Option<DeploymentSpec>,
+    /// Where there are errors: the deployment with its faulty values put right somehow, so that
+    /// [`validate`](crate::validate::validate) can judge the rest. Nothing else should use it.
+    pub repaired: Option<(DeploymentSpec, Touched)>,
     /// All faults of form, in the order of the file.
     pub diagnostics: Vec<Diagnostic>,
     /// Where every value stands.
@@ -37,7 +41,7 @@ pub fn parse_graph(bytes: &[u8], registry: &KindRegistry) -> Parsed {
     let text = String::from_utf8_lossy(kept);
     let mut positions = Positions::new(&text);
     if let Some(diagnostics) = unreadable(bytes, &positions) {
-        return Parsed { spec: None, diagnostics, positions };
+        return Parsed { spec: None, repaired: None, diagnostics, positions };
     }
     // A byte order mark is no part of the text; spans keep counting from the start of the file.
     let offset = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
@@ -49,7 +53,7 @@ pub fn parse_graph(bytes: &[u8], registry: &KindRegistry) -> Parsed {
             let span = fault.span.start + offset..fault.span.end + offset;
             let added = reporter.error_at("syntax", span, fault.message);
             added.help = fault.help;
-            return Parsed { spec: None, diagnostics: reporter.finish(), positions };
+            return Parsed { spec: None, repaired: None, diagnostics: reporter.finish(), positions };
         }
     };
     let mut twice = Vec::new();
@@ -63,18 +67,33 @@ pub fn parse_graph(bytes: &[u8], registry: &KindRegistry) -> Parsed {
         added.with_help("keep one of the two");
     }
     let schema = schema::deployment_schema(registry);
-    walk::Walker::new(&schema, registry, &mut reporter).check(&ast);
+    let (repairs, touched) = walk::Walker::new(&schema, registry, &mut reporter).check(&ast);
+    let full = reporter.is_full();
     let diagnostics = reporter.finish();
     if !diagnostics.is_empty() {
-        return Parsed { spec: None, diagnostics, positions };
+        let mut value = repair::to_json(&ast);
+        repair::apply(&mut value, &repairs);
+        let spec: Option<DeploymentSpec> = if full { None } else { serde_json::from_value(value).ok() };
+        return Parsed { spec: None, repaired: spec.map(|spec| (spec, touched)), diagnostics, positions };
     }
     match serde_json::from_str(body) {
-        Ok(spec) => Parsed { spec: Some(spec), diagnostics, positions },
+        Ok(spec) => Parsed { spec: Some(spec), repaired: None, diagnostics, positions },
         Err(error) => {
             // The schema is generated from the same types, so this is a hole in the walk; say so rather than guess.
             let mut reporter = Reporter::new(&positions);
             reporter.error("unreadable", "", format!("this is no deployment: {error}"));
-            Parsed { spec: None, diagnostics: reporter.finish(), positions }
+            Parsed { spec: None, repaired: None, diagnostics: reporter.finish(), positions }
+        }
+    }
+}
+
+impl Parsed {
+    /// What can be validated, and which of its values are not as the file has them.
+    pub fn judgeable(&self) -> Option<(&DeploymentSpec, Touched)> {
+        match (&self.spec, &self.repaired) {
+            (Some(spec), _) => Some((spec, Touched::default())),
+            (None, Some((spec, touched))) => Some((spec, touched.clone())),
+            (None, None) => None,
         }
     }
 }

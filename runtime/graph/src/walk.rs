@@ -6,6 +6,7 @@
 
 use crate::diagnostic::Reporter;
 use crate::kinds::KindRegistry;
+use crate::repair::{Repair, Touched, fitting, meant as meant_pointer};
 use crate::source::join;
 use crate::words;
 use jsonc_parser::ast::{Object, Value};
@@ -15,15 +16,29 @@ pub(crate) struct Walker<'a, 'p> {
     root: &'a Schema,
     registry: &'a KindRegistry,
     out: &'a mut Reporter<'p>,
+    repairs: Vec<(String, Repair)>,
+    touched: Touched,
 }
 
 impl<'a, 'p> Walker<'a, 'p> {
     pub(crate) fn new(root: &'a Schema, registry: &'a KindRegistry, out: &'a mut Reporter<'p>) -> Self {
-        Self { root, registry, out }
+        Self { root, registry, out, repairs: Vec::new(), touched: Touched::default() }
     }
 
-    pub(crate) fn check(&mut self, value: &Value<'_>) {
+    /// Reports every fault, and returns how each may be put right so that the rest can be judged.
+    pub(crate) fn check(mut self, value: &Value<'_>) -> (Vec<(String, Repair)>, Touched) {
         self.visit(value, self.root, "");
+        (self.repairs, self.touched)
+    }
+
+    fn repair(&mut self, pointer: &str, repair: Repair) {
+        self.touched.add(pointer.to_owned());
+        self.repairs.push((pointer.to_owned(), repair));
+    }
+
+    /// Puts a fitting value there.
+    fn replace(&mut self, pointer: &str, schema: &Schema) {
+        self.repair(pointer, Repair::Set(fitting(schema, self.root)));
     }
 
     fn resolve(&self, schema: &'a Schema) -> &'a Schema {
@@ -50,6 +65,7 @@ impl<'a, 'p> Walker<'a, 'p> {
             (Some("array"), Value::Array(array)) => {
                 if schema["minItems"].as_u64().is_some_and(|least| (array.elements.len() as u64) < least) {
                     self.out.error("empty-list", pointer, format!("{} is empty", named(pointer, "this list")));
+                    self.repair(pointer, Repair::Keep);
                 }
                 for (index, element) in array.elements.iter().enumerate() {
                     self.visit(element, &schema["items"], &format!("{pointer}/{index}"));
@@ -72,6 +88,7 @@ impl<'a, 'p> Walker<'a, 'p> {
         } else if matches!((value, schema["type"].as_str()), (Value::StringLit(_), Some("integer" | "number"))) {
             added.with_help("numbers stand without quotes");
         }
+        self.replace(pointer, schema);
     }
 
     fn text(&mut self, text: &str, schema: &'a Schema, pointer: &str) {
@@ -79,12 +96,14 @@ impl<'a, 'p> Walker<'a, 'p> {
             Some(word) if word != text => {
                 let message = format!("{} is `{}`; expected `{word}`", named(pointer, "this"), words::short(text));
                 self.out.error("unknown-word", pointer, message);
+                self.replace(pointer, schema);
             }
             _ => {}
         }
         if schema["minLength"].as_u64().is_some_and(|least| (text.chars().count() as u64) < least) {
             let message = format!("{} is an empty text", named(pointer, "this"));
             self.out.error("empty-text", pointer, message);
+            self.replace(pointer, schema);
         }
     }
 
@@ -120,6 +139,7 @@ impl<'a, 'p> Walker<'a, 'p> {
         if code == "wrong-version" {
             added.with_help("this build reads version 1");
         }
+        self.replace(pointer, schema);
     }
 
     /// Settings of a user's kind: any JSON, but numbers must be numbers.
@@ -129,6 +149,7 @@ impl<'a, 'p> Walker<'a, 'p> {
                 let message =
                     format!("{} is {}; expected a finite number", named(pointer, "this"), words::short(number.value));
                 self.out.error("out-of-range", pointer, message);
+                self.repair(pointer, Repair::Keep);
             }
             Value::Array(array) => {
                 for (index, element) in array.elements.iter().enumerate() {
@@ -175,10 +196,12 @@ impl<'a, 'p> Walker<'a, 'p> {
                 let near = words::nearest(&text.value, words.iter().copied());
                 let added = self.out.error("unknown-word", pointer, message);
                 added.help = near.map(|word| format!("did you mean `{word}`?"));
+                self.repair(pointer, Repair::Set(near.unwrap_or(words[0]).into()));
             }
             other => {
                 let message = format!("{} is {}; expected {}", named(pointer, "this"), describe(other), one_of(&words));
                 self.out.error("wrong-type", pointer, message);
+                self.repair(pointer, Repair::Set(words[0].into()));
             }
         }
     }
@@ -188,19 +211,22 @@ impl<'a, 'p> Walker<'a, 'p> {
         let Value::Object(object) = value else {
             let message = format!("a stage is an object with a `kind`; this is {}", describe(value));
             self.out.error("wrong-type", pointer, message);
+            self.repair(pointer, Repair::Set(serde_json::json!({ "kind": "" })));
             return;
         };
         let Some(kind) = object.get("kind") else { return self.kindless(object, branches, pointer) };
         let at_kind = join(pointer, "kind");
         let Value::StringLit(name) = &kind.value else {
             let message = format!("`kind` is {}; expected the name of a kind", describe(&kind.value));
-            self.out.error("wrong-type", at_kind, message);
+            self.out.error("wrong-type", at_kind.clone(), message);
+            self.repair(&at_kind, Repair::Set("".into()));
             return;
         };
         let of_kind = |branch: &&&Schema| branch["properties"]["kind"]["const"] == *name.value;
         if let Some(branch) = branches.iter().find(of_kind) {
             return self.object(object, branch, pointer);
         }
+        self.repair(&at_kind, Repair::Keep);
         match self.registry.get(&name.value) {
             Some(info) => {
                 let message = format!("`{}` stands {}, not here", info.name(), info.place().describe());
@@ -224,11 +250,13 @@ impl<'a, 'p> Walker<'a, 'p> {
             (Some(_), Some(block)) => self.object(object, block, pointer),
             (Some(_), None) => {
                 let at = join(pointer, "layers");
+                self.repair(pointer, Repair::Set(serde_json::json!({ "kind": "" })));
                 self.out
                     .key_error("nested-layers", at, "a `layers` block stands inside another one")
                     .with_help("the one `layers` block is an element of `stages`");
             }
             (None, _) => {
+                self.repair(pointer, Repair::Set(serde_json::json!({ "kind": "" })));
                 let keys: Vec<&str> = object.properties.iter().map(|property| property.name.as_str()).collect();
                 let near = keys.iter().find(|key| words::nearest(key, ["kind", "layers"]).is_some());
                 let added = self.out.error("missing-key", pointer, "a stage lacks the key `kind`");
@@ -265,9 +293,13 @@ impl<'a, 'p> Walker<'a, 'p> {
             }
         }
         for key in schema["required"].as_array().into_iter().flatten().filter_map(Schema::as_str) {
-            if !seen.contains(&key) && !meant.contains(&key) {
+            if seen.contains(&key) {
+                continue;
+            }
+            if !meant.contains(&key) {
                 self.missing_key(key, schema, pointer);
             }
+            self.replace(&join(pointer, key), &schema["properties"][key]);
         }
     }
 
@@ -285,6 +317,10 @@ impl<'a, 'p> Walker<'a, 'p> {
             None => self.owners(key).unwrap_or_else(|| format!("valid here: {}", words::list(known))),
         };
         self.out.key_error("unknown-key", pointer, message).with_help(help);
+        self.repair(pointer, Repair::Remove);
+        if let Some(word) = near {
+            self.touched.add(meant_pointer(pointer, word));
+        }
         near
     }
 
