@@ -137,6 +137,7 @@ pub enum Fabric {
 /// An element of `stages`: a stage, or the block that repeats for every layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
+#[allow(clippy::large_enum_variant, reason = "a file has a dozen of these, and all but one are stages")]
 pub enum StageEntry {
     /// The one `layers` block.
     Layers(LayersBlock),

@@ -4,11 +4,14 @@
 //! `additionalProperties`, `items`, `minItems`, `minLength`, `minimum`, `maximum`, and `oneOf`/`anyOf` whose branches differ
 //! in type, are constant words, or are stages told apart by `kind`.
 
+mod describe;
+
 use crate::diagnostic::Reporter;
 use crate::kinds::KindRegistry;
 use crate::repair::{Repair, Touched, fitting, meant as meant_pointer};
 use crate::source::join;
 use crate::words;
+use describe::{describe, expected, named, one_of};
 use jsonc_parser::ast::{Object, Value};
 use serde_json::Value as Schema;
 
@@ -81,7 +84,8 @@ impl<'a, 'p> Walker<'a, 'p> {
     }
 
     fn wrong_type(&mut self, value: &Value<'_>, schema: &'a Schema, pointer: &str) {
-        let message = format!("{} is {}; expected {}", named(pointer, "this"), describe(value), self.expected(schema));
+        let message =
+            format!("{} is {}; expected {}", named(pointer, "this"), describe(value), expected(schema, self.root));
         let added = self.out.error("wrong-type", pointer, message);
         if matches!(value, Value::NullKeyword(_)) {
             added.with_help("an optional key is left out, never null");
@@ -134,7 +138,7 @@ impl<'a, 'p> Walker<'a, 'p> {
     fn outside(&mut self, text: &str, schema: &'a Schema, pointer: &str, code: &'static str) {
         let code = if pointer == "/version" { "wrong-version" } else { code };
         let message =
-            format!("{} is {}; expected {}", named(pointer, "this"), words::short(text), self.expected(schema));
+            format!("{} is {}; expected {}", named(pointer, "this"), words::short(text), expected(schema, self.root));
         let added = self.out.error(code, pointer, message);
         if code == "wrong-version" {
             added.with_help("this build reads version 1");
@@ -337,77 +341,11 @@ impl<'a, 'p> Walker<'a, 'p> {
             None => named(pointer, "the deployment"),
         };
         let wanted = &schema["properties"][key];
-        let expected = self.expected(self.resolve(wanted));
+        let expected = expected(self.resolve(wanted), self.root);
         let help = match wanted["description"].as_str() {
             Some(doc) => format!("add `\"{key}\"`: {expected}. {doc}"),
             None => format!("add `\"{key}\"`: {expected}"),
         };
         self.out.error("missing-key", pointer, format!("{subject} lacks the key `{key}`")).with_help(help);
-    }
-
-    /// What a schema admits, in words.
-    fn expected(&self, schema: &Schema) -> String {
-        let branches = schema["oneOf"].as_array().or(schema["anyOf"].as_array());
-        if let Some(branches) = branches {
-            let words: Vec<&str> = branches.iter().filter_map(|branch| branch["const"].as_str()).collect();
-            if words.len() == branches.len() {
-                return one_of(&words);
-            }
-            let mut parts: Vec<String> = Vec::new();
-            for branch in branches {
-                let target =
-                    branch["$ref"].as_str().map(|name| &self.root["$defs"][name.trim_start_matches("#/$defs/")]);
-                let text = self.expected(target.unwrap_or(branch));
-                if !parts.contains(&text) {
-                    parts.push(text);
-                }
-            }
-            return parts.join(" or ");
-        }
-        match schema["type"].as_str() {
-            Some(name @ ("integer" | "number")) => {
-                let article = if name == "integer" { "an integer" } else { "a number" };
-                match (&schema["minimum"], &schema["maximum"]) {
-                    (Schema::Number(least), Schema::Number(most)) if least == most => least.to_string(),
-                    (Schema::Number(least), Schema::Number(most)) => format!("{article} from {least} to {most}"),
-                    (Schema::Number(least), _) => format!("{article} of at least {least}"),
-                    _ => article.to_owned(),
-                }
-            }
-            Some("string") => "a text".into(),
-            Some("array") => "a list".into(),
-            Some("object") => "an object".into(),
-            Some("boolean") => "true or false".into(),
-            _ => "a value".into(),
-        }
-    }
-}
-
-fn one_of(words: &[&str]) -> String {
-    match words {
-        [only] => format!("`{only}`"),
-        [rest @ .., last] => format!("{} or `{last}`", words::list(rest)),
-        [] => "nothing".into(),
-    }
-}
-
-/// The key a pointer ends in, quoted; list elements and the root get `otherwise`.
-fn named(pointer: &str, otherwise: &str) -> String {
-    match pointer.rsplit('/').next() {
-        Some(key) if !key.is_empty() && !key.bytes().all(|byte| byte.is_ascii_digit()) => {
-            format!("`{}`", words::short(&key.replace("~1", "/").replace("~0", "~")))
-        }
-        _ => otherwise.to_owned(),
-    }
-}
-
-fn describe(value: &Value<'_>) -> String {
-    match value {
-        Value::StringLit(text) => format!("the text \"{}\"", words::short(&text.value)),
-        Value::NumberLit(number) => format!("the number {}", words::short(number.value)),
-        Value::BooleanLit(flag) => flag.value.to_string(),
-        Value::Object(_) => "an object".into(),
-        Value::Array(_) => "a list".into(),
-        Value::NullKeyword(_) => "null".into(),
     }
 }
