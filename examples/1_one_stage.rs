@@ -4,10 +4,10 @@
 
 mod common;
 
+use rally::engine::Widths;
 use rally::engine::schedule::batch::DeviceBatch;
 use rally::engine::stage::TaskContext;
 use rally::engine::values::Values;
-use rally::engine::Widths;
 use rally::graph::stage_graph::ResolvedStage;
 use rally::kernels::team::Team;
 use rally::stages::checkpoint::Checkpoint;

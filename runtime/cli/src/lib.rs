@@ -1,12 +1,16 @@
 //! The rally command line, one file per command.
 
+pub mod check;
 pub mod doctor;
 pub mod error;
 mod graph_file;
 pub mod output;
+mod report;
 pub mod requests;
 pub mod run;
 mod session;
+pub mod show;
+mod show_plan;
 pub mod table;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -26,6 +30,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Report every fault of a graph file; then the bytes of each device and the stage budget.
+    Check(check::CheckArgs),
+    /// Draw the stage graph, or list the plan.
+    Show(show::ShowArgs),
     /// Decode prompts to the end.
     Run(Box<run::RunArgs>),
     /// Say what this machine has, what is missing, and what that means.
@@ -71,6 +79,8 @@ pub fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<ExitCode, CliError> {
     match command {
+        Command::Check(args) => check::run(&args),
+        Command::Show(args) => show::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }

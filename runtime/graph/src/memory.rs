@@ -25,6 +25,9 @@ pub struct DeviceMemory {
     pub slots_bytes: u64,
     /// What the device has: its `memory_bytes`, else the machine's (CPU) or the hardware's; absent if unknown.
     pub capacity_bytes: Option<u64>,
+    /// Where the capacity was read: `memory_bytes`, a card's name, `this machine`.
+    #[serde(skip)]
+    pub capacity_source: Option<String>,
 }
 
 impl DeviceMemory {
@@ -74,24 +77,31 @@ pub(crate) fn count(resolved: &Resolved<'_>, shape: &ModelShape, machine: Machin
         .map(|device| {
             let entry = &resolved.devices[device];
             let on: Vec<&StageAt<'_>> = resolved.stages.iter().filter(|stage| stage.on.contains(&device)).collect();
+            let (capacity_bytes, capacity_source) = capacity(resolved.spec, &entry.group, machine).unzip();
             DeviceMemory {
                 name: entry.name.clone(),
                 weights_bytes: on.iter().map(|stage| weights(stage, device, shape)).fold(0, u64::saturating_add),
                 kv_bytes: on.iter().map(|stage| kv(resolved, stage, shape)).fold(0, u64::saturating_add),
                 slots_bytes: slots(resolved, device, shape, &rows),
-                capacity_bytes: capacity(resolved.spec, &entry.group, machine),
+                capacity_bytes,
+                capacity_source,
             }
         })
         .collect()
 }
 
-/// Memory of a device of a group.
-fn capacity(spec: &DeploymentSpec, group: &str, machine: Machine) -> Option<u64> {
+/// Memory of a device of a group, and where that was read.
+fn capacity(spec: &DeploymentSpec, group: &str, machine: Machine) -> Option<(u64, String)> {
     let device = spec.devices.get(group)?;
-    let known = device.hardware.as_deref().and_then(hardware::memory_bytes);
+    if let Some(bytes) = device.memory_bytes {
+        return Some((bytes, "memory_bytes".into()));
+    }
+    let name = device.hardware.as_deref().unwrap_or_default();
+    let known = hardware::memory_bytes(name).map(|bytes| (bytes, name.to_owned()));
     match device.backend {
-        _ if device.memory_bytes.is_some() => device.memory_bytes,
-        Backend::Cpu if device.host.is_none() => machine.memory_bytes.or(known),
+        Backend::Cpu if device.host.is_none() => {
+            machine.memory_bytes.map(|bytes| (bytes, "this machine".into())).or(known)
+        }
         Backend::Cpu | Backend::Cuda => known,
     }
 }

@@ -10,7 +10,8 @@ const COLUMN: f64 = 148.0;
 const BOX_WIDTH: f64 = 124.0;
 const BOX_HEIGHT: f64 = 54.0;
 const ROW: f64 = 74.0;
-const LANE_GAP: f64 = 58.0;
+const LANE_GAP: f64 = 76.0;
+const PILL_HEIGHT: f64 = 58.0;
 const MARGIN: f64 = 24.0;
 
 /// Colours are variables, so that one style holds for both schemes.
@@ -175,8 +176,8 @@ impl<'a> Panel<'a> {
 
     fn stage(&self, index: usize, stage: &Box, out: &mut String) {
         let (x, y) = self.middles[index];
-        let (width, height) = (BOX_WIDTH, if crosses(stage) { 44.0 } else { BOX_HEIGHT });
-        let radius = if stage.role == "transfer" { height / 2.0 } else { 9.0 };
+        let (width, height) = (BOX_WIDTH, if stage.notes.len() > 1 { PILL_HEIGHT } else { BOX_HEIGHT });
+        let radius = if stage.role == "transfer" { 22.0 } else { 9.0 };
         out.push_str(&format!(
             "<g class=\"{}\"><title>{}</title><rect x=\"{}\" y=\"{}\" width=\"{width}\" height=\"{height}\" rx=\"{radius}\"/>\n",
             stage.role,
@@ -184,12 +185,19 @@ impl<'a> Panel<'a> {
             x - width / 2.0,
             y - height / 2.0
         ));
-        let notes = shorten(&stage.notes.join(" · "), 24);
-        let lift = if notes.is_empty() { 4.0 } else { -3.0 };
+        // What a transfer carries, then how; of other stages everything on one line if it fits.
+        let lines: Vec<String> = match stage.notes.as_slice() {
+            [] => Vec::new(),
+            [only] => vec![only.clone()],
+            [first, rest @ ..] => vec![first.clone(), rest.join(" · ")],
+        };
+        let top = y + 4.0 - lines.len() as f64 * 7.5;
         let id = escape(&shorten(&stage.id, 17));
-        out.push_str(&format!("<text class=\"id\" x=\"{x}\" y=\"{}\">{id}</text>\n", y + lift));
-        if !notes.is_empty() {
-            out.push_str(&format!("<text class=\"detail\" x=\"{x}\" y=\"{}\">{}</text>\n", y + 13.0, escape(&notes)));
+        out.push_str(&format!("<text class=\"id\" x=\"{x}\" y=\"{top}\">{id}</text>\n"));
+        for (number, line) in lines.iter().enumerate() {
+            let line = escape(&shorten(line, 24));
+            let below = top + 15.5 + number as f64 * 14.0;
+            out.push_str(&format!("<text class=\"detail\" x=\"{x}\" y=\"{below}\">{line}</text>\n"));
         }
         out.push_str("</g>\n");
     }

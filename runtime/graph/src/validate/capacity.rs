@@ -32,14 +32,10 @@ pub(super) fn check(
             _ => format!("`{}`", worst.name),
         };
         let Some(capacity) = worst.capacity_bytes.filter(|capacity| worst.needed_bytes() > *capacity) else { continue };
-        let source = match (&device.memory_bytes, &device.hardware, device.backend) {
-            (Some(_), _, _) => "`memory_bytes`".to_owned(),
-            (None, Some(hardware), Backend::Cuda) => format!("`{hardware}`"),
-            _ => "this machine".to_owned(),
-        };
+        let source = worst.capacity_source.as_deref().unwrap_or("the device");
         let key = if device.memory_bytes.is_some() { "/memory_bytes" } else { "" };
         let message = format!(
-            "{who} needs {} (weights {}, KV {}, slots {}), but {source} has {}",
+            "{who} needs {} (weights {}, KV {}, slots {}), but has {} ({source})",
             bytes(worst.needed_bytes()),
             bytes(worst.weights_bytes),
             bytes(worst.kv_bytes),
