@@ -1,12 +1,11 @@
 //! What `run` and its sisters start from: a deployment opened and checked, its faults reported, its weights loaded.
 
-use crate::doctor;
 use crate::error::{Blame, CliError};
 use crate::graph_file;
+use crate::report;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use rally_engine::EngineParts;
-use rally_graph::hardware::Machine;
 use rally_stages::deployment::{AssembleError, AssembleOptions, Choices, Deployment, GraphError};
 use rally_stages::kinds::StageRegistry;
 use std::io::IsTerminal;
@@ -30,11 +29,6 @@ pub struct SessionArgs {
     pub schedule: Option<String>,
 }
 
-/// What this machine can be held against.
-pub fn this_machine() -> Machine {
-    Machine { cores: Some(doctor::available_cores()), memory_bytes: doctor::memory_bytes() }
-}
-
 /// Opens the deployment; faults and warnings of the graph go to stderr as reports.
 pub fn open(args: &SessionArgs) -> Result<Deployment, CliError> {
     let choices = Choices {
@@ -42,15 +36,15 @@ pub fn open(args: &SessionArgs) -> Result<Deployment, CliError> {
         exact: args.exact,
         schedule: args.schedule.as_deref(),
         kinds: None,
-        machine: this_machine(),
+        machine: graph_file::this_machine(),
     };
     match Deployment::open(&args.graph, &choices) {
         Ok(deployment) => {
-            graph_file::report(&args.graph, &deployment.source, &deployment.warnings);
+            report::print(&args.graph, deployment.positions.text(), &deployment.warnings);
             Ok(deployment)
         }
         Err(GraphError::Faulty(checked)) => {
-            graph_file::report_checked(&checked);
+            graph_file::report(&checked);
             Err(CliError::Reported)
         }
         Err(error) => Err(CliError::Mistake(error.to_string())),

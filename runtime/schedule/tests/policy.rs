@@ -55,7 +55,8 @@ fn spec(attention: usize, ffn: usize) -> DeploymentSpec {
 }
 
 fn table(attention: usize, ffn: usize, layers: usize) -> (StageGraph, TaskTable) {
-    let graph = StageGraph::build(&spec(attention, ffn), &shape(layers), KindRegistry::shared()).expect("the toy graph unrolls");
+    let graph = StageGraph::build(&spec(attention, ffn), &shape(layers), KindRegistry::shared())
+        .expect("the toy graph unrolls");
     let table = TaskTable::new(&graph);
     (graph, table)
 }

@@ -1,7 +1,9 @@
-//! From a graph file to a run: open and check the file, find the model, put the parts of a run together.
+//! From a graph file to a run: check the file and its model, open them, put the parts of a run together.
 
 mod assemble;
+mod check;
 mod open;
 
 pub use assemble::{AssembleError, AssembleOptions, assemble, make_exact, planner_config};
-pub use open::{Checked, Choices, Deployment, GraphError, check_graph};
+pub use check::{Checked, Choices, check_graph};
+pub use open::{Deployment, GraphError};

@@ -1,76 +1,26 @@
-//! Opening a deployment: read the graph file, check it against the model it names, choose a schedule, open the weights.
+//! Opening a deployment: a graph without faults, its schedule, its tokenizer, its weights.
 
-use super::assemble::{self, AssembleError, AssembleOptions, make_exact, planner_config};
+use super::assemble::{self, AssembleError, AssembleOptions, planner_config};
+use super::check::{Checked, Choices, check_graph};
 use crate::checkpoint::{Checkpoint, CheckpointError, RandomWeights, WeightSource};
-use crate::config::{ConfigError, load_model_shape};
 use crate::kinds::StageRegistry;
 use crate::text::{TextCodec, TextError};
 use rally_engine::EngineParts;
 use rally_engine::schedule::planner::PlannerConfig;
 use rally_engine::schedule::policy::{Schedule, ScheduleError};
 use rally_graph::diagnostic::Diagnostic;
-use rally_graph::hardware::Machine;
-use rally_graph::kinds::KindRegistry;
+use rally_graph::kinds::{KindRegistry, Role};
 use rally_graph::model::ModelShape;
-use rally_graph::parse::parse_graph;
+use rally_graph::source::Positions;
 use rally_graph::spec::{DeploymentSpec, ModelSource};
-use rally_graph::validate::{Validation, validate};
-use std::path::{Path, PathBuf};
+use rally_graph::stage_graph::StageGraph;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-
-/// What replaces or adds to what the graph file says.
-#[derive(Clone, Copy, Default)]
-pub struct Choices<'a> {
-    /// Model folder instead of the graph's.
-    pub model: Option<&'a Path>,
-    /// Every wire, KV cache and computation f32.
-    pub exact: bool,
-    /// Schedule instead of the graph's, as `POLICY[:N]`.
-    pub schedule: Option<&'a str>,
-    /// Kinds the graph may use; the built-in ones if absent.
-    pub kinds: Option<&'a KindRegistry>,
-    /// What the graph is held against: cores and memory of this machine.
-    pub machine: Machine,
-}
-
-/// A graph file after all checks.
-#[derive(Debug)]
-pub struct Checked {
-    /// The file.
-    pub path: PathBuf,
-    /// Its contents, for reports that show the place of a fault.
-    pub source: Vec<u8>,
-    /// The deployment, if it could be read at all; it may still have faults of meaning.
-    pub spec: Option<DeploymentSpec>,
-    /// The model, if it could be found.
-    pub shape: Option<ModelShape>,
-    /// Folder of the weights, unless they are made from a seed.
-    pub model_folder: Option<PathBuf>,
-    /// Everything there is to say, in the order of the file.
-    pub diagnostics: Vec<Diagnostic>,
-    /// Why the model could not be found.
-    pub model_error: Option<ConfigError>,
-}
-
-impl Checked {
-    /// Whether nothing stands against running it.
-    pub fn is_ok(&self) -> bool {
-        self.model_error.is_none() && !self.diagnostics.iter().any(Diagnostic::is_error)
-    }
-}
 
 /// Why a deployment could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum GraphError {
-    /// The graph file cannot be read.
-    #[error("{}: cannot be read: {source}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
     /// The graph has faults.
     #[error("{}: {}", .0.path.display(), first_fault(.0))]
     Faulty(Box<Checked>),
@@ -86,49 +36,10 @@ pub enum GraphError {
 }
 
 fn first_fault(checked: &Checked) -> String {
-    if let Some(error) = &checked.model_error {
-        return error.to_string();
-    }
     match checked.diagnostics.iter().find(|diagnostic| diagnostic.is_error()) {
         Some(first) => format!("line {}, column {}: {}", first.line, first.column, first.message),
         None => "no fault".into(),
     }
-}
-
-/// Reads and checks a graph file. `model` replaces the graph's.
-pub fn check_graph(path: &Path, choices: &Choices<'_>) -> Result<Checked, GraphError> {
-    let unreadable = |source| GraphError::Unreadable { path: path.into(), source };
-    let source = std::fs::read(path).map_err(unreadable)?;
-    let registry = choices.kinds.unwrap_or(KindRegistry::shared());
-    let parsed = parse_graph(&source, registry);
-    let mut checked = Checked {
-        path: path.into(),
-        source,
-        spec: parsed.spec,
-        shape: None,
-        model_folder: None,
-        diagnostics: parsed.diagnostics,
-        model_error: None,
-    };
-    let Some(spec) = &mut checked.spec else { return Ok(checked) };
-    if choices.exact {
-        make_exact(spec);
-    }
-    let base = path.parent().unwrap_or(Path::new(""));
-    let (config, folder) = match (choices.model, &spec.model) {
-        (Some(folder), _) => (folder.to_owned(), Some(folder.to_owned())),
-        (None, ModelSource::Folder(folder)) => (base.join(folder), Some(base.join(folder))),
-        (None, ModelSource::Config(source)) => (base.join(&source.config), None),
-    };
-    checked.model_folder = folder;
-    match load_model_shape(&config) {
-        Ok(shape) => checked.shape = Some(shape),
-        Err(error) => checked.model_error = Some(error),
-    }
-    let (shape, machine) = (checked.shape.as_ref(), choices.machine);
-    let input = Validation { spec, positions: &parsed.positions, registry, shape, machine };
-    checked.diagnostics.extend(validate(&input));
-    Ok(checked)
 }
 
 /// A deployment that can be run.
@@ -143,8 +54,8 @@ pub struct Deployment {
     pub schedule: Schedule,
     /// Where weights come from.
     pub weights: Box<dyn WeightSource>,
-    /// The graph file's contents, for reports.
-    pub source: Vec<u8>,
+    /// The graph file's text and places, for reports.
+    pub positions: Positions,
     /// Warnings about the graph.
     pub warnings: Vec<Diagnostic>,
     kinds: Option<KindRegistry>,
@@ -154,8 +65,8 @@ pub struct Deployment {
 impl Deployment {
     /// Opens a graph file and its model; reads no weights yet.
     pub fn open(path: &Path, choices: &Choices<'_>) -> Result<Self, GraphError> {
-        let checked = check_graph(path, choices)?;
-        if !checked.is_ok() {
+        let checked = check_graph(path, choices);
+        if !checked.is_good() {
             return Err(GraphError::Faulty(Box::new(checked)));
         }
         let (Some(spec), Some(shape)) = (checked.spec, checked.shape) else {
@@ -171,7 +82,7 @@ impl Deployment {
             shape,
             codec: None,
             schedule,
-            source: checked.source,
+            positions: checked.positions,
             warnings: checked.diagnostics,
             kinds: choices.kinds.cloned(),
             progress: None,
@@ -207,13 +118,13 @@ impl Deployment {
     /// Sizes the step planner keeps to.
     pub fn planner_config(&self) -> Result<PlannerConfig, AssembleError> {
         let graph = self.stage_graph()?;
-        let attention = graph.devices_of_role(rally_graph::kinds::Role::Embed).len();
+        let attention = graph.devices_of_role(Role::Embed).len();
         Ok(planner_config(&self.spec.limits, attention, self.schedule.micro_batches, &self.shape))
     }
 
-    fn stage_graph(&self) -> Result<rally_graph::stage_graph::StageGraph, AssembleError> {
+    fn stage_graph(&self) -> Result<StageGraph, AssembleError> {
         let kinds = self.kinds.as_ref().unwrap_or(KindRegistry::shared());
-        Ok(rally_graph::stage_graph::StageGraph::build(&self.spec, &self.shape, kinds)?)
+        Ok(StageGraph::build(&self.spec, &self.shape, kinds)?)
     }
 
     /// Loads the weights and makes the stages.
