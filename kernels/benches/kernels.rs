@@ -32,8 +32,10 @@ fn main() {
             bench.linear(dtype, rows, if rows < 16 { 2048 } else { 512 }, 7168);
         }
     }
-    bench.linear("bf16", 1, 16384, 2048);
-    bench.linear("bf16", 128, 2048, 2048);
+    for rows in [1, 8, 128] {
+        bench.linear_on(Isa::Avx2, "bf16", rows, 2048, 2048);
+        bench.linear_on(Isa::Portable, "bf16", rows, 2048, 2048);
+    }
     for dtype in [StorageDtype::Bf16, StorageDtype::Fp8E4m3, StorageDtype::F32] {
         bench.attention(dtype, 4096);
     }
@@ -60,11 +62,15 @@ impl Bench {
     }
 
     fn linear(&self, dtype: &str, rows: usize, out: usize, width: usize) {
-        let name = format!("linear {dtype} T={rows} {out}x{width}");
-        if !self.wants(&name) {
+        self.linear_on(Isa::detect(), dtype, rows, out, width);
+    }
+
+    fn linear_on(&self, isa: Isa, dtype: &str, rows: usize, out: usize, width: usize) {
+        let name = format!("linear {dtype} T={rows} {out}x{width} {isa:?}");
+        if !self.wants(&name) || !isa.is_available() {
             return;
         }
-        let team = Team::serial();
+        let team = Team::serial().with_isa(isa);
         // Enough matrices in turn that weights come from memory, as in a model.
         let matrix = |_| match dtype {
             "bf16" => Matrix::from_bf16(out, width, vec![bf16::from_f32(0.01); out * width]),

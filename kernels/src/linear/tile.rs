@@ -13,12 +13,9 @@ use crate::simd::{Kernel, LANES, Simd};
 /// first-level cache.
 const BLOCK: usize = 1024;
 
-/// Columns of a widened panel: with the 1,024 inputs of a block 192 KiB, which a second-level cache keeps beside a few
+/// Columns of a panel: widened, with the 1,024 inputs of a block 192 KiB, which a second-level cache keeps beside a few
 /// rows of activations. A multiple of every tile's columns.
 const PANEL_COLUMNS: usize = 48;
-
-/// Up to this many rows, widening weights in every tile costs less than storing them widened.
-const MIDDLING_ROWS: usize = 24;
 
 /// Numbers from one row of a panel to the next: a line more than a block, so that rows do not share cache sets.
 const PANEL_STRIDE: usize = BLOCK + LANES;
@@ -75,7 +72,8 @@ impl Product<'_> {
                     1 => self.narrow::<S, F, 1, 4>(&weights),
                     2 => self.narrow::<S, F, 2, 3>(&weights),
                     3 => self.narrow::<S, F, 3, 2>(&weights),
-                    _ => self.wide::<S, F, 3, 2>(&weights),
+                    _ if F::SCALED => self.widened::<S, F, 3, 2>(&weights),
+                    _ => self.as_stored::<S, F, 3, 2>(&weights),
                 };
             }
             // An fp8 tile also holds four vectors of each column's weights.
@@ -96,8 +94,8 @@ impl Product<'_> {
                 (6, true) => self.narrow::<S, F, 6, 2>(&weights),
                 (7, true) => self.narrow::<S, F, 7, 2>(&weights),
                 (8, true) => self.narrow::<S, F, 8, 2>(&weights),
-                (9..=MIDDLING_ROWS, false) => self.middling::<S, F, 4, 6>(&weights),
-                _ => self.wide::<S, F, 4, 6>(&weights),
+                (_, false) => self.as_stored::<S, F, 4, 6>(&weights),
+                (_, true) => self.widened::<S, F, 4, 6>(&weights),
             }
         }
     }
@@ -149,14 +147,14 @@ impl Product<'_> {
         }
     }
 
-    /// Some rows: a panel of weights as stored, which the second-level cache holds, is used by tiles of R rows and C
-    /// columns that widen it each time.
+    /// Many rows, weights that are cheap to widen: a panel of them as stored, which the second-level cache holds, is
+    /// used by tiles of R rows and C columns that widen it each time.
     ///
     /// # Safety
     ///
     /// As `columns`; R is at most 4.
     #[inline(always)]
-    unsafe fn middling<S: Simd, F: Format, const R: usize, const C: usize>(&self, weights: &Weights<'_, F>) {
+    unsafe fn as_stored<S: Simd, F: Format, const R: usize, const C: usize>(&self, weights: &Weights<'_, F>) {
         let width = self.width::<F>();
         for first in self.columns.clone().step_by(PANEL_COLUMNS) {
             let columns = first..self.columns.end.min(first + PANEL_COLUMNS);
@@ -169,14 +167,14 @@ impl Product<'_> {
         }
     }
 
-    /// Many rows: a panel of weights is widened to a buffer that the second-level cache holds, then used by tiles of
-    /// R rows and C columns.
+    /// Many rows, weights that are dear to widen: a panel is widened once to a buffer that the second-level cache
+    /// holds, then used by tiles of R rows and C columns.
     ///
     /// # Safety
     ///
     /// As `columns`; R is at most 4.
     #[inline(always)]
-    unsafe fn wide<S: Simd, F: Format, const R: usize, const C: usize>(&self, weights: &Weights<'_, F>) {
+    unsafe fn widened<S: Simd, F: Format, const R: usize, const C: usize>(&self, weights: &Weights<'_, F>) {
         // Taken out rather than borrowed in a closure: a closure would not be compiled for the instruction set.
         let mut buffer = PANEL.take();
         buffer.grow(PANEL_COLUMNS * PANEL_STRIDE);
