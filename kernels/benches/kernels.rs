@@ -15,6 +15,7 @@ use rally_kernels::isa::Isa;
 use rally_kernels::kv::KvPool;
 use rally_kernels::linear::linear;
 use rally_kernels::matrix::Matrix;
+use rally_kernels::sampling::{SamplingParams, SamplingScratch, sample};
 use rally_kernels::team::Team;
 use rally_kernels::{activation, norm, wire};
 
@@ -41,6 +42,7 @@ fn main() {
     }
     bench.attention(StorageDtype::Bf16, 256);
     bench.elementwise();
+    bench.sampling();
 }
 
 struct Bench {
@@ -148,6 +150,30 @@ impl Bench {
             if self.wants(&format!("wire decode {dtype:?} T=64")) {
                 let took = best(|| wire::decode(dtype, black_box(&bytes), rows, width, &mut out));
                 self.report(&format!("wire decode {dtype:?} T=64"), took, amount, "GB/s", read);
+            }
+        }
+    }
+
+    /// One token of Step-3's vocabulary: bytes of logits against the read ceiling.
+    fn sampling(&self) {
+        let logits: Vec<f32> =
+            (0..128_815u32).map(|token| (token.wrapping_mul(2_654_435_761) >> 8) as f32 * 1e-6).collect();
+        let hot = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
+        let cases = [
+            ("greedy", SamplingParams::default()),
+            ("temperature", hot),
+            ("top_k=50 top_p=0.9", SamplingParams { top_k: 50, top_p: 0.9, ..hot }),
+            ("top_p=0.9", SamplingParams { top_p: 0.9, ..hot }),
+        ];
+        let read = self.read_ceiling();
+        let mut scratch = SamplingScratch::new();
+        for (words, params) in cases {
+            let name = format!("sample 128815 {words}");
+            if self.wants(&name) {
+                let took = best(|| {
+                    black_box(sample(black_box(&logits), &params, 7, &mut scratch)).unwrap_or_default();
+                });
+                self.report(&name, took, (logits.len() * 4) as f64, "GB/s", read);
             }
         }
     }
