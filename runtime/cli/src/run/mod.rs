@@ -19,6 +19,7 @@ use rally_stages::deployment::{AssembleOptions, Deployment};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Arguments of `rally run`.
 #[derive(Debug, Args)]
@@ -68,7 +69,10 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let (plan, graph) = (parts.plan.clone(), parts.graph.clone());
     let openings = jobs.iter().map(|job| job.opening.clone()).collect();
     let mut console = Console::new(openings, args.format == Format::Json);
-    let outcome = decode::decode(parts, &jobs, deployment.codec.as_ref(), &mut console, Some(interrupts()?))?;
+    static DECODING: AtomicBool = AtomicBool::new(false);
+    let interrupts = interrupts(&DECODING)?;
+    DECODING.store(true, Ordering::Release);
+    let outcome = decode::decode(parts, &jobs, deployment.codec.as_ref(), &mut console, &interrupts)?;
     if let Some(file) = outputs.trace {
         file.finish(|out| trace::write(out, &outcome.report, &plan, &graph))?;
     }
@@ -80,11 +84,11 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     if outcome.interrupted { Err(CliError::Interrupted) } else { Ok(ExitCode::SUCCESS) }
 }
 
-/// Ctrl-C and SIGTERM as messages; the second one ends the process at once.
-fn interrupts() -> Result<Receiver<()>, CliError> {
+/// Ctrl-C and SIGTERM as messages. Before decoding begins, and the second time, they end the process at once.
+fn interrupts(decoding: &'static AtomicBool) -> Result<Receiver<()>, CliError> {
     let (sender, receiver) = bounded(1);
     let handler = move || {
-        if sender.try_send(()).is_err() {
+        if !decoding.load(Ordering::Acquire) || sender.try_send(()).is_err() {
             std::process::exit(130);
         }
     };
