@@ -166,13 +166,19 @@ pub fn exact(mut spec: DeploymentSpec) -> DeploymentSpec {
     spec
 }
 
+/// Chosen experts and their weights, best first.
+pub type Routing = (Vec<u32>, Vec<f32>);
+
+/// A row of a sequence: its id, and the position in it.
+pub type Row = (u64, usize);
+
 /// Notes x after `embed` and every `combine`, and the routing of every MoE layer, by sequence and position.
 #[derive(Default)]
 pub struct Notes {
-    /// (sequence, position) to one row a layer boundary, embedding first.
-    pub hidden: Mutex<HashMap<(u64, usize), Vec<Vec<f32>>>>,
-    /// (sequence, position) to (ids, weights), one entry a MoE layer.
-    pub routing: Mutex<HashMap<(u64, usize), Vec<(Vec<u32>, Vec<f32>)>>>,
+    /// One row a layer boundary, embedding first.
+    pub hidden: Mutex<HashMap<Row, Vec<Vec<f32>>>>,
+    /// One entry a MoE layer.
+    pub routing: Mutex<HashMap<Row, Vec<Routing>>>,
 }
 
 impl Probe for Notes {

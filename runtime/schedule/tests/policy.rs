@@ -1,6 +1,6 @@
 //! Policies give complete orders; wrong orders are refused before anything runs.
 
-use rally_graph::kinds::{KindRegistry, Role};
+use rally_graph::kinds::KindRegistry;
 use rally_graph::model::{LayerKind, ModelShape, WeightFormat};
 use rally_graph::plan::{Plan, PlanError, TaskRole, TaskTable, Turn};
 use rally_graph::spec::DeploymentSpec;
