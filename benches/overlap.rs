@@ -7,8 +7,10 @@
 use rally::engine::schedule::batch::{SamplingParams, SequenceRequest, TokenDetail};
 use rally::engine::schedule::policy::Schedule;
 use rally::engine::{Engine, RunReport};
+use rally::graph::kinds::KindRegistry;
 use rally::graph::model::{LayerKind, ModelShape, WeightFormat};
 use rally::graph::spec::DeploymentSpec;
+use rally::graph::stage_graph::StageGraph;
 use rally::stages::checkpoint::RandomWeights;
 use rally::stages::deployment::{AssembleOptions, assemble};
 use rally::stages::kinds::StageRegistry;
@@ -69,7 +71,9 @@ fn run(dense_width: usize, schedule: &str) -> (f64, RunReport) {
     let (spec, shape) = (spec(), shape(dense_width));
     let weights = RandomWeights::new(7, WeightFormat::Bf16);
     let schedule = Schedule::parse(schedule, &spec.schedule).expect("a built-in schedule");
-    let parts = assemble(&spec, &shape, &weights, &schedule, &StageRegistry::builtin(), AssembleOptions::default());
+    let graph = StageGraph::build(&spec, &shape, KindRegistry::shared()).expect("the graph above unrolls");
+    let parts =
+        assemble(&spec, graph, &shape, &weights, &schedule, &StageRegistry::builtin(), AssembleOptions::default());
     let engine = Engine::start(parts.expect("the graph above can run")).expect("threads can be had");
     let request = |id: u64| SequenceRequest {
         id,

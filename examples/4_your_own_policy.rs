@@ -61,6 +61,6 @@ fn main() -> anyhow::Result<()> {
     deployment.schedule = Schedule { policy: Box::new(Pairs), micro_batches: 4, label: "pairs:4".into() };
     let own = decode(&deployment)?;
     anyhow::ensure!(own == built_in, "a schedule must not change tokens");
-    println!("pairs:4 and {} give the same {} tokens", "ping_pong:3", own.iter().map(Vec::len).sum::<usize>());
+    println!("pairs:4 and ping_pong:3 give the same {} tokens", own.iter().map(Vec::len).sum::<usize>());
     Ok(())
 }

@@ -137,7 +137,9 @@ pub fn mfa_attention_rows(
     // With fewer rows than parts a row's heads are shared out, at the price of widening its KV once a part.
     let granule = if rows.len() >= team.parts() { heads } else { HEAD_GRANULE };
     let granules = heads.div_ceil(granule);
-    team.split(rows.len() * granules, 1, |part, range| {
+    let positions: usize = rows.iter().map(|row| row.context).sum();
+    let multiply_adds = positions * heads * (head_dim + pool.value_width());
+    team.split(rows.len() * granules, 1, multiply_adds, |part, range| {
         // A panic in an earlier operation leaves nothing in a workspace that a later one reads before writing.
         let mut workspace = scratch.workspaces[part].lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = range.start;

@@ -32,11 +32,16 @@ impl ReadCeiling {
         ReadCeiling { memory: AlignedBuffer::zeroed(bytes.next_multiple_of(4 * LANES * STREAMS) / 4) }
     }
 
-    /// Bytes per second at which the calling thread reads the memory once, best of `rounds`.
+    /// Bytes per second at which the calling thread reads the memory, piece by piece: the best piece of `rounds`
+    /// rounds. Pieces are short (16 MiB), so that on a machine with other work some are read undisturbed, and each
+    /// has left the caches by the time its turn comes again.
     pub fn bytes_per_second(&self, isa: Isa, rounds: usize) -> f64 {
         assert!(isa.is_available(), "this machine runs {isa:?}");
-        let seconds = best(rounds, || black_box(simd::run(isa, Sum { values: &self.memory })));
-        (self.memory.len() * 4) as f64 / seconds
+        let pieces = || self.memory.chunks(PIECE.min(self.memory.len()));
+        let rates = (0..rounds.max(1))
+            .flat_map(|_| pieces())
+            .map(|values| size_of_val(values) as f64 / best(1, || black_box(simd::run(isa, Sum { values }))));
+        rates.fold(0.0, f64::max)
     }
 }
 
@@ -48,6 +53,9 @@ fn best<T>(rounds: usize, mut work: impl FnMut() -> T) -> f64 {
     };
     (0..rounds.max(1)).map(once).fold(f64::INFINITY, f64::min)
 }
+
+/// Numbers of a piece: 16 MiB.
+const PIECE: usize = 4 << 20;
 
 struct MultiplyAdds;
 

@@ -35,14 +35,15 @@ pub fn linear(team: &Team, x: &[f32], rows: usize, w: &Matrix, y: &mut [f32]) {
     if rows == 0 {
         return;
     }
-    PACKED.with_borrow_mut(|packed| {
-        let x_stride = pack(x, rows, w.cols(), packed);
-        let packed = &packed[..rows * x_stride];
-        let y = SharedMut::new(y);
-        team.split(w.rows(), COLUMN_GRANULE, |_, columns| {
-            simd::run(team.isa(), Product { x: packed, x_stride, rows, w, y, columns });
-        });
+    // Taken out rather than borrowed: a thread that waits for its team may run another product meanwhile.
+    let mut buffer = PACKED.take();
+    let x_stride = pack(x, rows, w.cols(), &mut buffer);
+    let packed = &buffer[..rows * x_stride];
+    let y = SharedMut::new(y);
+    team.split(w.rows(), COLUMN_GRANULE, rows * w.rows() * w.cols(), |_, columns| {
+        simd::run(team.isa(), Product { x: packed, x_stride, rows, w, y, columns });
     });
+    PACKED.set(buffer);
 }
 
 /// Copies the rows of `x` to cache-line-aligned rows, the width padded with zeros to whole steps; returns the

@@ -6,6 +6,9 @@ use rayon::prelude::*;
 
 use crate::isa::Isa;
 
+/// Multiply-adds that take one core about as long as waking another (20 to 30 us).
+const WORTH_WAKING: usize = 1 << 20;
+
 /// Cores that the system's set of cores has room for; asking for one beyond panics.
 const CORES_MAX: usize = 1024;
 
@@ -76,10 +79,16 @@ impl Team {
     }
 
     /// Calls `work(part, range)` for disjoint ranges that cover `0..total`; all but the last have a length divisible
-    /// by `granule`, and parts are numbered below [`Team::parts`].
-    pub(crate) fn split(&self, total: usize, granule: usize, work: impl Fn(usize, Range<usize>) + Sync) {
+    /// by `granule`, and parts are numbered below [`Team::parts`]. Few `multiply_adds` make one part.
+    pub(crate) fn split(
+        &self,
+        total: usize,
+        granule: usize,
+        multiply_adds: usize,
+        work: impl Fn(usize, Range<usize>) + Sync,
+    ) {
         let granules = total.div_ceil(granule);
-        let parts = self.parts().min(granules);
+        let parts = if multiply_adds < WORTH_WAKING { 1 } else { self.parts().min(granules) };
         let range = |part: usize| {
             let start = (granules * part / parts * granule).min(total);
             start..(granules * (part + 1) / parts * granule).min(total)

@@ -111,6 +111,43 @@ fn many_rows_are_right_and_batch_invariant() {
     }
 }
 
+/// One output by the documented order of its sum.
+fn by_definition(isa: Isa, x: &[f32], weights: &[f32]) -> f32 {
+    let add_product = |x: f32, w: f32, sum: f32| if isa == Isa::Portable { x * w + sum } else { x.mul_add(w, sum) };
+    let block = |x: &[f32], weights: &[f32]| {
+        let mut lanes = [0.0f32; 16];
+        for (index, (&x, &w)) in x.iter().zip(weights).enumerate() {
+            lanes[index % 16] = add_product(x, w, lanes[index % 16]);
+        }
+        for half in [8, 4, 2, 1] {
+            (0..half).for_each(|lane| lanes[lane] += lanes[lane + half]);
+        }
+        lanes[0]
+    };
+    let blocks = x.chunks(1024).zip(weights.chunks(1024)).map(|(x, weights)| block(x, weights));
+    blocks.reduce(|sum, block| sum + block).unwrap_or_default()
+}
+
+#[test]
+fn sums_have_the_documented_order() {
+    for format in [Format::F32, Format::Bf16, Format::Fp8] {
+        for (rows, out, width) in [(1, 19, 96), (4, 30, 1003), (8, 7, 2500), (12, 50, 1100), (33, 30, 3000)] {
+            let mut random = Random::new(width as u64);
+            let w = format.matrix(out, width, &mut random);
+            let x = random.normals(rows * width);
+            let mut weights = vec![0.0; width];
+            for isa in Isa::available() {
+                let y = product(&Team::serial().with_isa(isa), &x, rows, &w);
+                for (index, y) in y.iter().enumerate() {
+                    w.row_into(index % out, &mut weights);
+                    let want = by_definition(isa, &x[index / out * width..][..width], &weights);
+                    assert_eq!(y.to_bits(), want.to_bits(), "{isa:?} {format:?} {rows}x{out}x{width} output {index}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn all_fp8_codes_multiply_exactly_on_every_set() {
     // One non-zero input at a time: a product is then one weight, code · scale rounded once.

@@ -7,7 +7,9 @@ use rally::engine::schedule::policy::Schedule;
 use rally::engine::stage::Probe;
 use rally::engine::values::Values;
 use rally::engine::{Engine, RunEvent};
+use rally::graph::kinds::KindRegistry;
 use rally::graph::spec::DeploymentSpec;
+use rally::graph::stage_graph::StageGraph;
 use rally::stages::checkpoint::Checkpoint;
 use rally::stages::config::load_model_shape;
 use rally::stages::deployment::{AssembleOptions, assemble, make_exact};
@@ -135,7 +137,8 @@ pub fn run(spec: &DeploymentSpec, model: &Path, asks: &[Ask], probe: Option<Arc<
     let weights = Checkpoint::open(model).expect("the model's weights are there");
     let schedule = Schedule::from_spec(&spec.schedule).expect("tests use policies that run");
     let options = AssembleOptions { spans_per_lane: 0, probe };
-    let parts = assemble(spec, &shape, &weights, &schedule, &StageRegistry::builtin(), options);
+    let graph = StageGraph::build(spec, &shape, KindRegistry::shared()).expect("the graph unrolls");
+    let parts = assemble(spec, graph, &shape, &weights, &schedule, &StageRegistry::builtin(), options);
     let engine = Engine::start(parts.unwrap_or_else(|error| panic!("{error}"))).expect("threads can be had");
     let requests = asks.iter().enumerate().map(|(id, ask)| SequenceRequest {
         id: id as u64,
@@ -163,13 +166,19 @@ pub fn exact(mut spec: DeploymentSpec) -> DeploymentSpec {
     spec
 }
 
+/// Chosen experts and their weights, best first.
+pub type Routing = (Vec<u32>, Vec<f32>);
+
+/// A row of a sequence: its id, and the position in it.
+pub type Row = (u64, usize);
+
 /// Notes x after `embed` and every `combine`, and the routing of every MoE layer, by sequence and position.
 #[derive(Default)]
 pub struct Notes {
-    /// (sequence, position) to one row a layer boundary, embedding first.
-    pub hidden: Mutex<HashMap<(u64, usize), Vec<Vec<f32>>>>,
-    /// (sequence, position) to (ids, weights), one entry a MoE layer.
-    pub routing: Mutex<HashMap<(u64, usize), Vec<(Vec<u32>, Vec<f32>)>>>,
+    /// One row a layer boundary, embedding first.
+    pub hidden: Mutex<HashMap<Row, Vec<Vec<f32>>>>,
+    /// One entry a MoE layer.
+    pub routing: Mutex<HashMap<Row, Vec<Routing>>>,
 }
 
 impl Probe for Notes {

@@ -13,7 +13,7 @@ use crate::simd::{Kernel, LANES, Simd};
 /// first-level cache.
 const BLOCK: usize = 1024;
 
-/// Columns of a widened panel: with the 1,024 inputs of a block 192 KiB, which a second-level cache keeps beside a few
+/// Columns of a panel: widened, with the 1,024 inputs of a block 192 KiB, which a second-level cache keeps beside a few
 /// rows of activations. A multiple of every tile's columns.
 const PANEL_COLUMNS: usize = 48;
 
@@ -72,7 +72,8 @@ impl Product<'_> {
                     1 => self.narrow::<S, F, 1, 4>(&weights),
                     2 => self.narrow::<S, F, 2, 3>(&weights),
                     3 => self.narrow::<S, F, 3, 2>(&weights),
-                    _ => self.wide::<S, F, 3, 2>(&weights),
+                    _ if F::SCALED => self.widened::<S, F, 3, 2>(&weights),
+                    _ => self.as_stored::<S, F, 3, 2>(&weights),
                 };
             }
             // An fp8 tile also holds four vectors of each column's weights.
@@ -93,7 +94,8 @@ impl Product<'_> {
                 (6, true) => self.narrow::<S, F, 6, 2>(&weights),
                 (7, true) => self.narrow::<S, F, 7, 2>(&weights),
                 (8, true) => self.narrow::<S, F, 8, 2>(&weights),
-                _ => self.wide::<S, F, 4, 6>(&weights),
+                (_, false) => self.as_stored::<S, F, 4, 6>(&weights),
+                (_, true) => self.widened::<S, F, 4, 6>(&weights),
             }
         }
     }
@@ -145,59 +147,76 @@ impl Product<'_> {
         }
     }
 
-    /// Many rows: a panel of weights is widened to a buffer that the second-level cache holds, then used by tiles of
-    /// R rows and C columns.
+    /// Many rows, weights that are cheap to widen: a panel of them as stored, which the second-level cache holds, is
+    /// used by tiles of R rows and C columns that widen it each time.
     ///
     /// # Safety
     ///
-    /// As `columns`.
+    /// As `columns`; R is at most 4.
     #[inline(always)]
-    unsafe fn wide<S: Simd, F: Format, const R: usize, const C: usize>(&self, weights: &Weights<'_, F>) {
-        // Taken out rather than borrowed in a closure: a closure would not be compiled for the instruction set.
-        let mut panel = PANEL.take();
-        panel.grow(PANEL_COLUMNS * PANEL_STRIDE);
+    unsafe fn as_stored<S: Simd, F: Format, const R: usize, const C: usize>(&self, weights: &Weights<'_, F>) {
         let width = self.width::<F>();
         for first in self.columns.clone().step_by(PANEL_COLUMNS) {
             let columns = first..self.columns.end.min(first + PANEL_COLUMNS);
             for start in (0..width).step_by(BLOCK) {
                 let len = BLOCK.min(width - start);
-                // SAFETY: the panel holds PANEL_COLUMNS rows of BLOCK numbers; columns lie within the matrix.
+                let panel = Panel { weights, first, first_input: start, columns: columns.clone(), start, len };
+                // SAFETY: columns and inputs lie within the matrix.
+                unsafe { self.panel_rows::<S, F, R, C>(&panel) };
+            }
+        }
+    }
+
+    /// Many rows, weights that are dear to widen: a panel is widened once to a buffer that the second-level cache
+    /// holds, then used by tiles of R rows and C columns.
+    ///
+    /// # Safety
+    ///
+    /// As `columns`; R is at most 4.
+    #[inline(always)]
+    unsafe fn widened<S: Simd, F: Format, const R: usize, const C: usize>(&self, weights: &Weights<'_, F>) {
+        // Taken out rather than borrowed in a closure: a closure would not be compiled for the instruction set.
+        let mut buffer = PANEL.take();
+        buffer.grow(PANEL_COLUMNS * PANEL_STRIDE);
+        let width = self.width::<F>();
+        for first in self.columns.clone().step_by(PANEL_COLUMNS) {
+            let columns = first..self.columns.end.min(first + PANEL_COLUMNS);
+            for start in (0..width).step_by(BLOCK) {
+                let len = BLOCK.min(width - start);
+                // SAFETY: the buffer holds PANEL_COLUMNS rows of BLOCK numbers; columns lie within the matrix.
                 unsafe {
-                    for (to, column) in panel.chunks_exact_mut(PANEL_STRIDE).zip(columns.clone()) {
+                    for (to, column) in buffer.chunks_exact_mut(PANEL_STRIDE).zip(columns.clone()) {
                         weights.widen::<S>(column, start, &mut to[..len]);
                     }
-                    self.panel_rows::<S, R, C>(&panel, columns.clone(), start, len);
+                    let weights =
+                        &Weights::<F32Format> { values: &buffer, stride: PANEL_STRIDE, scales: &[], scale_stride: 0 };
+                    let panel = Panel { weights, first: 0, first_input: 0, columns: columns.clone(), start, len };
+                    self.panel_rows::<S, F32Format, R, C>(&panel);
                 }
             }
         }
-        PANEL.set(panel);
+        PANEL.set(buffer);
     }
 
     /// All rows times the columns of a panel, over one block of inputs.
     ///
     /// # Safety
     ///
-    /// As `columns`; `panel` holds `len` inputs for each of `columns`; R is at most 4.
+    /// As `columns`; the panel's weights are there; R is at most 4.
     #[inline(always)]
-    unsafe fn panel_rows<S: Simd, const R: usize, const C: usize>(
-        &self,
-        panel: &[f32],
-        columns: Range<usize>,
-        start: usize,
-        len: usize,
-    ) {
+    unsafe fn panel_rows<S: Simd, F: Format, const R: usize, const C: usize>(&self, panel: &Panel<'_, F>) {
         let mut row = 0;
         // SAFETY: rows stay below `self.rows`; the rest is passed on.
         unsafe {
             while row + R <= self.rows {
-                self.panel_strip::<S, R, C>(panel, row, columns.clone(), start, len);
+                self.panel_strip::<S, F, R, C>(panel, row);
                 row += R;
             }
             match self.rows - row {
                 0 => {}
-                1 => self.panel_strip::<S, 1, C>(panel, row, columns, start, len),
-                2 => self.panel_strip::<S, 2, C>(panel, row, columns, start, len),
-                _ => self.panel_strip::<S, 3, C>(panel, row, columns, start, len),
+                1 => self.panel_strip::<S, F, 1, C>(panel, row),
+                2 => self.panel_strip::<S, F, 2, C>(panel, row),
+                _ => self.panel_strip::<S, F, 3, C>(panel, row),
             }
         }
     }
@@ -208,31 +227,41 @@ impl Product<'_> {
     ///
     /// As `panel_rows`; `row + R` is at most `self.rows`.
     #[inline(always)]
-    unsafe fn panel_strip<S: Simd, const R: usize, const C: usize>(
-        &self,
-        panel: &[f32],
-        row: usize,
-        columns: Range<usize>,
-        start: usize,
-        len: usize,
-    ) {
-        let x = self.x_at(row, start);
-        let panel_row = |index: usize| panel[index * PANEL_STRIDE..].as_ptr();
+    unsafe fn panel_strip<S: Simd, F: Format, const R: usize, const C: usize>(&self, panel: &Panel<'_, F>, row: usize) {
+        let columns = panel.columns.len();
         let mut index = 0;
         // SAFETY: `x` has R rows from here, the panel a row for each column.
         unsafe {
-            while index + C <= columns.len() {
-                let rows = std::array::from_fn(|c| panel_row(index + c));
-                let sums = tile::<S, F32Format, R, C>(x, self.x_stride, rows, [panel.as_ptr(); C], len);
-                self.add(row, columns.start + index, start, sums);
+            while index + C <= columns {
+                self.panel_tile::<S, F, R, C>(panel, row, index);
                 index += C;
             }
-            while index < columns.len() {
-                let rows = [panel_row(index)];
-                let sums = tile::<S, F32Format, R, 1>(x, self.x_stride, rows, [panel.as_ptr()], len);
-                self.add(row, columns.start + index, start, sums);
+            while index < columns {
+                self.panel_tile::<S, F, R, 1>(panel, row, index);
                 index += 1;
             }
+        }
+    }
+
+    /// R rows times C columns of a panel from its column `index`.
+    ///
+    /// # Safety
+    ///
+    /// As `panel_strip`; `index + C` is at most the panel's columns.
+    #[inline(always)]
+    unsafe fn panel_tile<S: Simd, F: Format, const R: usize, const C: usize>(
+        &self,
+        panel: &Panel<'_, F>,
+        row: usize,
+        index: usize,
+    ) {
+        let rows = std::array::from_fn(|c| panel.weights.at(panel.first + index + c, panel.first_input));
+        let scales = std::array::from_fn(|c| panel.weights.scales_at(panel.first + index + c, panel.first_input));
+        // SAFETY: the caller's promise.
+        unsafe {
+            let x = self.x_at(row, panel.start);
+            let sums = tile::<S, F, R, C>(x, self.x_stride, rows, scales, panel.len);
+            self.add(row, panel.columns.start + index, panel.start, sums);
         }
     }
 
@@ -264,6 +293,19 @@ impl Product<'_> {
             }
         }
     }
+}
+
+/// One block of inputs of some columns, and where its weights are.
+struct Panel<'a, F: Format> {
+    weights: &'a Weights<'a, F>,
+    /// Row and input of `weights` that hold the first column and the first input.
+    first: usize,
+    first_input: usize,
+    /// Columns of the output.
+    columns: Range<usize>,
+    /// Inputs from `start`, `len` of them.
+    start: usize,
+    len: usize,
 }
 
 /// One block of the sums of R rows of activations with C rows of weights.

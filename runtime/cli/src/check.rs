@@ -2,7 +2,7 @@
 
 use crate::Format;
 use crate::error::CliError;
-use crate::graph_file::{self, Checked};
+use crate::graph_file;
 use crate::{output, report};
 use clap::Args;
 use rally_graph::diagnostic::Diagnostic;
@@ -11,6 +11,7 @@ use rally_graph::memory::{self, Budget, DeviceMemory};
 use rally_graph::model::ModelShape;
 use rally_graph::spec::DeploymentSpec;
 use rally_graph::words::{bytes, microseconds, plural};
+use rally_stages::deployment::Checked;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,67 +1,14 @@
-//! Opening a graph file: its bytes, every fault in them, and the shapes of its model.
-//!
-//! Opens no weights and no device. Paths in a graph are relative to its own file; `--model` replaces the graph's model.
+//! A graph file held against this machine, its faults reported on stderr.
 
 use crate::doctor;
-use crate::error::CliError;
 use crate::report;
-use rally_graph::diagnostic::{Diagnostic, Reporter};
 use rally_graph::hardware::Machine;
-use rally_graph::kinds::KindRegistry;
-use rally_graph::model::ModelShape;
-use rally_graph::parse::{MAX_BYTES, parse_graph};
-use rally_graph::source::Positions;
-use rally_graph::spec::{DeploymentSpec, ModelSource};
-use rally_graph::validate::{Validation, validate};
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use rally_stages::deployment::{Checked, Choices, check_graph};
+use std::path::Path;
 
-/// A graph without errors, and its model.
-pub struct Opened {
-    /// The graph.
-    pub spec: DeploymentSpec,
-    /// Shapes of the model.
-    pub shape: ModelShape,
-    /// The model's folder; `None` where the graph has a configuration and a rule that makes weights.
-    pub model_folder: Option<PathBuf>,
-}
-
-/// All that can be said about a graph file.
-pub struct Checked {
-    /// The deployment; absent where the file has faults of form.
-    pub spec: Option<DeploymentSpec>,
-    /// Shapes of the model; absent where they cannot be read.
-    pub shape: Option<ModelShape>,
-    /// The model's folder, if it has one.
-    pub model_folder: Option<PathBuf>,
-    /// Every fault and warning, in the order of the file.
-    pub diagnostics: Vec<Diagnostic>,
-    /// The file's text and places.
-    pub positions: Positions,
-}
-
-impl Checked {
-    /// Whether there is no error (there may be warnings).
-    pub fn is_good(&self) -> bool {
-        !self.diagnostics.iter().any(Diagnostic::is_error)
-    }
-}
-
-/// Opens a graph that must be good: prints what there is to say to stderr, and fails if any of it is an error.
-pub fn open(path: &Path, model: Option<&Path>) -> Result<Opened, CliError> {
-    let checked = check(path, model);
-    report::print(path, checked.positions.text(), &checked.diagnostics);
-    if !checked.is_good() {
-        return Err(CliError::Reported);
-    }
-    match (checked.spec, checked.shape) {
-        (Some(spec), Some(shape)) => Ok(Opened { spec, shape, model_folder: checked.model_folder }),
-        _ => Err(CliError::Failure(format!("{}: no error was reported, but there is no graph", path.display()))),
-    }
-}
-
-/// Reads and judges a graph file. Whatever is wrong, unreadable files included, is among the diagnostics.
+/// Reads and judges a graph file; `model` replaces the graph's.
 pub fn check(path: &Path, model: Option<&Path>) -> Checked {
+<<<<<<< HEAD
     let registry = KindRegistry::shared();
     let bytes = match read(path) {
         Ok(bytes) => bytes,
@@ -88,6 +35,14 @@ pub fn check(path: &Path, model: Option<&Path>) -> Checked {
     diagnostics.sort_by_key(|diagnostic| diagnostic.span.start);
     let spec = whole.then(|| spec.clone());
     Checked { spec, shape, model_folder, diagnostics, positions: parsed.positions }
+=======
+    check_graph(path, &Choices { model, machine: this_machine(), ..Choices::default() })
+}
+
+/// Prints what was found.
+pub fn report(checked: &Checked) {
+    report::print(&checked.path, checked.positions.text(), &checked.diagnostics);
+>>>>>>> main
 }
 
 /// What the machine that runs this program has.
@@ -102,48 +57,4 @@ fn online_cores() -> usize {
         Some(last + 1)
     });
     last.unwrap_or_else(doctor::available_cores)
-}
-
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    if std::fs::metadata(path)?.is_dir() {
-        return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder"));
-    }
-    // One byte past the limit is enough to know that a file is too large.
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-fn unreadable(path: &Path, error: &io::Error) -> Checked {
-    let positions = Positions::default();
-    let mut reporter = Reporter::new(&positions);
-    reporter.error("file-unreadable", "", format!("the graph file {} cannot be read: {error}", path.display()));
-    let diagnostics = reporter.finish();
-    Checked { spec: None, shape: None, model_folder: None, diagnostics, positions }
-}
-
-/// Where the configuration is, and the model's folder if it has one.
-fn locate_model(path: &Path, spec: &DeploymentSpec, model: Option<&Path>) -> (PathBuf, Option<PathBuf>) {
-    let base = path.parent().unwrap_or(Path::new(""));
-    match (model, &spec.model) {
-        (Some(folder), _) => (folder.to_owned(), Some(folder.to_owned())),
-        (None, ModelSource::Folder(folder)) => (base.join(folder), Some(base.join(folder))),
-        (None, ModelSource::Config(source)) => (base.join(&source.config), None),
-    }
-}
-
-fn model_fault(positions: &Positions, spec: &DeploymentSpec, model: Option<&Path>, error: &str) -> Vec<Diagnostic> {
-    let pointer = match (model, &spec.model) {
-        (None, ModelSource::Config(_)) => "/model/config",
-        _ => "/model",
-    };
-    let mut reporter = Reporter::new(positions);
-    let added = reporter.error("model-unreadable", pointer, format!("the model cannot be used: {error}"));
-    match (model, &spec.model) {
-        (Some(_), _) => added.with_help("`--model` names a folder with `config.json`"),
-        (None, ModelSource::Folder(_)) => added
-            .with_help("`model` is a folder with `config.json`, relative to the graph file; `--model DIR` replaces it"),
-        (None, ModelSource::Config(_)) => added.with_help("`config` is a `config.json`, relative to the graph file"),
-    };
-    reporter.finish()
 }

@@ -60,8 +60,8 @@ impl fmt::Display for Report<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Diagnostic { message, line, column, .. } = self.diagnostic;
         match self.span {
-            Some(_) => out.write_str(message),
-            None => write!(out, "{message} (line {line}, column {column})"),
+            None if self.diagnostic.span.end > 0 => write!(out, "{message} (line {line}, column {column})"),
+            _ => out.write_str(message),
         }
     }
 }

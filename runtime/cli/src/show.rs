@@ -2,12 +2,13 @@
 
 use crate::Format;
 use crate::error::{Blame, CliError};
-use crate::graph_file::{self, Checked};
+use crate::graph_file;
 use crate::{output, report, show_plan};
 use clap::{Args, ValueEnum};
 use rally_graph::diagnostic::Diagnostic;
 use rally_graph::kinds::KindRegistry;
 use rally_graph::render;
+use rally_stages::deployment::Checked;
 use std::path::PathBuf;
 use std::process::ExitCode;
 

@@ -1,9 +1,11 @@
 //! `rally show --plan`: the lane orders of one cycle, with the waits between lanes.
 
 use crate::error::{Blame, CliError};
-use crate::graph_file::Checked;
+use rally_stages::deployment::Checked;
+
 use crate::show::Form;
 use rally_engine::schedule::policy::Schedule;
+use rally_graph::kinds::KindRegistry;
 use rally_graph::plan::{Plan, PlannedTask, TaskRole, TaskTable};
 use rally_graph::stage_graph::StageGraph;
 use serde::Serialize;
@@ -16,7 +18,7 @@ pub fn render(checked: &Checked, form: Option<Form>) -> Result<String, CliError>
         Some(Form::Json) => true,
         Some(_) => return Err(CliError::Mistake("a plan is shown as text or with `--as json`".into())),
     };
-    let graph = StageGraph::build(spec, shape).or_mistake()?;
+    let graph = StageGraph::build(spec, shape, KindRegistry::shared()).or_mistake()?;
     let schedule = Schedule::from_spec(&spec.schedule).or_mistake()?;
     let table = TaskTable::new(&graph);
     let orders = schedule.policy.orders(&table, schedule.micro_batches);

@@ -6,6 +6,7 @@ use rally_engine::schedule::planner::{FinishReason, PlannerConfig};
 use rally_engine::schedule::policy::{PingPong, Policy, Sequential};
 use rally_engine::stage::{Sample, Stage, StageError, TaskContext};
 use rally_engine::{DeviceParts, Engine, EngineError, EngineParts, RunEvent, Widths};
+use rally_graph::kinds::{KindRegistry, Role};
 use rally_graph::model::{LayerKind, ModelShape, WeightFormat};
 use rally_graph::plan::{Plan, TaskTable};
 use rally_graph::spec::DeploymentSpec;
@@ -167,7 +168,7 @@ fn graph(attention: usize, split: bool) -> StageGraph {
         "schedule": { "policy": "ping_pong", "micro_batches": 3 },
     }))
     .expect("the toy graph is well formed");
-    StageGraph::build(&spec, &shape()).expect("the toy graph unrolls")
+    StageGraph::build(&spec, &shape(), KindRegistry::shared()).expect("the toy graph unrolls")
 }
 
 struct Setup {
@@ -217,7 +218,7 @@ impl Setup {
             page_tokens: 8,
             max_positions: 1 << 20,
         };
-        let attention = graph.devices_of_kind("embed");
+        let attention = graph.devices_of_role(Role::Embed);
         let widths = Widths { hidden: HIDDEN, top_k: 1 };
         EngineParts { graph, plan, planner, widths, devices, attention, spans_per_lane: 64, probe: None }
     }

@@ -4,6 +4,7 @@
 //! micro-batches and no lanes (see [`crate::plan`]), and it trusts that the spec was validated: what validation would have
 //! refused comes back as a [`BuildError`], never as a panic.
 
+use crate::kinds::{KindRegistry, Role, StageKindInfo};
 use crate::model::{LayerKind, ModelShape};
 use crate::spec::{Backend, DeploymentSpec, OneOrMany, Routing, StageEntry, StageSpec, WireDtype};
 use petgraph::graph::{DiGraph, NodeIndex};
@@ -44,6 +45,8 @@ pub struct ResolvedStage {
     pub id: String,
     /// Kind of work.
     pub kind: String,
+    /// What the kind is for.
+    pub role: Role,
     /// Where it stands.
     pub section: Section,
     /// Devices it runs on, in order; empty for transfers.
@@ -58,8 +61,9 @@ impl ResolvedStage {
     /// A stage of a built-in kind on the only device there is, for running it outside a graph.
     pub fn standalone(kind: &str) -> Self {
         let spec = StageSpec { kind: kind.into(), ..StageSpec::default() };
+        let role = KindRegistry::shared().get(kind).map_or(Role::Rowwise, StageKindInfo::role);
         let (id, kind) = (kind.into(), kind.into());
-        Self { id, kind, section: Section::Layers, devices: vec![0], transfer: None, spec }
+        Self { id, kind, role, section: Section::Layers, devices: vec![0], transfer: None, spec }
     }
 }
 
@@ -132,6 +136,14 @@ pub enum BuildError {
         /// The text.
         selector: String,
     },
+    /// A kind that the registry does not have.
+    #[error("stage `{stage}`: there is no kind `{kind}`")]
+    UnknownKind {
+        /// The stage.
+        stage: String,
+        /// The kind.
+        kind: String,
+    },
     /// The stages of a layer depend on each other in a circle.
     #[error("the stages form a cycle through `{stage}`")]
     Cycle {
@@ -157,9 +169,9 @@ pub struct StageGraph {
 
 impl StageGraph {
     /// Unrolls `spec` over the layers of `shape`.
-    pub fn build(spec: &DeploymentSpec, shape: &ModelShape) -> Result<Self, BuildError> {
+    pub fn build(spec: &DeploymentSpec, shape: &ModelShape, kinds: &KindRegistry) -> Result<Self, BuildError> {
         let devices = expand_devices(spec);
-        let stages = resolve_stages(spec, &devices)?;
+        let stages = resolve_stages(spec, &devices, kinds)?;
         let mut builder = Unroll { stages: &stages, graph: DiGraph::new(), last: Vec::new() };
         builder.chain_section(Section::Before);
         for (layer, kind) in shape.layers.iter().enumerate() {
@@ -179,10 +191,10 @@ impl StageGraph {
         &self.stages[self.graph[node].stage]
     }
 
-    /// Devices of every stage of `kind`, each once, in order.
-    pub fn devices_of_kind(&self, kind: &str) -> Vec<DeviceIndex> {
+    /// Devices of every stage with `role`, each once, in order.
+    pub fn devices_of_role(&self, role: Role) -> Vec<DeviceIndex> {
         let mut devices: Vec<DeviceIndex> = Vec::new();
-        for stage in self.stages.iter().filter(|stage| stage.kind == kind) {
+        for stage in self.stages.iter().filter(|stage| stage.role == role) {
             for device in &stage.devices {
                 if !devices.contains(device) {
                     devices.push(*device);
@@ -239,15 +251,19 @@ fn resolve_names(stage: &str, names: &OneOrMany, devices: &[Device]) -> Result<V
     Ok(found)
 }
 
-fn resolve_stages(spec: &DeploymentSpec, devices: &[Device]) -> Result<Vec<ResolvedStage>, BuildError> {
+fn resolve_stages(
+    spec: &DeploymentSpec,
+    devices: &[Device],
+    kinds: &KindRegistry,
+) -> Result<Vec<ResolvedStage>, BuildError> {
     let mut stages = Vec::new();
     let mut section = Section::Before;
     for entry in &spec.stages {
         match entry {
-            StageEntry::Stage(stage) => stages.push(resolve_stage(stage, section, devices)?),
+            StageEntry::Stage(stage) => stages.push(resolve_stage(stage, section, devices, kinds)?),
             StageEntry::Layers(block) => {
                 for stage in &block.layers {
-                    stages.push(resolve_stage(stage, Section::Layers, devices)?);
+                    stages.push(resolve_stage(stage, Section::Layers, devices, kinds)?);
                 }
                 section = Section::After;
             }
@@ -256,20 +272,29 @@ fn resolve_stages(spec: &DeploymentSpec, devices: &[Device]) -> Result<Vec<Resol
     Ok(stages)
 }
 
-fn resolve_stage(spec: &StageSpec, section: Section, devices: &[Device]) -> Result<ResolvedStage, BuildError> {
+fn resolve_stage(
+    spec: &StageSpec,
+    section: Section,
+    devices: &[Device],
+    kinds: &KindRegistry,
+) -> Result<ResolvedStage, BuildError> {
     let id = spec.id.clone().unwrap_or_else(|| spec.kind.clone());
+    let Some(info) = kinds.get(&spec.kind) else {
+        return Err(BuildError::UnknownKind { stage: id, kind: spec.kind.clone() });
+    };
+    let role = info.role();
     let names = |names: &Option<OneOrMany>| match names {
         Some(names) => resolve_names(&id, names, devices),
         None => Ok(Vec::new()),
     };
-    let transfer = (spec.kind == "transfer").then_some(ResolvedTransfer {
+    let transfer = (role == Role::Transfer).then_some(ResolvedTransfer {
         from: names(&spec.from)?,
         to: names(&spec.to)?,
         dtype: spec.dtype.unwrap_or_default(),
         routing: spec.routing.unwrap_or_default(),
     });
     let devices = names(&spec.on)?;
-    Ok(ResolvedStage { id, kind: spec.kind.clone(), section, devices, transfer, spec: spec.clone() })
+    Ok(ResolvedStage { id, kind: spec.kind.clone(), role, section, devices, transfer, spec: spec.clone() })
 }
 
 struct Unroll<'a> {
@@ -339,11 +364,11 @@ impl Unroll<'_> {
 
     /// After an FFN of this layer a transfer carries y; before it, u, with the routing if the router has run.
     fn payload(&self, stage: &ResolvedStage, present: &[(StageIndex, NodeIndex)]) -> Payload {
-        let ran = |kind: &str| present.iter().any(|(other, _)| self.stages[*other].kind == kind);
+        let ran = |role: Role| present.iter().any(|(other, _)| self.stages[*other].role == role);
         match () {
             () if stage.transfer.is_none() => Payload::None,
-            () if ran("expert_ffn") || ran("dense_ffn") => Payload::Output,
-            () if ran("router") => Payload::RoutedInput,
+            () if ran(Role::Ffn) => Payload::Output,
+            () if ran(Role::Router) => Payload::RoutedInput,
             () => Payload::Input,
         }
     }

@@ -1,5 +1,6 @@
 //! Policies give complete orders; wrong orders are refused before anything runs.
 
+use rally_graph::kinds::KindRegistry;
 use rally_graph::model::{LayerKind, ModelShape, WeightFormat};
 use rally_graph::plan::{Plan, PlanError, TaskRole, TaskTable, Turn};
 use rally_graph::spec::DeploymentSpec;
@@ -54,7 +55,8 @@ fn spec(attention: usize, ffn: usize) -> DeploymentSpec {
 }
 
 fn table(attention: usize, ffn: usize, layers: usize) -> (StageGraph, TaskTable) {
-    let graph = StageGraph::build(&spec(attention, ffn), &shape(layers)).expect("the toy graph unrolls");
+    let graph = StageGraph::build(&spec(attention, ffn), &shape(layers), KindRegistry::shared())
+        .expect("the toy graph unrolls");
     let table = TaskTable::new(&graph);
     (graph, table)
 }

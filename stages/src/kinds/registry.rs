@@ -30,7 +30,29 @@ pub struct BuildContext<'a> {
     pub shared: &'a mut HashMap<String, Arc<Matrix>>,
 }
 
-impl BuildContext<'_> {
+impl<'a> BuildContext<'a> {
+    /// For a stage outside any graph: one device, small batches.
+    pub fn standalone(
+        stage: &'a ResolvedStage,
+        layers: Vec<usize>,
+        shape: &'a ModelShape,
+        weights: &'a dyn WeightSource,
+        shared: &'a mut HashMap<String, Arc<Matrix>>,
+    ) -> Self {
+        let planner = PlannerConfig {
+            micro_batches: 1,
+            devices: 1,
+            sequences: 16,
+            sequences_per_device: 16,
+            rows_per_device: 64,
+            prefill_chunk: 64,
+            pages_per_device: 64,
+            page_tokens: 64,
+            max_positions: shape.max_positions,
+        };
+        Self { stage, device: 0, layers, shape, weights, planner, attention_devices: 1, shared }
+    }
+
     /// Most rows of a micro-batch on a device that holds sequences.
     pub fn attention_rows(&self) -> usize {
         self.planner.rows_per_device

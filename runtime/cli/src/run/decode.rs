@@ -4,7 +4,7 @@ use super::collect::Collector;
 use super::console::Console;
 use crate::error::{Blame, CliError};
 use crate::requests::RequestId;
-use crossbeam::channel::{Receiver, never, select};
+use crossbeam::channel::{Receiver, select};
 use rally_engine::schedule::batch::{SequenceRequest, TokenDetail};
 use rally_engine::{Engine, EngineParts, RunEvent, RunReport};
 use rally_stages::text::TextCodec;
@@ -48,14 +48,14 @@ pub fn decode(
     jobs: &[Job],
     codec: Option<&TextCodec>,
     console: &mut Console,
-    interrupts: Option<Receiver<()>>,
+    interrupts: &Receiver<()>,
 ) -> Result<Outcome, CliError> {
     let engine = Engine::start(parts).or_failure()?;
     let submitted = Instant::now();
     let collectors = jobs.iter().map(|job| collector(job, codec, submitted)).collect();
     engine.submit(jobs.iter().map(|job| job.sequence.clone())).or_mistake()?;
     let mut run = Run { engine, collectors, console, open: jobs.len(), interrupted: false };
-    let interrupts = interrupts.unwrap_or_else(never);
+    tracing::info!(requests = jobs.len(), "decoding");
     while run.open > 0 {
         select! {
             recv(run.engine.events()) -> event => match event {

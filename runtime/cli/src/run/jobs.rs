@@ -4,10 +4,10 @@ use super::RunArgs;
 use super::decode::Job;
 use crate::error::{Blame, CliError};
 use crate::requests::{self, Prompt, RequestId, RequestSpec, check_against, parse_requests};
-use crate::session::Session;
 use clap::Args;
 use rally_engine::schedule::batch::{SamplingParams, SequenceRequest, TokenDetail};
 use rally_engine::schedule::planner::StepPlanner;
+use rally_stages::deployment::Deployment;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -41,9 +41,9 @@ pub struct RequestDefaults {
 }
 
 /// Makes the jobs of a run.
-pub fn make(args: &RunArgs, session: &Session) -> Result<Vec<Job>, CliError> {
+pub fn make(args: &RunArgs, deployment: &Deployment) -> Result<Vec<Job>, CliError> {
     let specs = match &args.requests {
-        Some(path) => read_file(path, session)?,
+        Some(path) => read_file(path, deployment)?,
         None => from_prompts(&args.prompts, &args.defaults)?,
     };
     if specs.is_empty() {
@@ -57,15 +57,15 @@ pub fn make(args: &RunArgs, session: &Session) -> Result<Vec<Job>, CliError> {
             spec.id
         )));
     }
-    let planner = StepPlanner::new(session.planner_config());
-    specs.into_iter().enumerate().map(|(index, spec)| job(index, spec, args, session, &planner)).collect()
+    let planner = StepPlanner::new(deployment.planner_config().or_mistake()?);
+    specs.into_iter().enumerate().map(|(index, spec)| job(index, spec, args, deployment, &planner)).collect()
 }
 
-fn read_file(path: &Path, session: &Session) -> Result<Vec<RequestSpec>, CliError> {
+fn read_file(path: &Path, deployment: &Deployment) -> Result<Vec<RequestSpec>, CliError> {
     let bytes =
         std::fs::read(path).map_err(|error| format!("{}: cannot be read: {error}", path.display())).or_mistake()?;
     let specs = parse_requests(&bytes, path).or_mistake()?;
-    check_against(&specs, &session.shape, path).or_mistake()?;
+    check_against(&specs, &deployment.shape, path).or_mistake()?;
     Ok(specs)
 }
 
@@ -87,23 +87,23 @@ fn job(
     index: usize,
     spec: RequestSpec,
     args: &RunArgs,
-    session: &Session,
+    deployment: &Deployment,
     planner: &StepPlanner,
 ) -> Result<Job, CliError> {
     let name = |error: String| CliError::Mistake(format!("request `{}`: {error}", spec.id));
     let (opening, prompt) = match &spec.prompt {
         Prompt::TokenIds(ids) => (String::new(), ids.clone()),
         Prompt::Text(text) => {
-            let codec = session.codec.as_ref().ok_or_else(|| {
+            let codec = deployment.codec.as_ref().ok_or_else(|| {
                 name("the model has no tokenizer.json: give `prompt_token_ids` in a --requests file".into())
             })?;
             (text.clone(), codec.encode(text, true).map_err(|error| name(error.to_string()))?)
         }
     };
-    if !spec.stop.is_empty() && session.codec.is_none() {
+    if !spec.stop.is_empty() && deployment.codec.is_none() {
         return Err(name("`stop` needs text, and the model has no tokenizer.json".into()));
     }
-    let stop_token_ids: &[u32] = if spec.ignore_eos { &[] } else { &session.shape.eos_token_ids };
+    let stop_token_ids: &[u32] = if spec.ignore_eos { &[] } else { &deployment.shape.eos_token_ids };
     let sequence = SequenceRequest {
         id: index as u64,
         prompt: Arc::from(prompt),

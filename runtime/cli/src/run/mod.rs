@@ -9,16 +9,17 @@ mod trace;
 use crate::Format;
 use crate::error::{Blame, CliError};
 use crate::output::{OutputFile, print};
-use crate::session::{Session, SessionArgs};
+use crate::session::{self, SessionArgs};
 use clap::Args;
 use collect::{Collector, RequestResult};
 use console::Console;
 use crossbeam::channel::{Receiver, bounded};
 use decode::{Job, Outcome};
-use rally_stages::deployment::AssembleOptions;
+use rally_stages::deployment::{AssembleOptions, Deployment};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Arguments of `rally run`.
 #[derive(Debug, Args)]
@@ -56,32 +57,38 @@ struct Outputs {
 
 /// Runs the command.
 pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
-    let session = Session::open(&args.session)?;
-    let jobs = jobs::make(args, &session)?;
+    let deployment = session::open(&args.session)?;
+    if args.trace.as_ref().is_some_and(|path| path.extension().is_some_and(|ending| ending == "html")) {
+        return Err(CliError::Mistake("--trace writes JSON in this version: give it a name that ends in .json".into()));
+    }
+    let jobs = jobs::make(args, &deployment)?;
     let open = |path: &Option<PathBuf>| path.as_deref().map(OutputFile::create).transpose();
     let outputs = Outputs { out: open(&args.out)?, logits: open(&args.logits)?, trace: open(&args.trace)? };
     let spans_per_lane = if outputs.trace.is_some() { trace::SPANS_PER_LANE } else { 0 };
-    let parts = session.assemble(AssembleOptions { spans_per_lane, probe: None })?;
+    let parts = session::assemble(&deployment, AssembleOptions { spans_per_lane, probe: None })?;
     let (plan, graph) = (parts.plan.clone(), parts.graph.clone());
     let openings = jobs.iter().map(|job| job.opening.clone()).collect();
     let mut console = Console::new(openings, args.format == Format::Json);
-    let outcome = decode::decode(parts, &jobs, session.codec.as_ref(), &mut console, Some(interrupts()?))?;
+    static DECODING: AtomicBool = AtomicBool::new(false);
+    let interrupts = interrupts(&DECODING)?;
+    DECODING.store(true, Ordering::Release);
+    let outcome = decode::decode(parts, &jobs, deployment.codec.as_ref(), &mut console, &interrupts)?;
     if let Some(file) = outputs.trace {
         file.finish(|out| trace::write(out, &outcome.report, &plan, &graph))?;
     }
-    write_results(&outcome, &jobs, outputs.out, outputs.logits, &session)?;
+    write_results(&outcome, &jobs, outputs.out, outputs.logits, &deployment)?;
     if args.format == Format::Json {
-        print(&format!("{}\n", report_json(&outcome, &session)))?;
+        print(&format!("{}\n", report_json(&outcome, &deployment)))?;
     }
-    digest(&outcome, &session);
+    digest(&outcome, &deployment);
     if outcome.interrupted { Err(CliError::Interrupted) } else { Ok(ExitCode::SUCCESS) }
 }
 
-/// Ctrl-C and SIGTERM as messages; the second one ends the process at once.
-fn interrupts() -> Result<Receiver<()>, CliError> {
+/// Ctrl-C and SIGTERM as messages. Before decoding begins, and the second time, they end the process at once.
+fn interrupts(decoding: &'static AtomicBool) -> Result<Receiver<()>, CliError> {
     let (sender, receiver) = bounded(1);
     let handler = move || {
-        if sender.try_send(()).is_err() {
+        if !decoding.load(Ordering::Acquire) || sender.try_send(()).is_err() {
             std::process::exit(130);
         }
     };
@@ -94,7 +101,7 @@ fn write_results(
     jobs: &[Job],
     out: Option<OutputFile>,
     logits: Option<OutputFile>,
-    session: &Session,
+    deployment: &Deployment,
 ) -> Result<(), CliError> {
     if let Some(file) = out {
         file.finish(|out| {
@@ -105,7 +112,7 @@ fn write_results(
         })?;
     }
     if let Some(file) = logits {
-        let bytes = logits_file(&outcome.collectors, jobs, session.shape.vocab).or_failure()?;
+        let bytes = logits_file(&outcome.collectors, jobs, deployment.shape.vocab).or_failure()?;
         file.finish(|out| out.write_all(&bytes))?;
     }
     Ok(())
@@ -125,7 +132,7 @@ fn logits_file(collectors: &[Collector], jobs: &[Job], vocab: usize) -> Result<V
     safetensors::serialize(tensors, None)
 }
 
-fn report_json(outcome: &Outcome, session: &Session) -> serde_json::Value {
+fn report_json(outcome: &Outcome, deployment: &Deployment) -> serde_json::Value {
     let results: Vec<RequestResult> = outcome.collectors.iter().map(Collector::result).collect();
     let lanes: Vec<_> = outcome
         .report
@@ -134,8 +141,8 @@ fn report_json(outcome: &Outcome, session: &Session) -> serde_json::Value {
         .map(|lane| serde_json::json!({ "name": lane.name, "busy_share": lane.busy_share(), "bubble_share": 1.0 - lane.busy_share() }))
         .collect();
     serde_json::json!({
-        "graph": session.spec.name,
-        "schedule": session.schedule.label,
+        "graph": deployment.spec.name,
+        "schedule": deployment.schedule.label,
         "duration_s": outcome.elapsed_s,
         "results": results,
         "lanes": lanes,
@@ -143,7 +150,7 @@ fn report_json(outcome: &Outcome, session: &Session) -> serde_json::Value {
 }
 
 /// A few lines on stderr: how fast, and where the lanes' time went.
-fn digest(outcome: &Outcome, session: &Session) {
+fn digest(outcome: &Outcome, deployment: &Deployment) {
     let tokens: usize = outcome.collectors.iter().map(Collector::tokens).sum();
     let mut tpots: Vec<f64> = outcome.collectors.iter().filter_map(|c| c.result().tpot_ms).collect();
     tpots.sort_by(f64::total_cmp);
@@ -155,7 +162,7 @@ fn digest(outcome: &Outcome, session: &Session) {
     );
     if let Some(median) = tpots.get(tpots.len() / 2) {
         line.push_str(&format!(", median TPOT {median:.2} ms"));
-        if let Some(slo) = session.spec.slo {
+        if let Some(slo) = deployment.spec.slo {
             let kept = tpots.iter().filter(|tpot| **tpot <= slo.tpot_ms).count();
             line.push_str(&format!(" (target {} ms kept by {kept} of {})", slo.tpot_ms, tpots.len()));
         }
@@ -170,7 +177,7 @@ fn digest(outcome: &Outcome, session: &Session) {
     let _ = writeln!(
         io::stderr(),
         "\n{line}\n{} on {} CPU cores, lanes: {}",
-        session.schedule.label,
+        deployment.schedule.label,
         crate::doctor::available_cores(),
         lanes.join(", ")
     );

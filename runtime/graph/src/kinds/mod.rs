@@ -10,7 +10,7 @@ pub mod weights;
 use crate::model::{LayerKind, ModelShape};
 use crate::shard::{ShardCounts, ShardPosition};
 use crate::spec::WireDtype;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// A value that flows along the stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -184,14 +184,15 @@ pub trait StageKindInfo: Send + Sync {
 }
 
 /// The kinds a graph may use.
+#[derive(Clone)]
 pub struct KindRegistry {
-    kinds: Vec<Box<dyn StageKindInfo>>,
+    kinds: Vec<Arc<dyn StageKindInfo>>,
 }
 
 impl KindRegistry {
     /// The built-in kinds alone.
     pub fn builtin() -> Self {
-        Self { kinds: builtin::all() }
+        Self { kinds: builtin::all().into_iter().map(Arc::from).collect() }
     }
 
     /// One shared registry of the built-in kinds.
@@ -203,8 +204,8 @@ impl KindRegistry {
     /// Adds a kind, or replaces the one of the same name.
     pub fn register(&mut self, kind: Box<dyn StageKindInfo>) {
         match self.kinds.iter().position(|known| known.name() == kind.name()) {
-            Some(index) => self.kinds[index] = kind,
-            None => self.kinds.push(kind),
+            Some(index) => self.kinds[index] = Arc::from(kind),
+            None => self.kinds.push(Arc::from(kind)),
         }
     }
 

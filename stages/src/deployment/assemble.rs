@@ -1,4 +1,4 @@
-//! From a checked graph file to the parts of a run: unroll, plan, load each device's weights, make its stages.
+//! From an unrolled graph to the parts of a run: plan, load each device's weights, make its stages.
 
 use crate::checkpoint::WeightSource;
 use crate::kinds::{self, BuildContext, StageRegistry};
@@ -6,6 +6,7 @@ use rally_engine::schedule::planner::PlannerConfig;
 use rally_engine::schedule::policy::Schedule;
 use rally_engine::stage::Probe;
 use rally_engine::{DeviceParts, EngineParts, Widths};
+use rally_graph::kinds::Role;
 use rally_graph::model::ModelShape;
 use rally_graph::plan::{Plan, PlanError, TaskTable};
 use rally_graph::spec::{
@@ -79,9 +80,10 @@ pub fn planner_config(limits: &Limits, attention: usize, micro_batches: usize, s
     }
 }
 
-/// Puts a deployment together. `spec` must have been validated.
+/// Puts a deployment together. `spec` must have been validated, and `graph` made from it.
 pub fn assemble(
     spec: &DeploymentSpec,
+    graph: StageGraph,
     shape: &ModelShape,
     weights: &dyn WeightSource,
     schedule: &Schedule,
@@ -89,11 +91,11 @@ pub fn assemble(
     options: AssembleOptions,
 ) -> Result<EngineParts, AssembleError> {
     refuse_what_only_plans(spec)?;
-    let graph = Arc::new(StageGraph::build(spec, shape)?);
+    let graph = Arc::new(graph);
     let table = TaskTable::new(&graph);
     let orders = schedule.policy.orders(&table, schedule.micro_batches);
     let plan = Arc::new(Plan::compile(table, schedule.micro_batches, &orders)?);
-    let attention = graph.devices_of_kind("embed");
+    let attention = graph.devices_of_role(Role::Embed);
     let planner = planner_config(&spec.limits, attention.len(), schedule.micro_batches, shape);
     let mut devices: Vec<DeviceParts> = graph.devices.iter().map(|_| DeviceParts::default()).collect();
     for (device, parts) in devices.iter_mut().enumerate() {

@@ -1,0 +1,134 @@
+//! Reading and judging a graph file together with the configuration of its model. Opens no weights and no device.
+//!
+//! Paths in a graph are relative to its own file; a model given from outside replaces the graph's.
+
+use super::make_exact;
+use crate::config::load_model_shape;
+use rally_graph::diagnostic::{Diagnostic, Reporter};
+use rally_graph::hardware::Machine;
+use rally_graph::kinds::KindRegistry;
+use rally_graph::model::ModelShape;
+use rally_graph::parse::{MAX_BYTES, parse_graph};
+use rally_graph::source::Positions;
+use rally_graph::spec::{DeploymentSpec, ModelSource};
+use rally_graph::validate::{Validation, validate};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+/// What replaces or adds to what the graph file says.
+#[derive(Clone, Copy, Default)]
+pub struct Choices<'a> {
+    /// Model folder instead of the graph's.
+    pub model: Option<&'a Path>,
+    /// Every wire, KV cache and computation f32.
+    pub exact: bool,
+    /// Schedule instead of the graph's, as `POLICY[:N]`.
+    pub schedule: Option<&'a str>,
+    /// Kinds the graph may use; the built-in ones if absent.
+    pub kinds: Option<&'a KindRegistry>,
+    /// What the graph is held against: cores and memory of this machine.
+    pub machine: Machine,
+}
+
+/// All that can be said about a graph file.
+#[derive(Debug)]
+pub struct Checked {
+    /// The file.
+    pub path: PathBuf,
+    /// The deployment; absent where the file has faults of form.
+    pub spec: Option<DeploymentSpec>,
+    /// Shapes of the model; absent where they cannot be read.
+    pub shape: Option<ModelShape>,
+    /// The model's folder; absent where weights are made by a rule.
+    pub model_folder: Option<PathBuf>,
+    /// Every fault and warning, in the order of the file.
+    pub diagnostics: Vec<Diagnostic>,
+    /// The file's text and places.
+    pub positions: Positions,
+}
+
+impl Checked {
+    /// Whether there is no error (there may be warnings).
+    pub fn is_good(&self) -> bool {
+        !self.diagnostics.iter().any(Diagnostic::is_error)
+    }
+}
+
+/// Reads and judges a graph file. Whatever is wrong, unreadable files included, is among the diagnostics.
+pub fn check_graph(path: &Path, choices: &Choices<'_>) -> Checked {
+    let registry = choices.kinds.unwrap_or(KindRegistry::shared());
+    let mut checked = Checked {
+        path: path.into(),
+        spec: None,
+        shape: None,
+        model_folder: None,
+        diagnostics: Vec::new(),
+        positions: Positions::default(),
+    };
+    let bytes = match read(path) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            let mut reporter = Reporter::new(&checked.positions);
+            let message = format!("the graph file {} cannot be read: {error}", path.display());
+            reporter.error("file-unreadable", "", message);
+            checked.diagnostics = reporter.finish();
+            return checked;
+        }
+    };
+    let parsed = parse_graph(&bytes, registry);
+    (checked.positions, checked.diagnostics) = (parsed.positions, parsed.diagnostics);
+    let Some(mut spec) = parsed.spec else { return checked };
+    if choices.exact {
+        make_exact(&mut spec);
+    }
+    let (config, model_folder) = locate_model(path, &spec, choices.model);
+    checked.model_folder = model_folder;
+    match load_model_shape(&config) {
+        Ok(shape) => checked.shape = Some(shape),
+        Err(error) => {
+            let fault = model_fault(&checked.positions, &spec, choices.model, &error.to_string());
+            checked.diagnostics.extend(fault);
+        }
+    }
+    let (positions, shape, machine) = (&checked.positions, checked.shape.as_ref(), choices.machine);
+    checked.diagnostics.extend(validate(&Validation { spec: &spec, positions, registry, shape, machine }));
+    checked.diagnostics.sort_by_key(|diagnostic| diagnostic.span.start);
+    checked.spec = Some(spec);
+    checked
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    if std::fs::metadata(path)?.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder"));
+    }
+    // One byte past the limit is enough to know that a file is too large.
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Where the configuration is, and the model's folder if it has one.
+fn locate_model(path: &Path, spec: &DeploymentSpec, model: Option<&Path>) -> (PathBuf, Option<PathBuf>) {
+    let base = path.parent().unwrap_or(Path::new(""));
+    match (model, &spec.model) {
+        (Some(folder), _) => (folder.to_owned(), Some(folder.to_owned())),
+        (None, ModelSource::Folder(folder)) => (base.join(folder), Some(base.join(folder))),
+        (None, ModelSource::Config(source)) => (base.join(&source.config), None),
+    }
+}
+
+fn model_fault(positions: &Positions, spec: &DeploymentSpec, model: Option<&Path>, error: &str) -> Vec<Diagnostic> {
+    let pointer = match (model, &spec.model) {
+        (None, ModelSource::Config(_)) => "/model/config",
+        _ => "/model",
+    };
+    let mut reporter = Reporter::new(positions);
+    let added = reporter.error("model-unreadable", pointer, format!("the model cannot be used: {error}"));
+    match (model, &spec.model) {
+        (Some(_), _) => added.with_help("`--model` names a folder with `config.json`"),
+        (None, ModelSource::Folder(_)) => added
+            .with_help("`model` is a folder with `config.json`, relative to the graph file; `--model DIR` replaces it"),
+        (None, ModelSource::Config(_)) => added.with_help("`config` is a `config.json`, relative to the graph file"),
+    };
+    reporter.finish()
+}

@@ -1,0 +1,9 @@
+//! From a graph file to a run: check the file and its model, open them, put the parts of a run together.
+
+mod assemble;
+mod check;
+mod open;
+
+pub use assemble::{AssembleError, AssembleOptions, assemble, make_exact, planner_config};
+pub use check::{Checked, Choices, check_graph};
+pub use open::{Deployment, GraphError};

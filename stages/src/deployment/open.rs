@@ -1,0 +1,135 @@
+//! Opening a deployment: a graph without faults, its schedule, its tokenizer, its weights.
+
+use super::assemble::{self, AssembleError, AssembleOptions, planner_config};
+use super::check::{Checked, Choices, check_graph};
+use crate::checkpoint::{Checkpoint, CheckpointError, RandomWeights, WeightSource};
+use crate::kinds::StageRegistry;
+use crate::text::{TextCodec, TextError};
+use rally_engine::EngineParts;
+use rally_engine::schedule::planner::PlannerConfig;
+use rally_engine::schedule::policy::{Schedule, ScheduleError};
+use rally_graph::diagnostic::Diagnostic;
+use rally_graph::kinds::{KindRegistry, Role};
+use rally_graph::model::ModelShape;
+use rally_graph::source::Positions;
+use rally_graph::spec::{DeploymentSpec, ModelSource};
+use rally_graph::stage_graph::StageGraph;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+/// Why a deployment could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum GraphError {
+    /// The graph has faults.
+    #[error("{}: {}", .0.path.display(), first_fault(.0))]
+    Faulty(Box<Checked>),
+    /// The schedule cannot be had.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// The weights cannot be opened.
+    #[error(transparent)]
+    Weights(#[from] CheckpointError),
+    /// The tokenizer cannot be read.
+    #[error(transparent)]
+    Text(#[from] TextError),
+}
+
+fn first_fault(checked: &Checked) -> String {
+    match checked.diagnostics.iter().find(|diagnostic| diagnostic.is_error()) {
+        Some(first) => format!("line {}, column {}: {}", first.line, first.column, first.message),
+        None => "no fault".into(),
+    }
+}
+
+/// A deployment that can be run.
+pub struct Deployment {
+    /// The graph.
+    pub spec: DeploymentSpec,
+    /// Shapes of the model.
+    pub shape: ModelShape,
+    /// Tokenizer, if the model has one.
+    pub codec: Option<TextCodec>,
+    /// The schedule.
+    pub schedule: Schedule,
+    /// Where weights come from.
+    pub weights: Box<dyn WeightSource>,
+    /// The graph file's text and places, for reports.
+    pub positions: Positions,
+    /// Warnings about the graph.
+    pub warnings: Vec<Diagnostic>,
+    kinds: Option<KindRegistry>,
+    progress: Option<(Arc<AtomicU64>, u64)>,
+}
+
+impl Deployment {
+    /// Opens a graph file and its model; reads no weights yet.
+    pub fn open(path: &Path, choices: &Choices<'_>) -> Result<Self, GraphError> {
+        let checked = check_graph(path, choices);
+        if !checked.is_good() {
+            return Err(GraphError::Faulty(Box::new(checked)));
+        }
+        let (Some(spec), Some(shape)) = (checked.spec, checked.shape) else {
+            unreachable!("a graph without faults has a spec and a model");
+        };
+        let schedule = match choices.schedule {
+            Some(text) => Schedule::parse(text, &spec.schedule)?,
+            None => Schedule::from_spec(&spec.schedule)?,
+        };
+        let mut deployment = Self {
+            weights: Box::new(RandomWeights::new(0, shape.weight_format)),
+            spec,
+            shape,
+            codec: None,
+            schedule,
+            positions: checked.positions,
+            warnings: checked.diagnostics,
+            kinds: choices.kinds.cloned(),
+            progress: None,
+        };
+        deployment.open_model(checked.model_folder.as_deref())?;
+        Ok(deployment)
+    }
+
+    fn open_model(&mut self, folder: Option<&Path>) -> Result<(), GraphError> {
+        match (folder, &self.spec.model) {
+            (Some(folder), _) => {
+                self.codec = TextCodec::load(folder)?;
+                if let Some(codec) = &self.codec {
+                    codec.check_vocab(self.shape.vocab)?;
+                }
+                let checkpoint = Checkpoint::open(folder)?;
+                self.progress = Some((checkpoint.bytes_read(), checkpoint.total_bytes()));
+                self.weights = Box::new(checkpoint);
+            }
+            (None, ModelSource::Config(source)) => {
+                self.weights = Box::new(RandomWeights::parse(&source.weights, self.shape.weight_format)?);
+            }
+            (None, ModelSource::Folder(_)) => unreachable!("a model folder was resolved with the graph"),
+        }
+        Ok(())
+    }
+
+    /// Bytes of weights read so far, and about how many there are; absent for weights made from a seed.
+    pub fn progress(&self) -> Option<(Arc<AtomicU64>, u64)> {
+        self.progress.clone()
+    }
+
+    /// Sizes the step planner keeps to.
+    pub fn planner_config(&self) -> Result<PlannerConfig, AssembleError> {
+        let graph = self.stage_graph()?;
+        let attention = graph.devices_of_role(Role::Embed).len();
+        Ok(planner_config(&self.spec.limits, attention, self.schedule.micro_batches, &self.shape))
+    }
+
+    fn stage_graph(&self) -> Result<StageGraph, AssembleError> {
+        let kinds = self.kinds.as_ref().unwrap_or(KindRegistry::shared());
+        Ok(StageGraph::build(&self.spec, &self.shape, kinds)?)
+    }
+
+    /// Loads the weights and makes the stages.
+    pub fn assemble(&self, stages: &StageRegistry, options: AssembleOptions) -> Result<EngineParts, AssembleError> {
+        let graph = self.stage_graph()?;
+        assemble::assemble(&self.spec, graph, &self.shape, &*self.weights, &self.schedule, stages, options)
+    }
+}
