@@ -22,6 +22,14 @@ impl Flow {
         self.values.entry(value).or_default().insert(device, origins);
     }
 
+    /// Adds to what a device holds.
+    pub(super) fn add_shared(&mut self, value: Value, device: DeviceIndex, origins: &Rc<DeviceSet>) {
+        let held = self.values.entry(value).or_default().entry(device).or_insert_with(|| Rc::clone(origins));
+        if !Rc::ptr_eq(held, origins) && !origins.is_subset(held) {
+            Rc::make_mut(held).extend(origins.iter());
+        }
+    }
+
     pub(super) fn remove(&mut self, value: Value) {
         self.values.remove(&value);
     }

@@ -27,25 +27,34 @@ impl Layer<'_, '_, '_, '_> {
                 .with_help("put it between the attention and the FFN, or between the FFN and `combine`");
             return;
         };
-        let from = self.start(stage, main, flow);
+        let from = self.start(stage, main, later, flow);
         let to = self.end(stage, main, &carried, later, flow);
         for value in carried {
             let moved = Rc::new(flow.union(value, &from));
             // The routing may be made on a part of the devices only; what no source has, none can send.
             if !moved.is_empty() {
-                to.iter().for_each(|device| flow.put_shared(value, *device, Rc::clone(&moved)));
+                to.iter().for_each(|device| flow.add_shared(value, *device, &moved));
             }
         }
     }
 
     /// Checks `from` and returns the devices that the transfer should start from.
-    fn start(&mut self, stage: &StageAt<'_>, value: Value, flow: &Flow) -> Vec<DeviceIndex> {
+    fn start(&mut self, stage: &StageAt<'_>, value: Value, later: &[usize], flow: &Flow) -> Vec<DeviceIndex> {
         let holders = flow.holders(value);
         let strangers: Vec<DeviceIndex> =
             stage.from.iter().copied().filter(|device| !holders.contains(device)).collect();
         let sent = flow.union(value, &stage.from);
+        // Another transfer may have brought the rest, or may bring it yet.
+        let there = |part: &DeviceIndex| {
+            stage.to.iter().all(|device| flow.origins(value, *device).is_some_and(|parts| parts.contains(part)))
+        };
+        let follows = |part: &DeviceIndex| {
+            let stages = later.iter().map(|index| &self.resolved.stages[*index]);
+            stages.filter(|other| other.role() == Role::Transfer).any(|other| other.from.contains(part))
+        };
+        let all = flow.all_origins(value);
         let left: Vec<DeviceIndex> =
-            flow.all_origins(value).into_iter().filter(|device| !sent.contains(device)).collect();
+            all.into_iter().filter(|part| !sent.contains(part) && !there(part) && !follows(part)).collect();
         if strangers.is_empty() && left.is_empty() {
             return stage.from.clone();
         }
