@@ -10,7 +10,7 @@ use rally_graph::kinds::KindRegistry;
 use rally_graph::memory::{self, Budget, DeviceMemory};
 use rally_graph::model::ModelShape;
 use rally_graph::spec::DeploymentSpec;
-use rally_graph::words::{bytes, microseconds, plural};
+use rally_graph::words::{bytes, microseconds, plural, printable};
 use rally_stages::deployment::Checked;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -75,7 +75,8 @@ fn summary(
 ) -> String {
     let verdict = if checked.is_good() { "ok" } else { "does not fit" };
     let layers = plural(shape.layers.len() as u64, "layer");
-    let mut out = format!("{}: {verdict}: {}, {layers}\n\n", spec.name, plural(devices.len() as u64, "device"));
+    let mut out =
+        format!("{}: {verdict}: {}, {layers}\n\n", printable(&spec.name), plural(devices.len() as u64, "device"));
     out.push_str(&memory_table(spec, devices));
     out.push_str("\nbytes are counted from the model's shapes and `limits`, not measured\n");
     if let Some(budget) = budget {

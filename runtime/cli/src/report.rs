@@ -2,6 +2,7 @@
 
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceCode};
 use rally_graph::diagnostic::{Diagnostic, Severity};
+use rally_graph::words;
 use std::fmt;
 use std::io::IsTerminal;
 use std::path::Path;
@@ -22,7 +23,7 @@ pub fn print(file: &Path, text: &str, diagnostics: &[Diagnostic]) {
 pub fn render(file: &Path, text: &str, diagnostics: &[Diagnostic], colour: bool) -> String {
     let theme = if colour { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
     let handler = GraphicalReportHandler::new_themed(theme).with_width(110).with_links(false).with_context_lines(1);
-    let source = NamedSource::new(file.display().to_string(), text.to_owned());
+    let source = NamedSource::new(file.display().to_string(), words::printable(text));
     let mut out = String::new();
     for diagnostic in diagnostics {
         let report = Report { diagnostic, source: &source, span: visible(text, diagnostic) };
@@ -32,7 +33,7 @@ pub fn render(file: &Path, text: &str, diagnostics: &[Diagnostic], colour: bool)
     }
     let count = |severity: Severity, word: &str| {
         let count = diagnostics.iter().filter(|diagnostic| diagnostic.severity == severity).count();
-        (count > 0).then(|| rally_graph::words::plural(count as u64, word))
+        (count > 0).then(|| words::plural(count as u64, word))
     };
     let counts: Vec<String> =
         [count(Severity::Error, "error"), count(Severity::Warning, "warning")].into_iter().flatten().collect();
@@ -98,7 +99,7 @@ impl miette::Diagnostic for Report<'_> {
         let (start, length) = self.span?;
         let label = match self.diagnostic.pointer.as_str() {
             "" => None,
-            pointer => Some(pointer.to_owned()),
+            pointer => Some(words::printable(pointer)),
         };
         Some(Box::new(std::iter::once(LabeledSpan::new(label, start, length))))
     }

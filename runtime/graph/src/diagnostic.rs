@@ -3,6 +3,7 @@
 //! It owns no rule: parsing and validation make diagnostics, the command line prints them.
 
 use crate::source::Positions;
+use crate::words;
 use serde::Serialize;
 use std::ops::Range;
 
@@ -46,7 +47,7 @@ impl Diagnostic {
 
     /// Adds the remedy.
     pub fn with_help(&mut self, help: impl Into<String>) -> &mut Self {
-        self.help = Some(help.into());
+        self.help = Some(words::printable(&help.into()));
         self
     }
 }
@@ -177,6 +178,7 @@ impl<'a> Reporter<'a> {
     ) -> &mut Diagnostic {
         let span = self.positions.span(&pointer, at_key);
         let (line, column) = self.positions.line_column(span.start);
+        let message = words::printable(&message);
         self.found.push(Diagnostic { severity, code, pointer, line, column, message, help: None, span });
         let last = self.found.len() - 1;
         &mut self.found[last]

@@ -56,6 +56,17 @@ pub fn list<S: AsRef<str>>(words: &[S]) -> String {
     text
 }
 
+/// A text from a file with its control characters replaced, byte for byte as long, so that it cannot steer a terminal.
+pub fn printable(text: &str) -> String {
+    let replace = |c: char| match c {
+        '\n' | '\t' | '\r' => c,
+        c if c.is_control() && c.len_utf8() == 1 => '?',
+        c if c.is_control() => '¿',
+        c => c,
+    };
+    text.chars().map(replace).collect()
+}
+
 /// Cuts a text that a file holds to a length fit for a message.
 pub fn short(text: &str) -> String {
     const MOST: usize = 60;
@@ -136,6 +147,13 @@ mod tests {
     fn bytes_keep_three_digits() {
         let shown: Vec<String> = [999, 1000, 12_345, 999_999, 57_812_345_678].iter().map(|n| bytes(*n)).collect();
         assert_eq!(shown, ["999 B", "1.00 kB", "12.3 kB", "1.00 MB", "57.8 GB"]);
+    }
+
+    #[test]
+    fn printable_keeps_every_offset() {
+        let text = "a\u{1b}[31m\u{9b}é\n";
+        assert_eq!(printable(text), "a?[31m¿é\n");
+        assert_eq!(printable(text).len(), text.len());
     }
 
     #[test]

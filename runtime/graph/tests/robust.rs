@@ -44,6 +44,38 @@ fn bytes_that_are_no_text_are_named_with_their_place() {
 }
 
 #[test]
+fn what_strict_json_refuses_is_a_syntax_fault_with_its_line() {
+    let value = |text: &str| TINY.replace("\"tiny-ping-pong\"", text);
+    for text in [
+        r#""\ud800""#,
+        "\"a\u{1}b\"",
+        r#""\x41""#,
+        "1.",
+        ".5",
+        "+1",
+        "0x10",
+        "1e",
+        "-",
+        "tru",
+        "'a'",
+        "\"a",
+        "[1 2]",
+        "{\"a\" 1}",
+        "{1: 2}",
+        "// x\n1",
+        "/* x */ 1",
+        "[1,]",
+        "Infinity",
+        "\u{a0}1",
+    ] {
+        let found = check_soon(value(text).as_bytes());
+        assert!(matches!(found.as_slice(), [one] if one.code == "syntax"), "{text}: {found:?}");
+        assert!((4..=27).contains(&found[0].line), "{text}: {found:?}");
+    }
+    assert_eq!(only(TINY.replace("\"cores\": [1]", "\"cores\": [-0]").as_bytes()), ("out-of-range", 9, 43));
+}
+
+#[test]
 fn columns_count_characters() {
     let graph = TINY.replace("\"version\": 1,", "\"naïveté\": 0, \"version\": 3,");
     let found = check_soon(graph.as_bytes());

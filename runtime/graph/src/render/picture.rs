@@ -95,7 +95,7 @@ pub fn picture(spec: &DeploymentSpec, shape: Option<&ModelShape>, registry: &Kin
         None => merged(resolved.layer_cases(None), &resolved),
     };
     Picture {
-        name: spec.name.clone(),
+        name: words::printable(&spec.name).replace(['\n', '\r', '\t'], " "),
         schedule: format!("{}:{}", policy(spec.schedule.policy), spec.schedule.micro_batches),
         tpot_ms: spec.slo.map(|slo| slo.tpot_ms),
         layers: cases.iter().map(|case| layer(&resolved, case, shape.is_some())).collect(),

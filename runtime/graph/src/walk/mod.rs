@@ -117,6 +117,8 @@ impl<'a, 'p> Walker<'a, 'p> {
             return self.outside(text, schema, pointer, "not-an-integer");
         }
         let fits = match text.parse::<i128>() {
+            // A minus sign before 0 makes it a float to most readers.
+            Ok(0) if text.starts_with('-') => false,
             Ok(value) => value >= i128::from(least) && most.is_none_or(|most| value <= i128::from(most)),
             Err(_) => false,
         };
