@@ -21,7 +21,7 @@ pub fn print(file: &Path, text: &str, diagnostics: &[Diagnostic]) {
 /// The reports as text.
 pub fn render(file: &Path, text: &str, diagnostics: &[Diagnostic], colour: bool) -> String {
     let theme = if colour { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
-    let handler = GraphicalReportHandler::new_themed(theme).with_width(110).with_links(false).with_context_lines(0);
+    let handler = GraphicalReportHandler::new_themed(theme).with_width(110).with_links(false).with_context_lines(1);
     let source = NamedSource::new(file.display().to_string(), text.to_owned());
     let mut out = String::new();
     for diagnostic in diagnostics {
@@ -60,8 +60,8 @@ impl fmt::Display for Report<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Diagnostic { message, line, column, .. } = self.diagnostic;
         match self.span {
-            Some(_) => out.write_str(message),
-            None => write!(out, "{message} (line {line}, column {column})"),
+            None if self.diagnostic.span.end > 0 => write!(out, "{message} (line {line}, column {column})"),
+            _ => out.write_str(message),
         }
     }
 }

@@ -152,7 +152,7 @@ impl<'a> Reporter<'a> {
 
     /// The diagnostics in the order of the file, each once, at most [`MAX_DIAGNOSTICS`].
     pub fn finish(mut self) -> Vec<Diagnostic> {
-        self.found.sort_by(|a, b| (a.span.start, a.severity).cmp(&(b.span.start, b.severity)));
+        self.found.sort_by_key(|diagnostic| (diagnostic.span.start, diagnostic.severity));
         let mut kept: Vec<Diagnostic> = Vec::with_capacity(self.found.len());
         for diagnostic in self.found {
             let same = |other: &Diagnostic| {

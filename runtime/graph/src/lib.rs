@@ -12,6 +12,7 @@ pub mod model;
 pub mod parse;
 pub mod plan;
 pub mod render;
+pub mod repair;
 mod resolve;
 pub mod schema;
 pub mod shard;

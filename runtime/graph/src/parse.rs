@@ -3,14 +3,15 @@
 //! It owns size, encoding, depth, JSON syntax and keys written twice; the shape of values (types, ranges, words, required and
 //! unknown keys) is read off the generated schema in `walk.rs`. Rules that span two fields are [`crate::validate`]'s.
 
+mod syntax;
+
 use crate::diagnostic::{Diagnostic, Reporter};
 use crate::kinds::KindRegistry;
+use crate::repair::{self, Touched};
 use crate::source::{Place, Positions, join};
 use crate::spec::DeploymentSpec;
 use crate::{schema, walk, words};
 use jsonc_parser::ast::Value;
-use jsonc_parser::errors::{ParseError, ParseErrorKind};
-use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -25,6 +26,9 @@ pub const MAX_DEPTH: usize = 64;
 pub struct Parsed {
     /// The deployment; absent if there is any error.
     pub spec: Option<DeploymentSpec>,
+    /// Where there are errors: the deployment with its faulty values put right somehow, so that
+    /// [`validate`](crate::validate::validate) can judge the rest. Nothing else should use it.
+    pub repaired: Option<(DeploymentSpec, Touched)>,
     /// All faults of form, in the order of the file.
     pub diagnostics: Vec<Diagnostic>,
     /// Where every value stands.
@@ -37,44 +41,67 @@ pub fn parse_graph(bytes: &[u8], registry: &KindRegistry) -> Parsed {
     let text = String::from_utf8_lossy(kept);
     let mut positions = Positions::new(&text);
     if let Some(diagnostics) = unreadable(bytes, &positions) {
-        return Parsed { spec: None, diagnostics, positions };
+        return Parsed { spec: None, repaired: None, diagnostics, positions };
     }
     // A byte order mark is no part of the text; spans keep counting from the start of the file.
     let offset = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
     let body = &text[offset..];
-    let ast = match parse_json(body) {
+    let ast = match syntax::parse_json(body) {
         Ok(ast) => ast,
         Err(fault) => {
-            let mut reporter = Reporter::new(&positions);
-            let span = fault.span.start + offset..fault.span.end + offset;
-            let added = reporter.error_at("syntax", span, fault.message);
-            added.help = fault.help;
-            return Parsed { spec: None, diagnostics: reporter.finish(), positions };
+            let diagnostics = report_syntax(fault, offset, &positions);
+            return Parsed { spec: None, repaired: None, diagnostics, positions };
         }
     };
     let mut twice = Vec::new();
     locate(&ast, offset, &mut positions, &mut twice);
     let mut reporter = Reporter::new(&positions);
-    for (pointer, span) in twice {
-        let key = pointer.rsplit('/').next().unwrap_or_default().to_owned();
-        let added =
-            reporter.error_at("duplicate-key", span, format!("the key `{}` is there twice", words::short(&key)));
-        added.pointer = pointer;
-        added.with_help("keep one of the two");
-    }
+    report_twice(twice, &mut reporter);
     let schema = schema::deployment_schema(registry);
-    walk::Walker::new(&schema, registry, &mut reporter).check(&ast);
+    let (repairs, touched) = walk::Walker::new(&schema, registry, &mut reporter).check(&ast);
+    let full = reporter.is_full();
     let diagnostics = reporter.finish();
     if !diagnostics.is_empty() {
-        return Parsed { spec: None, diagnostics, positions };
+        let mut value = repair::to_json(&ast);
+        repair::apply(&mut value, &repairs);
+        let spec: Option<DeploymentSpec> = if full { None } else { serde_json::from_value(value).ok() };
+        return Parsed { spec: None, repaired: spec.map(|spec| (spec, touched)), diagnostics, positions };
     }
     match serde_json::from_str(body) {
-        Ok(spec) => Parsed { spec: Some(spec), diagnostics, positions },
+        Ok(spec) => Parsed { spec: Some(spec), repaired: None, diagnostics, positions },
         Err(error) => {
             // The schema is generated from the same types, so this is a hole in the walk; say so rather than guess.
             let mut reporter = Reporter::new(&positions);
             reporter.error("unreadable", "", format!("this is no deployment: {error}"));
-            Parsed { spec: None, diagnostics: reporter.finish(), positions }
+            Parsed { spec: None, repaired: None, diagnostics: reporter.finish(), positions }
+        }
+    }
+}
+
+fn report_syntax(fault: syntax::SyntaxFault, offset: usize, positions: &Positions) -> Vec<Diagnostic> {
+    let mut reporter = Reporter::new(positions);
+    let span = fault.span.start + offset..fault.span.end + offset;
+    reporter.error_at("syntax", span, fault.message).help = fault.help;
+    reporter.finish()
+}
+
+fn report_twice(twice: Vec<(String, Range<usize>)>, reporter: &mut Reporter<'_>) {
+    for (pointer, span) in twice {
+        let key = pointer.rsplit('/').next().unwrap_or_default().to_owned();
+        let message = format!("the key `{}` is there twice", words::short(&key));
+        let added = reporter.error_at("duplicate-key", span, message);
+        added.pointer = pointer;
+        added.with_help("keep one of the two");
+    }
+}
+
+impl Parsed {
+    /// What can be validated, and which of its values are not as the file has them.
+    pub fn judgeable(&self) -> Option<(&DeploymentSpec, Touched)> {
+        match (&self.spec, &self.repaired) {
+            (Some(spec), _) => Some((spec, Touched::default())),
+            (None, Some((spec, touched))) => Some((spec, touched.clone())),
+            (None, None) => None,
         }
     }
 }
@@ -123,102 +150,6 @@ fn too_deep(bytes: &[u8]) -> Option<usize> {
         }
     }
     None
-}
-
-struct SyntaxFault {
-    span: Range<usize>,
-    message: String,
-    help: Option<String>,
-}
-
-/// Strict JSON: what the tolerant parser lets through, serde_json refuses.
-fn parse_json(text: &str) -> Result<Value<'_>, SyntaxFault> {
-    let strict = ParseOptions {
-        allow_comments: false,
-        allow_loose_object_property_names: false,
-        allow_trailing_commas: false,
-        allow_missing_commas: false,
-        allow_single_quoted_strings: false,
-        allow_hexadecimal_numbers: false,
-        allow_unary_plus_numbers: false,
-        allow_bare_decimal_point_numbers: false,
-        allow_non_finite_numbers: false,
-        allow_extended_string_escapes: false,
-    };
-    let ast = parse_to_ast(text, &CollectOptions::default(), &strict).map_err(|error| syntax_fault(&error, text))?;
-    if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(text) {
-        let at = offset_of(text, error.line(), error.column());
-        let message = format!("{error}");
-        let message = message.split(" at line ").next().unwrap_or_default().to_owned();
-        return Err(SyntaxFault { span: at..at + 1, message: format!("this is not JSON: {message}"), help: None });
-    }
-    ast.value.ok_or(SyntaxFault { span: 0..0, message: "there is no JSON value".into(), help: None })
-}
-
-/// Byte offset of serde_json's line and (byte) column.
-fn offset_of(text: &str, line: usize, column: usize) -> usize {
-    let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
-    let mut at = (start + column.saturating_sub(1)).min(text.len());
-    while !text.is_char_boundary(at) {
-        at -= 1;
-    }
-    at
-}
-
-fn syntax_fault(error: &ParseError, text: &str) -> SyntaxFault {
-    use ParseErrorKind as Kind;
-    let range = error.range();
-    let found = text.get(range.start..range.end).unwrap_or_default();
-    let before = text.get(..range.start).unwrap_or_default();
-    let zero = before.ends_with('0') && text[range.start..].starts_with(|c: char| c.is_ascii_digit());
-    if zero && matches!(error.kind(), Kind::ExpectedComma) {
-        let message = "this is not JSON: a number begins with 0".to_owned();
-        return SyntaxFault {
-            span: range.start - 1..range.start,
-            message,
-            help: Some("remove the leading zero".into()),
-        };
-    }
-    let help = match error.kind() {
-        Kind::CommentsNotAllowed | Kind::UnterminatedCommentBlock => "graph files are plain JSON: remove the comment",
-        Kind::TrailingCommasNotAllowed => "remove the comma",
-        Kind::ExpectedComma => "put a comma between the two",
-        Kind::SingleQuotedStringsNotAllowed => "use double quotes",
-        Kind::ExpectedStringObjectProperty => "put keys in double quotes",
-        Kind::UnexpectedWord | Kind::UnexpectedToken => match found {
-            "NaN" | "Infinity" | "nan" | "inf" => "JSON has finite numbers only",
-            "True" | "False" | "None" => "JSON writes true, false and null in lower case",
-            _ => "put words in double quotes",
-        },
-        Kind::UnexpectedTokenInObject if found == "," => "remove the comma",
-        Kind::UnexpectedTokenInObject => "a key in double quotes was expected",
-        Kind::UnterminatedObject => "a `}` is missing for the brace marked here",
-        Kind::UnterminatedArray => "a `]` is missing for the bracket marked here",
-        Kind::NonFiniteNumbersNotAllowed => "write a finite number",
-        Kind::MultipleRootJsonValues => "a file holds one deployment: remove what follows the first value",
-        _ => "",
-    };
-    let message = match error.kind() {
-        Kind::UnexpectedWord | Kind::UnexpectedToken | Kind::UnexpectedTokenInObject if !found.is_empty() => {
-            format!("this is not JSON: unexpected `{}`", words::short(found))
-        }
-        kind => format!("this is not JSON: {}", lower_first(&kind.to_string())),
-    };
-    let help = (!help.is_empty()).then(|| help.to_owned());
-    // An object that never ends is marked where it begins.
-    let end = match error.kind() {
-        Kind::UnterminatedObject | Kind::UnterminatedArray => range.start + 1,
-        _ => range.end.max(range.start),
-    };
-    SyntaxFault { span: range.start..end, message, help }
-}
-
-fn lower_first(text: &str) -> String {
-    let mut chars = text.chars();
-    match chars.next() {
-        Some(first) if !text.starts_with("Inf") => first.to_lowercase().chain(chars).collect(),
-        _ => text.to_owned(),
-    }
 }
 
 /// Notes the place of every value, and keys that an object has twice. `MAX_DEPTH` bounds the recursion.

@@ -8,6 +8,8 @@ use crate::shard::ShardCounts;
 use crate::source::join;
 use crate::spec::{DeploymentSpec, OneOrMany, StageEntry, StageSpec};
 use crate::stage_graph::{Device, DeviceIndex, Section, expand_devices, selector_takes};
+use indexmap::IndexSet;
+use std::collections::HashMap;
 
 /// A stage of the file.
 pub(crate) struct StageAt<'a> {
@@ -134,21 +136,16 @@ impl<'a> Resolved<'a> {
 
     /// Names of devices, a whole group by its own name.
     pub(crate) fn device_names(&self, devices: &[DeviceIndex]) -> Vec<String> {
-        let mut names: Vec<String> = Vec::new();
+        let mut listed: HashMap<&str, usize> = HashMap::new();
+        devices.iter().for_each(|index| *listed.entry(&self.devices[*index].group).or_default() += 1);
+        let mut names: IndexSet<&str> = IndexSet::new();
         for index in devices {
             let device = &self.devices[*index];
-            let whole = self
-                .devices
-                .iter()
-                .enumerate()
-                .filter(|(_, other)| other.group == device.group)
-                .all(|(other, _)| devices.contains(&other));
-            let name = if whole { &device.group } else { &device.name };
-            if !names.contains(name) {
-                names.push(name.clone());
-            }
+            let size = self.spec.devices.get(&device.group).map_or(1, |entry| entry.count.unwrap_or(1) as usize);
+            let whole = listed.get(device.group.as_str()).is_some_and(|count| *count >= size);
+            names.insert(if whole { &device.group } else { &device.name });
         }
-        names
+        names.into_iter().map(str::to_owned).collect()
     }
 }
 
@@ -172,13 +169,10 @@ pub(crate) fn written_stages(spec: &DeploymentSpec) -> Vec<(String, Section, &St
 
 /// Devices that names of devices or groups lead to, in order, each once.
 fn find_devices(names: &OneOrMany, devices: &[Device]) -> Vec<DeviceIndex> {
-    let mut found = Vec::new();
+    let mut found: IndexSet<DeviceIndex> = IndexSet::new();
     for name in names.names() {
-        for (index, device) in devices.iter().enumerate() {
-            if (device.name == *name || device.group == *name) && !found.contains(&index) {
-                found.push(index);
-            }
-        }
+        let meant = |device: &Device| device.name == *name || device.group == *name;
+        found.extend(devices.iter().enumerate().filter(|(_, device)| meant(device)).map(|(index, _)| index));
     }
-    found
+    found.into_iter().collect()
 }

@@ -76,8 +76,10 @@ pub fn check_graph(path: &Path, choices: &Choices<'_>) -> Checked {
         }
     };
     let parsed = parse_graph(&bytes, registry);
+    let whole = parsed.spec.is_some();
+    let judgeable = parsed.judgeable().map(|(spec, touched)| (spec.clone(), touched));
     (checked.positions, checked.diagnostics) = (parsed.positions, parsed.diagnostics);
-    let Some(mut spec) = parsed.spec else { return checked };
+    let Some((mut spec, touched)) = judgeable else { return checked };
     if choices.exact {
         make_exact(&mut spec);
     }
@@ -87,13 +89,15 @@ pub fn check_graph(path: &Path, choices: &Choices<'_>) -> Checked {
         Ok(shape) => checked.shape = Some(shape),
         Err(error) => {
             let fault = model_fault(&checked.positions, &spec, choices.model, &error.to_string());
-            checked.diagnostics.extend(fault);
+            let asked = |fault: &Diagnostic| choices.model.is_some() || !touched.covers(&fault.pointer);
+            checked.diagnostics.extend(fault.into_iter().filter(asked));
         }
     }
     let (positions, shape, machine) = (&checked.positions, checked.shape.as_ref(), choices.machine);
-    checked.diagnostics.extend(validate(&Validation { spec: &spec, positions, registry, shape, machine }));
+    let validation = Validation { spec: &spec, positions, registry, shape, machine, touched: &touched };
+    checked.diagnostics.extend(validate(&validation));
     checked.diagnostics.sort_by_key(|diagnostic| diagnostic.span.start);
-    checked.spec = Some(spec);
+    checked.spec = whole.then_some(spec);
     checked
 }
 

@@ -11,7 +11,7 @@ const BOX_WIDTH: f64 = 124.0;
 const BOX_HEIGHT: f64 = 54.0;
 const ROW: f64 = 74.0;
 const LANE_GAP: f64 = 76.0;
-const PILL_HEIGHT: f64 = 58.0;
+const TALL_HEIGHT: f64 = 58.0;
 const MARGIN: f64 = 24.0;
 
 /// Colours are variables, so that one style holds for both schemes.
@@ -176,7 +176,7 @@ impl<'a> Panel<'a> {
 
     fn stage(&self, index: usize, stage: &Box, out: &mut String) {
         let (x, y) = self.middles[index];
-        let (width, height) = (BOX_WIDTH, if stage.notes.len() > 1 { PILL_HEIGHT } else { BOX_HEIGHT });
+        let (width, height) = (BOX_WIDTH, if one_line(&stage.notes) { BOX_HEIGHT } else { TALL_HEIGHT });
         let radius = if stage.role == "transfer" { 22.0 } else { 9.0 };
         out.push_str(&format!(
             "<g class=\"{}\"><title>{}</title><rect x=\"{}\" y=\"{}\" width=\"{width}\" height=\"{height}\" rx=\"{radius}\"/>\n",
@@ -188,6 +188,7 @@ impl<'a> Panel<'a> {
         // What a transfer carries, then how; of other stages everything on one line if it fits.
         let lines: Vec<String> = match stage.notes.as_slice() {
             [] => Vec::new(),
+            notes if one_line(notes) => vec![notes.join(" · ")],
             [only] => vec![only.clone()],
             [first, rest @ ..] => vec![first.clone(), rest.join(" · ")],
         };
@@ -201,6 +202,12 @@ impl<'a> Panel<'a> {
         }
         out.push_str("</g>\n");
     }
+}
+
+/// Whether the notes fit on one line of a box.
+fn one_line(notes: &[String]) -> bool {
+    const MOST: usize = 22;
+    notes.join(" · ").chars().count() <= MOST
 }
 
 fn crosses(stage: &Box) -> bool {

@@ -14,15 +14,12 @@ pub(super) fn check(resolved: &Resolved<'_>, shape: Option<&ModelShape>, out: &m
     let cases = resolved.layer_cases(Some(shape));
     let single = doubles(resolved, &cases, out);
     wrong_kinds(resolved, shape, single, out);
-    let missing = |role: Role, kind: Option<LayerKind>| -> Vec<usize> {
-        let lacks = |case: &&LayerCase| {
-            kind.is_none_or(|kind| case.kind == kind)
-                && !case.stages.iter().any(|stage| resolved.stages[*stage].role() == role)
-        };
-        let mut layers: Vec<usize> = cases.iter().filter(lacks).flat_map(|case| case.layers.clone()).collect();
-        layers.sort_unstable();
-        layers
-    };
+    missing(resolved, &cases, out);
+    out.len() == before
+}
+
+/// Layers that lack one of the stages that every layer has.
+fn missing(resolved: &Resolved<'_>, cases: &[LayerCase], out: &mut Reporter<'_>) {
     let block = resolved.spec.stages.iter().position(|entry| matches!(entry, StageEntry::Layers(_))).unwrap_or(0);
     let pointer = format!("/stages/{block}/layers");
     for (kind, word, remedy) in [
@@ -37,7 +34,7 @@ pub(super) fn check(resolved: &Resolved<'_>, shape: Option<&ModelShape>, out: &m
             "add `{ \"kind\": \"dense_ffn\", \"on\": …, \"on_layers\": \"dense\" }`, or widen an `on_layers`",
         ),
     ] {
-        let layers = missing(Role::Ffn, Some(kind));
+        let layers = lacking(resolved, cases, Role::Ffn, Some(kind));
         if !layers.is_empty() {
             let message = format!("no FFN covers {} ({word})", name_layers(&layers));
             out.error("layer-without-ffn", &pointer, message).with_help(remedy);
@@ -46,14 +43,24 @@ pub(super) fn check(resolved: &Resolved<'_>, shape: Option<&ModelShape>, out: &m
     for (role, code, word) in
         [(Role::Attention, "layer-without-attention", "attention"), (Role::Combine, "layer-without-combine", "combine")]
     {
-        let layers = missing(role, None);
+        let layers = lacking(resolved, cases, role, None);
         if !layers.is_empty() {
             let kind = if role == Role::Attention { "mfa_attention" } else { "combine" };
             out.error(code, &pointer, format!("no {word} stage covers {}", name_layers(&layers)))
                 .with_help(format!("every layer needs one: add `{{ \"kind\": \"{kind}\", \"on\": … }}`"));
         }
     }
-    out.len() == before
+}
+
+/// Layers (of one kind, or of any) without a stage of a role.
+fn lacking(resolved: &Resolved<'_>, cases: &[LayerCase], role: Role, kind: Option<LayerKind>) -> Vec<usize> {
+    let lacks = |case: &&LayerCase| {
+        kind.is_none_or(|kind| case.kind == kind)
+            && !case.stages.iter().any(|stage| resolved.stages[*stage].role() == role)
+    };
+    let mut layers: Vec<usize> = cases.iter().filter(lacks).flat_map(|case| case.layers.clone()).collect();
+    layers.sort_unstable();
+    layers
 }
 
 fn name_layers(layers: &[usize]) -> String {

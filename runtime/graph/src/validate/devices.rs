@@ -8,10 +8,14 @@ use crate::source::join;
 use crate::spec::{Backend, ComputeDtype, DeviceSpec, Routing, TransportKind};
 use crate::stage_graph::DeviceIndex;
 use crate::words;
-use std::collections::HashMap;
+use indexmap::IndexSet;
+use std::collections::{HashMap, HashSet};
 
-pub(super) fn check(resolved: &Resolved<'_>, machine: Machine, out: &mut Reporter<'_>) {
-    unused(resolved, out);
+/// `flow`: whether the stages are as the file has them, so that what they leave out can be judged.
+pub(super) fn check(resolved: &Resolved<'_>, machine: Machine, flow: bool, out: &mut Reporter<'_>) {
+    if flow {
+        unused(resolved, out);
+    }
     cores(resolved, machine, out);
     for (name, device) in &resolved.spec.devices {
         let pointer = join("/devices", name);
@@ -24,14 +28,14 @@ pub(super) fn check(resolved: &Resolved<'_>, machine: Machine, out: &mut Reporte
     }
     hosts(resolved, strays == out.len(), out);
     compute(resolved, out);
-    for stage in resolved.stages.iter().filter(|stage| stage.role() == Role::Transfer) {
+    for stage in resolved.stages.iter().filter(|stage| flow && stage.role() == Role::Transfer) {
         transport(resolved, stage, out);
         rail(resolved, stage, out);
     }
 }
 
 fn unused(resolved: &Resolved<'_>, out: &mut Reporter<'_>) {
-    let used: Vec<DeviceIndex> =
+    let used: HashSet<DeviceIndex> =
         resolved.stages.iter().flat_map(|stage| stage.on.iter().chain(&stage.from).chain(&stage.to)).copied().collect();
     for name in resolved.spec.devices.keys() {
         let own = |index: &DeviceIndex| resolved.devices[*index].group == *name;
@@ -147,13 +151,14 @@ fn compute(resolved: &Resolved<'_>, out: &mut Reporter<'_>) {
 }
 
 fn transport(resolved: &Resolved<'_>, stage: &StageAt<'_>, out: &mut Reporter<'_>) {
-    let host = |index: &DeviceIndex| resolved.spec.devices[&resolved.devices[*index].group].host.as_deref();
-    let pair = stage.from.iter().find_map(|from| {
-        let other = stage.to.iter().find(|to| host(to) != host(from))?;
-        Some((from, other))
-    });
+    let hosts = |devices: &[DeviceIndex]| -> IndexSet<Option<&str>> {
+        let groups: IndexSet<&str> = devices.iter().map(|device| resolved.devices[*device].group.as_str()).collect();
+        groups.into_iter().map(|group| resolved.spec.devices[group].host.as_deref()).collect()
+    };
+    let (starts, ends) = (hosts(&stage.from), hosts(&stage.to));
+    let pair = starts.iter().find_map(|from| ends.iter().find(|to| *to != from).map(|to| (*from, *to)));
     let Some((from, to)) = pair else { return };
-    let ends = || format!("`{}` to `{}`", host(from).unwrap_or("?"), host(to).unwrap_or("?"));
+    let ends = || format!("`{}` to `{}`", from.unwrap_or("?"), to.unwrap_or("?"));
     match stage.spec.transport {
         None => {
             let message = format!("`{}` goes from host {} and names no transport", stage.id, ends());

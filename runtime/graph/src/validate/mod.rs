@@ -17,6 +17,7 @@ use crate::diagnostic::{Diagnostic, Reporter};
 use crate::hardware::Machine;
 use crate::kinds::KindRegistry;
 use crate::model::ModelShape;
+use crate::repair::Touched;
 use crate::resolve::Resolved;
 use crate::source::Positions;
 use crate::spec::DeploymentSpec;
@@ -34,30 +35,47 @@ pub struct Validation<'a> {
     pub shape: Option<&'a ModelShape>,
     /// The machine that checks.
     pub machine: Machine,
+    /// Values of the spec that are not as the file has them; rules that read them stay silent.
+    pub touched: &'a Touched,
 }
 
 /// All faults that the rules find, in the order of the file.
 pub fn validate(input: &Validation<'_>) -> Vec<Diagnostic> {
     let mut out = Reporter::new(input.positions);
     if !names::count_devices(input.spec, &mut out) {
-        return out.finish();
+        return finish(out, input.touched);
     }
     let resolved = Resolved::new(input.spec, input.registry);
     let named = names::check(&resolved, input.registry, &mut out);
-    let built = structure::check(&resolved, &mut out);
-    devices::check(&resolved, input.machine, &mut out);
-    limits::check(&resolved, &mut out);
-    schedule::check(&resolved, &mut out);
-    if named && built {
+    let (touched, flow) = (input.touched, !input.touched.reaches_flow());
+    let built = flow && structure::check(&resolved, &mut out);
+    devices::check(&resolved, input.machine, flow, &mut out);
+    if !touched.reaches("/limits") && !touched.reaches("/schedule") {
+        limits::check(&resolved, &mut out);
+    }
+    if flow && !touched.reaches("/schedule") {
+        schedule::check(&resolved, &mut out);
+    }
+    if named && built && flow {
         let covered = coverage::check(&resolved, input.shape, &mut out);
         let flows = dataflow::check(&resolved, input.shape, covered, &mut out);
-        let sharded = shards::check(&resolved, input.shape, &mut out);
+        let sharded = !touched.reaches_shards() && shards::check(&resolved, input.shape, &mut out);
         if let Some(shape) = input.shape
             && flows
             && sharded
+            && !["/stages", "/devices", "/limits", "/schedule", "/compute"]
+                .iter()
+                .any(|section| touched.reaches(section))
         {
             capacity::check(&resolved, input.registry, shape, input.machine, &mut out);
         }
     }
-    out.finish()
+    finish(out, touched)
+}
+
+/// Of values that were put right nothing more is said.
+fn finish(out: Reporter<'_>, touched: &Touched) -> Vec<Diagnostic> {
+    let mut found = out.finish();
+    found.retain(|diagnostic| !touched.covers(&diagnostic.pointer));
+    found
 }

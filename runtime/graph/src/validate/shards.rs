@@ -150,7 +150,7 @@ fn output_projection(resolved: &Resolved<'_>, stage: &StageAt<'_>, shape: Option
         return;
     }
     let groups = groups_of(resolved, stage);
-    if let Some((group, size)) = groups.iter().find(|(_, size)| size % parts != 0) {
+    if let Some((group, size)) = groups.iter().find(|(_, size)| !size.is_multiple_of(parts)) {
         let message = format!(
             "`{}` splits o_proj in {parts} inside a group, but `{group}` brings {}",
             stage.id,
@@ -161,11 +161,13 @@ fn output_projection(resolved: &Resolved<'_>, stage: &StageAt<'_>, shape: Option
         return;
     }
     let Some(shape) = shape else { return };
-    if shape.heads % parts != 0 {
+    if !shape.heads.is_multiple_of(parts) {
         let message = format!("{parts} shards of o_proj do not divide the {} query heads", shape.heads);
         out.error("o-proj-cut", place(stage, "o_proj"), message)
             .with_help(format!("use one of {} shards", divisors(shape.heads)));
-    } else if shape.weight_format == WeightFormat::Fp8Block && (shape.heads / parts * shape.head_dim) % FP8_TILE != 0 {
+    } else if shape.weight_format == WeightFormat::Fp8Block
+        && !(shape.heads / parts * shape.head_dim).is_multiple_of(FP8_TILE)
+    {
         let columns = shape.heads / parts * shape.head_dim;
         let message =
             format!("{parts} shards of o_proj have {columns} columns each, which cuts fp8 tiles of {FP8_TILE}");

@@ -633,6 +633,64 @@ pub(super) const CASES: &[Case] = &[
         ],
     ),
     case(
+        "faults of form and of names at once",
+        TINY,
+        &[
+            ("\"kv_dtype\"", "\"kv_type\""),
+            ("\"to\": \"ffn\"", "\"to\": \"fnn\""),
+            ("\"cores\": [1]", "\"cores\": [0]"),
+            ("\"on_layers\": \"dense\"", "\"on_layers\": \"dens\""),
+            ("\"micro_batches\": 3", "\"micro_batches\": 0"),
+        ],
+        &[
+            ("core-shared", "/devices/ffn/cores/0", 9),
+            ("unknown-key", "/stages/1/layers/0/kv_type", 14),
+            ("unknown-device", "/stages/1/layers/2/to", 16),
+            ("bad-on-layers", "/stages/1/layers/4/on_layers", 18),
+            ("out-of-range", "/schedule/micro_batches", 25),
+        ],
+    ),
+    case(
+        "a number out of range and a missing transfer at once",
+        TINY,
+        &[("\"tpot_ms\": 50", "\"tpot_ms\": 0"), (A2F, "")],
+        &[
+            ("missing-transfer", "/stages/1/layers/2/on", 17),
+            ("missing-transfer", "/stages/1/layers/3/on", 18),
+            ("out-of-range", "/slo/tpot_ms", 26),
+        ],
+    ),
+    case(
+        "a shard of the wrong type and no combine",
+        STEP3,
+        &[
+            ("\"o_proj\": 8", "\"o_proj\": \"8\""),
+            (
+                r#",
+      { "kind": "combine",       "on": ["a0", "a1"] }"#,
+                "",
+            ),
+        ],
+        &[("layer-without-combine", "/stages/1/layers", 21), ("wrong-type", "/stages/1/layers/0/shard/o_proj", 22)],
+    ),
+    case("a stage that is no object", TINY, &[(SAMPLING, "\"sampling\"")], &[("wrong-type", "/stages/2", 22)]),
+    case(
+        "stages that are no list",
+        TINY,
+        &[("\"schedule\": {", "\"stages\": 3, \"schedule\": {"), ("\"stages\": [", "\"stage\": [")],
+        &[("unknown-key", "/stage", 11), ("wrong-type", "/stages", 25)],
+    ),
+    case("a model that is a number", TINY, &[("\"../models/tiny-step3\"", "7")], &[("wrong-type", "/model", 5)]),
+    case("a model without weights", STEP3, &[(", \"weights\": \"random:7\"", "")], &[("missing-key", "/model", 5)]),
+    case(
+        "a device that is a text",
+        TINY,
+        &[("{ \"backend\": \"cpu\", \"cores\": [1] }", "\"cpu\"")],
+        &[("wrong-type", "/devices/ffn", 9)],
+    ),
+    case("an empty name", TINY, &[("\"name\": \"tiny-ping-pong\"", "\"name\": \"\"")], &[("empty-text", "/name", 4)]),
+    case("a count of zero", STEP3, &[("\"count\": 8", "\"count\": 0")], &[("out-of-range", "/devices/a0/count", 14)]),
+    case(
         "faults of five families at once",
         TINY,
         &[

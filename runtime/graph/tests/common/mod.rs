@@ -65,9 +65,13 @@ pub fn step3() -> ModelShape {
 pub fn check(bytes: &[u8], shape: Option<&ModelShape>) -> Vec<Diagnostic> {
     let registry = KindRegistry::shared();
     let parsed = parse_graph(bytes, registry);
-    let Some(spec) = &parsed.spec else { return parsed.diagnostics };
+    let Some((spec, touched)) = parsed.judgeable() else { return parsed.diagnostics };
     let machine = Machine { cores: Some(4), memory_bytes: Some(16_000_000_000) };
-    validate(&Validation { spec, positions: &parsed.positions, registry, shape, machine })
+    let validation = Validation { spec, positions: &parsed.positions, registry, shape, machine, touched: &touched };
+    let mut all = parsed.diagnostics.clone();
+    all.extend(validate(&validation));
+    all.sort_by_key(|diagnostic| diagnostic.span.start);
+    all
 }
 
 /// A path of the repository.

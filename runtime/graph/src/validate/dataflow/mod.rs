@@ -60,7 +60,8 @@ fn entry(resolved: &Resolved<'_>) -> Flow {
 fn read_residual(resolved: &Resolved<'_>, stage: &StageAt<'_>, flow: &Flow, out: &mut Reporter<'_>) {
     let holders = flow.holders(Value::X);
     let extra: Vec<DeviceIndex> = stage.on.iter().copied().filter(|device| !holders.contains(device)).collect();
-    let left: Vec<DeviceIndex> = holders.iter().copied().filter(|device| !stage.on.contains(device)).collect();
+    let on: DeviceSet = stage.on.iter().copied().collect();
+    let left: Vec<DeviceIndex> = holders.difference(&on).copied().collect();
     let names = |devices: &[DeviceIndex]| words::list(&resolved.device_names(devices));
     let held = names(&holders.iter().copied().collect::<Vec<_>>());
     let message = if holders.is_empty() || (extra.is_empty() && left.is_empty()) {

@@ -89,13 +89,7 @@ impl Layer<'_, '_, '_, '_> {
         let served = |reader: &&&StageAt<'_>| reader.on.iter().all(|device| flow.origins(main, *device).is_some());
         let first = readers.iter().find(|reader| !served(reader)).or(readers.first()).copied();
         let Some(first) = first else {
-            if self.covered {
-                let message =
-                    format!("`{}` carries {}, which no later stage of the layer reads", stage.id, main.name());
-                self.out
-                    .error("transfer-of-nothing", stage.at("kind"), message)
-                    .with_help("remove it, or move its reader behind it");
-            }
+            self.unread(stage, main);
             return stage.to.clone();
         };
         let useful = |device: &DeviceIndex| wanted.contains(device) || relays(*device, main, self, later);
@@ -106,31 +100,34 @@ impl Layer<'_, '_, '_, '_> {
         if extra.is_empty() && (lacking.is_empty() || !stage.to.iter().any(|device| goal.contains(device))) {
             return stage.to.clone();
         }
-        let names = self.resolved.device_names(&goal);
-        let extra_names = words::list(&self.resolved.device_names(&extra));
-        let message = match reaches {
-            true if extra.is_empty() => format!(
-                "`{}` does not reach {}, where `{}` reads {}",
-                stage.id,
-                words::list(&self.resolved.device_names(&lacking)),
-                first.id,
-                main.name()
-            ),
-            true => {
-                format!("`{}` ends at {extra_names}, where no later stage of the layer reads {}", stage.id, main.name())
+        let names = |devices: &[DeviceIndex]| words::list(&self.resolved.device_names(devices));
+        let (id, reader, value) = (stage.id, first.id, main.name());
+        let message = match (reaches, extra.is_empty()) {
+            (true, true) => format!("`{id}` does not reach {}, where `{reader}` reads {value}", names(&lacking)),
+            (true, false) => {
+                format!("`{id}` ends at {}, where no later stage of the layer reads {value}", names(&extra))
             }
-            false => format!(
-                "`{}` ends at {extra_names}, but `{}`, which reads {}, runs on {}",
-                stage.id,
-                first.id,
-                main.name(),
-                words::list(&names)
-            ),
+            (false, _) => {
+                format!(
+                    "`{id}` ends at {}, but `{reader}`, which reads {value}, runs on {}",
+                    names(&extra),
+                    names(&goal)
+                )
+            }
         };
-        self.out
-            .error("transfer-ends", stage.at("to"), message)
-            .with_help(format!("write `\"to\": {}`", json_names(&names)));
+        let help = format!("write `\"to\": {}`", json_names(&self.resolved.device_names(&goal)));
+        self.out.error("transfer-ends", stage.at("to"), message).with_help(help);
         stage.to.iter().copied().chain(goal).collect()
+    }
+
+    fn unread(&mut self, stage: &StageAt<'_>, value: Value) {
+        // A layer without its reader was reported where it belongs.
+        if self.covered {
+            let message = format!("`{}` carries {}, which no later stage of the layer reads", stage.id, value.name());
+            self.out
+                .error("transfer-of-nothing", stage.at("kind"), message)
+                .with_help("remove it, or move its reader behind it");
+        }
     }
 
     /// Where a stage must run: with x, if it reads that, else where the file says.

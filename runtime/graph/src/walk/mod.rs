@@ -4,10 +4,14 @@
 //! `additionalProperties`, `items`, `minItems`, `minLength`, `minimum`, `maximum`, and `oneOf`/`anyOf` whose branches differ
 //! in type, are constant words, or are stages told apart by `kind`.
 
+mod describe;
+
 use crate::diagnostic::Reporter;
 use crate::kinds::KindRegistry;
+use crate::repair::{Repair, Touched, fitting, meant as meant_pointer};
 use crate::source::join;
 use crate::words;
+use describe::{describe, expected, named, one_of};
 use jsonc_parser::ast::{Object, Value};
 use serde_json::Value as Schema;
 
@@ -15,15 +19,29 @@ pub(crate) struct Walker<'a, 'p> {
     root: &'a Schema,
     registry: &'a KindRegistry,
     out: &'a mut Reporter<'p>,
+    repairs: Vec<(String, Repair)>,
+    touched: Touched,
 }
 
 impl<'a, 'p> Walker<'a, 'p> {
     pub(crate) fn new(root: &'a Schema, registry: &'a KindRegistry, out: &'a mut Reporter<'p>) -> Self {
-        Self { root, registry, out }
+        Self { root, registry, out, repairs: Vec::new(), touched: Touched::default() }
     }
 
-    pub(crate) fn check(&mut self, value: &Value<'_>) {
+    /// Reports every fault, and returns how each may be put right so that the rest can be judged.
+    pub(crate) fn check(mut self, value: &Value<'_>) -> (Vec<(String, Repair)>, Touched) {
         self.visit(value, self.root, "");
+        (self.repairs, self.touched)
+    }
+
+    fn repair(&mut self, pointer: &str, repair: Repair) {
+        self.touched.add(pointer.to_owned());
+        self.repairs.push((pointer.to_owned(), repair));
+    }
+
+    /// Puts a fitting value there.
+    fn replace(&mut self, pointer: &str, schema: &Schema) {
+        self.repair(pointer, Repair::Set(fitting(schema, self.root)));
     }
 
     fn resolve(&self, schema: &'a Schema) -> &'a Schema {
@@ -50,6 +68,7 @@ impl<'a, 'p> Walker<'a, 'p> {
             (Some("array"), Value::Array(array)) => {
                 if schema["minItems"].as_u64().is_some_and(|least| (array.elements.len() as u64) < least) {
                     self.out.error("empty-list", pointer, format!("{} is empty", named(pointer, "this list")));
+                    self.repair(pointer, Repair::Keep);
                 }
                 for (index, element) in array.elements.iter().enumerate() {
                     self.visit(element, &schema["items"], &format!("{pointer}/{index}"));
@@ -65,13 +84,15 @@ impl<'a, 'p> Walker<'a, 'p> {
     }
 
     fn wrong_type(&mut self, value: &Value<'_>, schema: &'a Schema, pointer: &str) {
-        let message = format!("{} is {}; expected {}", named(pointer, "this"), describe(value), self.expected(schema));
+        let message =
+            format!("{} is {}; expected {}", named(pointer, "this"), describe(value), expected(schema, self.root));
         let added = self.out.error("wrong-type", pointer, message);
         if matches!(value, Value::NullKeyword(_)) {
             added.with_help("an optional key is left out, never null");
         } else if matches!((value, schema["type"].as_str()), (Value::StringLit(_), Some("integer" | "number"))) {
             added.with_help("numbers stand without quotes");
         }
+        self.replace(pointer, schema);
     }
 
     fn text(&mut self, text: &str, schema: &'a Schema, pointer: &str) {
@@ -79,12 +100,14 @@ impl<'a, 'p> Walker<'a, 'p> {
             Some(word) if word != text => {
                 let message = format!("{} is `{}`; expected `{word}`", named(pointer, "this"), words::short(text));
                 self.out.error("unknown-word", pointer, message);
+                self.replace(pointer, schema);
             }
             _ => {}
         }
         if schema["minLength"].as_u64().is_some_and(|least| (text.chars().count() as u64) < least) {
             let message = format!("{} is an empty text", named(pointer, "this"));
             self.out.error("empty-text", pointer, message);
+            self.replace(pointer, schema);
         }
     }
 
@@ -115,11 +138,12 @@ impl<'a, 'p> Walker<'a, 'p> {
     fn outside(&mut self, text: &str, schema: &'a Schema, pointer: &str, code: &'static str) {
         let code = if pointer == "/version" { "wrong-version" } else { code };
         let message =
-            format!("{} is {}; expected {}", named(pointer, "this"), words::short(text), self.expected(schema));
+            format!("{} is {}; expected {}", named(pointer, "this"), words::short(text), expected(schema, self.root));
         let added = self.out.error(code, pointer, message);
         if code == "wrong-version" {
             added.with_help("this build reads version 1");
         }
+        self.replace(pointer, schema);
     }
 
     /// Settings of a user's kind: any JSON, but numbers must be numbers.
@@ -129,6 +153,7 @@ impl<'a, 'p> Walker<'a, 'p> {
                 let message =
                     format!("{} is {}; expected a finite number", named(pointer, "this"), words::short(number.value));
                 self.out.error("out-of-range", pointer, message);
+                self.repair(pointer, Repair::Keep);
             }
             Value::Array(array) => {
                 for (index, element) in array.elements.iter().enumerate() {
@@ -175,10 +200,12 @@ impl<'a, 'p> Walker<'a, 'p> {
                 let near = words::nearest(&text.value, words.iter().copied());
                 let added = self.out.error("unknown-word", pointer, message);
                 added.help = near.map(|word| format!("did you mean `{word}`?"));
+                self.repair(pointer, Repair::Set(near.unwrap_or(words[0]).into()));
             }
             other => {
                 let message = format!("{} is {}; expected {}", named(pointer, "this"), describe(other), one_of(&words));
                 self.out.error("wrong-type", pointer, message);
+                self.repair(pointer, Repair::Set(words[0].into()));
             }
         }
     }
@@ -188,19 +215,22 @@ impl<'a, 'p> Walker<'a, 'p> {
         let Value::Object(object) = value else {
             let message = format!("a stage is an object with a `kind`; this is {}", describe(value));
             self.out.error("wrong-type", pointer, message);
+            self.repair(pointer, Repair::Set(serde_json::json!({ "kind": "" })));
             return;
         };
         let Some(kind) = object.get("kind") else { return self.kindless(object, branches, pointer) };
         let at_kind = join(pointer, "kind");
         let Value::StringLit(name) = &kind.value else {
             let message = format!("`kind` is {}; expected the name of a kind", describe(&kind.value));
-            self.out.error("wrong-type", at_kind, message);
+            self.out.error("wrong-type", at_kind.clone(), message);
+            self.repair(&at_kind, Repair::Set("".into()));
             return;
         };
         let of_kind = |branch: &&&Schema| branch["properties"]["kind"]["const"] == *name.value;
         if let Some(branch) = branches.iter().find(of_kind) {
             return self.object(object, branch, pointer);
         }
+        self.repair(&at_kind, Repair::Keep);
         match self.registry.get(&name.value) {
             Some(info) => {
                 let message = format!("`{}` stands {}, not here", info.name(), info.place().describe());
@@ -224,11 +254,13 @@ impl<'a, 'p> Walker<'a, 'p> {
             (Some(_), Some(block)) => self.object(object, block, pointer),
             (Some(_), None) => {
                 let at = join(pointer, "layers");
+                self.repair(pointer, Repair::Set(serde_json::json!({ "kind": "" })));
                 self.out
                     .key_error("nested-layers", at, "a `layers` block stands inside another one")
                     .with_help("the one `layers` block is an element of `stages`");
             }
             (None, _) => {
+                self.repair(pointer, Repair::Set(serde_json::json!({ "kind": "" })));
                 let keys: Vec<&str> = object.properties.iter().map(|property| property.name.as_str()).collect();
                 let near = keys.iter().find(|key| words::nearest(key, ["kind", "layers"]).is_some());
                 let added = self.out.error("missing-key", pointer, "a stage lacks the key `kind`");
@@ -265,9 +297,13 @@ impl<'a, 'p> Walker<'a, 'p> {
             }
         }
         for key in schema["required"].as_array().into_iter().flatten().filter_map(Schema::as_str) {
-            if !seen.contains(&key) && !meant.contains(&key) {
+            if seen.contains(&key) {
+                continue;
+            }
+            if !meant.contains(&key) {
                 self.missing_key(key, schema, pointer);
             }
+            self.replace(&join(pointer, key), &schema["properties"][key]);
         }
     }
 
@@ -285,6 +321,10 @@ impl<'a, 'p> Walker<'a, 'p> {
             None => self.owners(key).unwrap_or_else(|| format!("valid here: {}", words::list(known))),
         };
         self.out.key_error("unknown-key", pointer, message).with_help(help);
+        self.repair(pointer, Repair::Remove);
+        if let Some(word) = near {
+            self.touched.add(meant_pointer(pointer, word));
+        }
         near
     }
 
@@ -301,77 +341,11 @@ impl<'a, 'p> Walker<'a, 'p> {
             None => named(pointer, "the deployment"),
         };
         let wanted = &schema["properties"][key];
-        let expected = self.expected(self.resolve(wanted));
+        let expected = expected(self.resolve(wanted), self.root);
         let help = match wanted["description"].as_str() {
             Some(doc) => format!("add `\"{key}\"`: {expected}. {doc}"),
             None => format!("add `\"{key}\"`: {expected}"),
         };
         self.out.error("missing-key", pointer, format!("{subject} lacks the key `{key}`")).with_help(help);
-    }
-
-    /// What a schema admits, in words.
-    fn expected(&self, schema: &Schema) -> String {
-        let branches = schema["oneOf"].as_array().or(schema["anyOf"].as_array());
-        if let Some(branches) = branches {
-            let words: Vec<&str> = branches.iter().filter_map(|branch| branch["const"].as_str()).collect();
-            if words.len() == branches.len() {
-                return one_of(&words);
-            }
-            let mut parts: Vec<String> = Vec::new();
-            for branch in branches {
-                let target =
-                    branch["$ref"].as_str().map(|name| &self.root["$defs"][name.trim_start_matches("#/$defs/")]);
-                let text = self.expected(target.unwrap_or(branch));
-                if !parts.contains(&text) {
-                    parts.push(text);
-                }
-            }
-            return parts.join(" or ");
-        }
-        match schema["type"].as_str() {
-            Some(name @ ("integer" | "number")) => {
-                let article = if name == "integer" { "an integer" } else { "a number" };
-                match (&schema["minimum"], &schema["maximum"]) {
-                    (Schema::Number(least), Schema::Number(most)) if least == most => least.to_string(),
-                    (Schema::Number(least), Schema::Number(most)) => format!("{article} from {least} to {most}"),
-                    (Schema::Number(least), _) => format!("{article} of at least {least}"),
-                    _ => article.to_owned(),
-                }
-            }
-            Some("string") => "a text".into(),
-            Some("array") => "a list".into(),
-            Some("object") => "an object".into(),
-            Some("boolean") => "true or false".into(),
-            _ => "a value".into(),
-        }
-    }
-}
-
-fn one_of(words: &[&str]) -> String {
-    match words {
-        [only] => format!("`{only}`"),
-        [rest @ .., last] => format!("{} or `{last}`", words::list(rest)),
-        [] => "nothing".into(),
-    }
-}
-
-/// The key a pointer ends in, quoted; list elements and the root get `otherwise`.
-fn named(pointer: &str, otherwise: &str) -> String {
-    match pointer.rsplit('/').next() {
-        Some(key) if !key.is_empty() && !key.bytes().all(|byte| byte.is_ascii_digit()) => {
-            format!("`{}`", words::short(&key.replace("~1", "/").replace("~0", "~")))
-        }
-        _ => otherwise.to_owned(),
-    }
-}
-
-fn describe(value: &Value<'_>) -> String {
-    match value {
-        Value::StringLit(text) => format!("the text \"{}\"", words::short(&text.value)),
-        Value::NumberLit(number) => format!("the number {}", words::short(number.value)),
-        Value::BooleanLit(flag) => flag.value.to_string(),
-        Value::Object(_) => "an object".into(),
-        Value::Array(_) => "a list".into(),
-        Value::NullKeyword(_) => "null".into(),
     }
 }
