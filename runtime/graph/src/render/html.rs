@@ -16,7 +16,7 @@ pub fn html_page(title: &str, body: &str) -> String {
          <meta name=\"color-scheme\" content=\"light dark\">\n<title>{}</title>\n<style>\n\
          body {{ margin: 0; background: #ffffff; }}\n\
          main {{ padding: 8px; overflow-x: auto; }}\n\
-         svg {{ max-width: none; height: auto; }}\n\
+         svg {{ max-width: max(100%, 960px); height: auto; }}\n\
          @media (prefers-color-scheme: dark) {{ body {{ background: #0f172a; }} }}\n\
          </style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n",
         escape(title)
