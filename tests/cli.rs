@@ -134,7 +134,8 @@ fn broken_graphs_are_refused() {
         ("\"sequences\": 64", "\"sequences\": -64", "/limits/sequences"),
         ("\"tpot_ms\": 50", "\"tpot_ms\": 1e999", "/slo/tpot_ms"),
         ("\"dtype\": \"bf16\"", "\"dtype\": \"fp16\"", "/stages/1/layers/5/dtype"),
-        ("{ \"kind\": \"sampling\", \"on\": \"attn\" }", "", ""),
+        (",\n    { \"kind\": \"sampling\", \"on\": \"attn\" }", ",", "trailing commas"),
+        (",\n    { \"kind\": \"sampling\", \"on\": \"attn\" }", "", "sampling"),
     ];
     for (from, to, said) in edits {
         assert!(good.contains(from), "the graph has {from}");
@@ -203,7 +204,7 @@ fn broken_requests_and_arguments_are_refused() {
     check("{\"prompt_token_ids\":[1],\"temperature\":-1}", "temperature");
     check("{\"prompt_token_ids\":[1],\"stop\":[\"x\"]}", "tokenizer.json");
     check("{\"prompt\":\"text\"}", "tokenizer.json");
-    check("{\"prompt_token_ids\":[1],\"max_tokens\":65530}\n{\"prompt_token_ids\":[1]", "");
+    check("{\"prompt_token_ids\":[1],\"max_tokens\":65530}\n{\"prompt_token_ids\":[1]", ":2");
     check("{\"id\":1,\"prompt_token_ids\":[1]}\n{\"id\":1,\"prompt_token_ids\":[1]}", "id");
     let base = ["run", "graphs/tiny-ping-pong.json", "--model", path_text(&model)];
     let with = |more: &[&'static str]| [&base[..], more].concat();
@@ -211,6 +212,7 @@ fn broken_requests_and_arguments_are_refused() {
     let file = path_text(requests.path());
     refused(&with(&[]), "--prompt");
     refused(&[&base[..], &["--requests", file, "--out", "/no/such/folder/out.jsonl"]].concat(), "/no/such/folder");
+    refused(&[&base[..], &["--requests", file, "--out", "x.json", "--trace", "x.json"]].concat(), "both name x.json");
     refused(&[&base[..], &["--requests", file, "--schedule", "pingpong"]].concat(), "ping_pong");
     refused(&[&base[..], &["--requests", file, "--schedule", "ping_pong:0"]].concat(), "ping_pong:0");
     refused(&[&base[..], &["--requests", file, "--schedule", "greedy"]].concat(), "greedy");
@@ -300,6 +302,32 @@ fn a_full_disk_is_an_error_and_leaves_nothing() {
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("logits.safetensors"));
     assert_eq!(std::fs::read_dir(&results).expect("listed").count(), 0, "nothing is left behind");
+}
+
+/// `/dev/stdout` of a redirected run looks like a regular file; renaming a result over it broke it for the whole machine.
+#[cfg(target_os = "linux")]
+#[test]
+fn results_go_to_a_redirected_stdout_and_through_links() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = |name: &str| folder.path().join(name);
+    write_lines(&file("requests.jsonl"), &[json!({ "prompt_token_ids": [1], "max_tokens": 3 })]);
+    let model = repository("tests/golden/step3-s");
+    let run_out = |out: &Path, stdout: Stdio| {
+        let mut command = rally();
+        command.args(["run", "graphs/tiny-ping-pong.json", "--model", path_text(&model), "--format", "json"]);
+        command.args(["--requests", path_text(&file("requests.jsonl")), "--out", path_text(out)]);
+        command.stdout(stdout).stderr(Stdio::null()).status().expect("the binary starts")
+    };
+    let before = std::fs::read_link("/dev/stdout").expect("a link");
+    let stdout = std::fs::File::create(file("stdout.txt")).expect("created");
+    assert!(run_out(Path::new("/dev/stdout"), stdout.into()).success());
+    assert_eq!(std::fs::read_link("/dev/stdout").expect("still a link"), before);
+    assert!(read_lines(&file("stdout.txt")).iter().any(|line| line["completion_tokens"] == 3));
+    std::fs::write(file("real.jsonl"), "old").expect("written");
+    std::os::unix::fs::symlink(file("real.jsonl"), file("link.jsonl")).expect("linked");
+    assert!(run_out(&file("link.jsonl"), Stdio::null()).success());
+    assert!(file("link.jsonl").is_symlink());
+    assert_eq!(read_lines(&file("real.jsonl"))[0]["completion_tokens"], 3);
 }
 
 #[test]

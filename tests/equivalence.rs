@@ -4,7 +4,9 @@
 mod support;
 
 use proptest::prelude::*;
-use support::{Answer, Ask, Golden, Layout, exact, repository, row_error, run};
+use rally::graph::model::ModelShape;
+use rally::stages::checkpoint::RandomWeights;
+use support::{Answer, Ask, Golden, Layout, answers, exact, repository, row_error, run, small_shape, start};
 
 /// Every sequence by itself, one device, one lane, whole prompts: the plainest run there is.
 fn alone(layout: &Layout, folder: &str, asks: &[Ask]) -> Vec<Answer> {
@@ -16,6 +18,8 @@ fn alone(layout: &Layout, folder: &str, asks: &[Ask]) -> Vec<Answer> {
         rows: 64,
         page_tokens: 64,
         cores: Vec::new(),
+        sequences: 64,
+        kv_tokens: 16384,
         ..layout.clone()
     };
     let model = repository("tests/golden").join(folder);
@@ -29,7 +33,7 @@ fn bits(answers: &[Answer]) -> Vec<(Vec<u32>, Vec<Vec<u32>>)> {
 
 fn asks(vocab: u32) -> impl Strategy<Value = Vec<Ask>> {
     let ask = (prop::collection::vec(0..vocab, 1..40), 1usize..6, any::<bool>(), any::<u64>());
-    prop::collection::vec(ask, 1..16).prop_map(|asks| {
+    prop::collection::vec(ask, 1..17).prop_map(|asks| {
         asks.into_iter()
             .map(|(prompt, tokens, greedy, seed)| {
                 let mut ask = Ask::greedy(&prompt, tokens);
@@ -46,11 +50,15 @@ prop_compose! {
     fn layouts()(
         split: bool, rounds: bool, router_on_ffn: bool, ping_pong: bool, micro_batches in 1usize..7,
         prefill_chunk in 1usize..33, rows in 16usize..65, page_tokens in 1usize..80, threads in 1u32..3,
+        sequences in 1usize..17, kv_tokens in 64usize..2048,
     ) -> Layout {
         let policy = if ping_pong { "ping_pong" } else { "sequential" };
         let cores = if threads == 1 { vec![] } else { vec![0, 1] };
         let router_on_ffn = router_on_ffn && split;
-        Layout { split, rounds, router_on_ffn, policy, micro_batches, prefill_chunk, rows, page_tokens, cores, ..Layout::default() }
+        Layout {
+            split, rounds, router_on_ffn, policy, micro_batches, prefill_chunk, rows, page_tokens, cores, sequences, kv_tokens,
+            ..Layout::default()
+        }
     }
 }
 
@@ -81,6 +89,35 @@ proptest! {
         let got = run(&layout.spec(), &model, &asks, None);
         prop_assert_eq!(bits(&got), bits(&alone(&layout, "step3-m", &asks)));
     }
+}
+
+/// The golden models are so small that their products stay on one thread, whatever the team. Here every projection of a step
+/// with several rows, and attention over the longest prompt, is past the size from which work is split (2^20 multiply-adds).
+#[test]
+fn two_threads_agree_with_one_to_the_bit() {
+    let shape = ModelShape {
+        hidden: 512,
+        vocab: 2048,
+        heads: 32,
+        head_dim: 64,
+        query_rank: 512,
+        dense_width: 2048,
+        expert_width: 1024,
+        shared_width: 1024,
+        ..small_shape()
+    };
+    let weights = RandomWeights::new(7, shape.weight_format);
+    let prompt = |id: u32, length: u32| (0..length).map(|i| (i * 31 + id * 7) % 2048).collect::<Vec<u32>>();
+    let mut asks: Vec<Ask> = (0..7).map(|id| Ask::greedy(&prompt(id, 3 + 5 * id), 4)).collect();
+    asks.push(Ask::greedy(&prompt(9, 300), 4));
+    let got = |split: bool, cores: &[u32]| {
+        let layout = Layout { split, rounds: split, micro_batches: 2, cores: cores.to_vec(), ..Layout::default() };
+        bits(&answers(start(&layout.spec(), &shape, &weights, None), &asks))
+    };
+    let one = got(false, &[]);
+    assert_eq!(one.iter().map(|(tokens, _)| tokens.len()).sum::<usize>(), 32);
+    assert_eq!(got(false, &[0, 1]), one);
+    assert_eq!(got(true, &[0, 1]), one);
 }
 
 /// Row errors of `step_logits` and the share of equal argmaxes, fed with the golden tokens rather than our own.

@@ -3,14 +3,16 @@
 #![allow(dead_code)]
 
 use rally::engine::schedule::batch::{DeviceBatch, SamplingParams, SequenceRequest, TokenDetail};
+use rally::engine::schedule::planner::FinishReason;
 use rally::engine::schedule::policy::Schedule;
 use rally::engine::stage::Probe;
 use rally::engine::values::Values;
 use rally::engine::{Engine, RunEvent};
 use rally::graph::kinds::KindRegistry;
+use rally::graph::model::{LayerKind, ModelShape, WeightFormat};
 use rally::graph::spec::DeploymentSpec;
 use rally::graph::stage_graph::StageGraph;
-use rally::stages::checkpoint::Checkpoint;
+use rally::stages::checkpoint::{Checkpoint, WeightSource};
 use rally::stages::config::load_model_shape;
 use rally::stages::deployment::{AssembleOptions, assemble, make_exact};
 use rally::stages::kinds::StageRegistry;
@@ -50,6 +52,9 @@ pub struct Layout {
     pub page_tokens: usize,
     /// Cores of each device; empty: not pinned.
     pub cores: Vec<u32>,
+    /// Sequences at once; the others queue and take over slots and pages.
+    pub sequences: usize,
+    pub kv_tokens: usize,
 }
 
 impl Default for Layout {
@@ -67,6 +72,8 @@ impl Default for Layout {
             rows: 64,
             page_tokens: 64,
             cores: Vec::new(),
+            sequences: 64,
+            kv_tokens: 16384,
         }
     }
 }
@@ -98,8 +105,8 @@ impl Layout {
             "version": 1, "name": "generated", "model": "given by the test", "devices": devices,
             "stages": [{ "kind": "embed", "on": a }, { "layers": layers }, { "kind": "sampling", "on": a }],
             "limits": {
-                "sequences": 64, "rows_per_micro_batch": self.rows, "prefill_chunk": self.prefill_chunk,
-                "kv_tokens": 16384, "page_tokens": self.page_tokens,
+                "sequences": self.sequences, "rows_per_micro_batch": self.rows, "prefill_chunk": self.prefill_chunk,
+                "kv_tokens": self.kv_tokens, "page_tokens": self.page_tokens,
             },
             "schedule": { "policy": self.policy, "micro_batches": self.micro_batches },
         });
@@ -114,12 +121,14 @@ pub struct Ask {
     pub tokens: usize,
     pub sampling: SamplingParams,
     pub stop_token_ids: Vec<u32>,
+    pub logprobs: Option<u32>,
 }
 
 impl Ask {
     /// Greedy, always all `tokens`.
     pub fn greedy(prompt: &[u32], tokens: usize) -> Self {
-        Self { prompt: prompt.to_vec(), tokens, sampling: SamplingParams::default(), stop_token_ids: Vec::new() }
+        let sampling = SamplingParams::default();
+        Self { prompt: prompt.to_vec(), tokens, sampling, stop_token_ids: Vec::new(), logprobs: None }
     }
 }
 
@@ -129,35 +138,85 @@ pub struct Answer {
     pub tokens: Vec<u32>,
     /// `[tokens][vocab]`.
     pub logits: Vec<Vec<f32>>,
+    /// By token, if asked for.
+    pub logprobs: Vec<(f32, Vec<(u32, f32)>)>,
+    pub finish: Option<FinishReason>,
 }
 
-/// Runs `asks` on `spec` with the weights of `model`.
+/// Runs `asks` on `spec` with the weights of the folder `model`.
 pub fn run(spec: &DeploymentSpec, model: &Path, asks: &[Ask], probe: Option<Arc<dyn Probe>>) -> Vec<Answer> {
     let shape = load_model_shape(model).expect("the model's configuration is in order");
     let weights = Checkpoint::open(model).expect("the model's weights are there");
+    answers(start(spec, &shape, &weights, probe), asks)
+}
+
+/// Starts a run that nothing was submitted to yet.
+pub fn start(
+    spec: &DeploymentSpec,
+    shape: &ModelShape,
+    weights: &dyn WeightSource,
+    probe: Option<Arc<dyn Probe>>,
+) -> Engine {
     let schedule = Schedule::from_spec(&spec.schedule).expect("tests use policies that run");
     let options = AssembleOptions { spans_per_lane: 0, probe };
-    let graph = StageGraph::build(spec, &shape, KindRegistry::shared()).expect("the graph unrolls");
-    let parts = assemble(spec, graph, &shape, &weights, &schedule, &StageRegistry::builtin(), options);
-    let engine = Engine::start(parts.unwrap_or_else(|error| panic!("{error}"))).expect("threads can be had");
-    let requests = asks.iter().enumerate().map(|(id, ask)| SequenceRequest {
-        id: id as u64,
+    let graph = StageGraph::build(spec, shape, KindRegistry::shared()).expect("the graph unrolls");
+    let parts = assemble(spec, graph, shape, weights, &schedule, &StageRegistry::builtin(), options);
+    Engine::start(parts.unwrap_or_else(|error| panic!("{error}"))).expect("threads can be had")
+}
+
+/// Submits `asks`, whose indices become ids, and runs to the end.
+pub fn answers(engine: Engine, asks: &[Ask]) -> Vec<Answer> {
+    let requests = asks.iter().enumerate().map(|(id, ask)| request(id as u64, ask));
+    let mut answers = vec![Answer::default(); asks.len()];
+    let done = engine.run_to_end(requests, |event| match event {
+        RunEvent::Token(report) => {
+            let answer = &mut answers[report.sample.sequence as usize];
+            answer.tokens.push(report.sample.token);
+            answer.logits.push(report.sample.logits.expect("logits were asked for"));
+            answer.logprobs.extend(report.sample.logprobs);
+        }
+        RunEvent::Finished(id, reason, _) => answers[id as usize].finish = Some(reason),
+        RunEvent::Admitted(..) | RunEvent::Failed(_) => {}
+    });
+    done.unwrap_or_else(|error| panic!("{error}"));
+    answers
+}
+
+/// As submitted: all logits are wanted.
+pub fn request(id: u64, ask: &Ask) -> SequenceRequest {
+    SequenceRequest {
+        id,
         prompt: Arc::from(ask.prompt.as_slice()),
         max_new_tokens: ask.tokens,
         stop_token_ids: Arc::from(ask.stop_token_ids.as_slice()),
         sampling: ask.sampling,
-        detail: TokenDetail { logprobs: None, logits: true },
-    });
-    let mut answers = vec![Answer::default(); asks.len()];
-    let done = engine.run_to_end(requests, |event| {
-        if let RunEvent::Token(report) = event {
-            let answer = &mut answers[report.sample.sequence as usize];
-            answer.tokens.push(report.sample.token);
-            answer.logits.push(report.sample.logits.expect("logits were asked for"));
-        }
-    });
-    done.unwrap_or_else(|error| panic!("{error}"));
-    answers
+        detail: TokenDetail { logprobs: ask.logprobs, logits: true },
+    }
+}
+
+/// A model without weights on disk, to be changed as a test needs it.
+pub fn small_shape() -> ModelShape {
+    ModelShape {
+        family: "step3".into(),
+        hidden: 32,
+        vocab: 64,
+        heads: 2,
+        head_dim: 16,
+        query_rank: 32,
+        dense_width: 48,
+        expert_width: 32,
+        shared_width: 32,
+        experts: 4,
+        top_k: 2,
+        norm_expert_weight: false,
+        layers: vec![LayerKind::Dense, LayerKind::Moe],
+        rms_norm_eps: 1e-5,
+        rope_theta: 1e4,
+        max_positions: 512,
+        tie_word_embeddings: false,
+        eos_token_ids: Vec::new(),
+        weight_format: WeightFormat::Bf16,
+    }
 }
 
 /// As `run --exact`.

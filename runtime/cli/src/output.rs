@@ -10,26 +10,33 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 enum Target {
+    /// This process's own stdout, under a name: opened a second time, a redirected stdout would have two places to write at.
+    Stdout,
     Direct(File),
-    Renamed(NamedTempFile),
+    /// Under this name once complete.
+    Renamed(PathBuf),
 }
 
-/// An output file in the making. Dropped before [`OutputFile::finish`], it leaves nothing behind.
+/// An output file to come. Dropped before [`OutputFile::finish`], it leaves nothing behind; so does a process that is killed
+/// before it.
 pub struct OutputFile {
     path: PathBuf,
     target: Target,
 }
 
 impl OutputFile {
-    /// Opens the output, so that a wrong path is known before any work is done.
+    /// Tries the output, so that a wrong path is known before any work is done.
     pub fn create(path: &Path) -> Result<Self, CliError> {
         let mistake = |error: io::Error| CliError::Mistake(format!("{}: cannot be written: {error}", path.display()));
-        let special = std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
-        let target = if special {
-            Target::Direct(File::options().write(true).open(path).map_err(mistake)?)
+        let target = if ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path == Path::new(name)) {
+            Target::Stdout
+        } else if is_special(path) {
+            Target::Direct(File::options().append(true).open(path).map_err(mistake)?)
         } else {
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            Target::Renamed(NamedTempFile::new_in(folder).map_err(mistake)?)
+            // A link stays a link: what it points at is replaced.
+            let target = path.canonicalize().unwrap_or_else(|_| path.into());
+            temporary_beside(&target).map_err(mistake)?;
+            Target::Renamed(target)
         };
         Ok(Self { path: path.into(), target })
     }
@@ -40,18 +47,35 @@ impl OutputFile {
         let failure =
             |error: io::Error| CliError::Failure(format!("{}: could not be written: {error}", path.display()));
         match self.target {
+            Target::Stdout => write_buffered(&mut io::stdout().lock(), write).map_err(failure),
             Target::Direct(mut file) => write_buffered(&mut file, write).map_err(failure),
-            Target::Renamed(mut temporary) => {
+            Target::Renamed(target) => {
+                let mut temporary = temporary_beside(&target).map_err(failure)?;
                 write_buffered(temporary.as_file_mut(), write).map_err(failure)?;
                 temporary.as_file().sync_all().map_err(failure)?;
                 readable_like_others(&temporary).map_err(failure)?;
-                temporary.persist(&path).map_err(|error| failure(error.error)).map(drop)
+                temporary.persist(&target).map_err(|error| failure(error.error)).map(drop)
             }
         }
     }
 }
 
-fn write_buffered(file: &mut File, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+/// What a rename must never replace: pipes, devices, folders, and the names a system gives to open files. `/dev/stderr` looks
+/// like the file that stderr was redirected to, and renaming over it would break it for everyone.
+fn is_special(path: &Path) -> bool {
+    let system = ["/dev", "/proc"].iter().any(|folder| path.starts_with(folder));
+    match std::fs::metadata(path) {
+        Ok(metadata) => system || !metadata.is_file(),
+        Err(_) => false,
+    }
+}
+
+fn temporary_beside(target: &Path) -> io::Result<NamedTempFile> {
+    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    NamedTempFile::new_in(folder)
+}
+
+fn write_buffered(file: &mut impl Write, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let mut buffered = BufWriter::new(file);
     write(&mut buffered)?;
     buffered.flush()

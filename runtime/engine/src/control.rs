@@ -7,6 +7,7 @@ use crate::engine::EngineError;
 use crate::stage::Sample;
 use crate::sync::LaneSync;
 use crossbeam::channel::Sender;
+use rally_graph::plan::Plan;
 use rally_schedule::batch::{DeviceBatch, SequenceId, SequenceRequest};
 use rally_schedule::planner::{FinishReason, PlannerEvent, StepPlanner, SubmitError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -66,16 +67,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Exit tasks that end a step that never was. Where only some of a micro-batch's exits lag a cycle behind, those alone run for
+/// the step before the first; the others count as done.
+fn arrived_at_start(plan: &Plan, micro_batch: usize) -> usize {
+    let exits = plan.lanes.iter().flat_map(|lane| &lane.tasks);
+    let exits = exits.filter(|task| task.micro_batch == micro_batch && plan.table.exits.contains(&task.task));
+    let (behind, level): (Vec<_>, Vec<_>) = exits.partition(|task| task.behind);
+    if behind.is_empty() { 0 } else { level.len() }
+}
+
 impl Control {
-    pub(crate) fn new(planner: StepPlanner, exits: usize, sync: Arc<LaneSync>, events: Sender<RunEvent>) -> Self {
+    pub(crate) fn new(planner: StepPlanner, plan: &Plan, sync: Arc<LaneSync>, events: Sender<RunEvent>) -> Self {
         let config = *planner.config();
-        let micro_batch = || MicroBatchState {
+        let exits = plan.table.exits.len();
+        let micro_batch = |m: usize| MicroBatchState {
             batches: vec![DeviceBatch::default(); config.devices],
-            samples: Vec::with_capacity(config.rows_per_device * config.devices),
-            arrived: 0,
+            // A sequence is sampled at most once a step.
+            samples: Vec::with_capacity(config.sequences.min(config.rows_per_device * config.devices)),
+            arrived: arrived_at_start(plan, m),
         };
         Self {
-            micro_batches: (0..config.micro_batches).map(|_| Mutex::new(micro_batch())).collect(),
+            micro_batches: (0..config.micro_batches).map(|m| Mutex::new(micro_batch(m))).collect(),
             state: Mutex::new(State { planner, closed: false, planner_events: Vec::new() }),
             changed: Condvar::new(),
             exits,
@@ -86,6 +98,9 @@ impl Control {
 
     pub(crate) fn submit(&self, requests: impl IntoIterator<Item = SequenceRequest>) -> Result<(), SubmitError> {
         let mut state = lock(&self.state);
+        if state.closed || self.sync.aborted() {
+            return Err(SubmitError::Closed);
+        }
         let result = requests.into_iter().try_for_each(|request| state.planner.submit(request));
         drop(state);
         self.changed.notify_all();

@@ -145,25 +145,22 @@ impl Engine {
         let sync = Arc::new(LaneSync::new(parts.plan.lanes.len()));
         let (sender, events) = unbounded();
         let planner = StepPlanner::new(parts.planner);
-        let control = Arc::new(Control::new(planner, parts.plan.table.exits.len(), Arc::clone(&sync), sender));
+        let control = Arc::new(Control::new(planner, &parts.plan, Arc::clone(&sync), sender));
         let started = Instant::now();
         let mut slots = Slots::new(&parts);
         let mut ready = Vec::new();
         for index in 0..parts.plan.lanes.len() {
             ready.push(build_lane(&mut parts, index, &sync, &control, started, &mut slots)?);
         }
-        let mut lanes = Vec::new();
+        // Dropped on the way out, it ends and joins the lanes that have started.
+        let mut engine = Self { control, lanes: Vec::new(), events, started };
         for lane in ready {
             let name = parts.plan.lanes[lane.index].name.clone();
-            match std::thread::Builder::new().name(format!("lane {name}")).spawn(move || lane.run()) {
-                Ok(handle) => lanes.push(handle),
-                Err(error) => {
-                    control.abort();
-                    return Err(EngineError::Thread { lane: name, message: error.to_string() });
-                }
-            }
+            let spawned = std::thread::Builder::new().name(format!("lane {name}")).spawn(move || lane.run());
+            let handle = spawned.map_err(|error| EngineError::Thread { lane: name, message: error.to_string() })?;
+            engine.lanes.push(handle);
         }
-        Ok(Self { control, lanes, events, started })
+        Ok(engine)
     }
 
     /// A handle for submitting from elsewhere.
@@ -187,7 +184,7 @@ impl Engine {
         self.started
     }
 
-    /// Says that nothing more will be submitted: the run ends when all is done.
+    /// Says that nothing more will be submitted: the run ends when all is done. What comes later is refused.
     pub fn close(&self) {
         self.control.close();
     }

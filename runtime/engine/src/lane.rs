@@ -90,6 +90,7 @@ impl Lane {
             Ok(LaneEnd::Failed(error)) => control.fail(error),
             Err(panic) => control.fail(EngineError::LanePanicked { lane: name, message: panic_message(&*panic) }),
         }
+        self.sync.end(self.index);
         self.recorder.into_report()
     }
 

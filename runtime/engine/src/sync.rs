@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 /// Longest busy wait before a lane parks. A futex wake costs 20–28 µs, a decode stage rarely more than a few hundred.
 const SPIN: Duration = Duration::from_micros(500);
+/// How much of it is spent without yielding. Two lanes may stand on one core even where there are others (both pinned to it, or
+/// put there by the system): who spins through keeps the one it waits for from running, half a millisecond at every handover.
+const SPIN_ALONE: Duration = Duration::from_micros(10);
 /// The same where lanes outnumber cores: who spins there keeps the one it waits for from running.
 const SPIN_CROWDED: Duration = Duration::from_micros(20);
 /// A parked lane looks again after this long even if nobody wakes it, so that a lost wake cannot become a hang.
@@ -21,6 +24,8 @@ struct LaneSignal {
     /// Tasks completed since the start.
     progress: AtomicU64,
     parked: AtomicBool,
+    /// The lane has left; its progress stays what it is.
+    ended: AtomicBool,
     thread: OnceLock<Thread>,
 }
 
@@ -35,8 +40,12 @@ pub(crate) struct LaneSync {
 
 impl LaneSync {
     pub(crate) fn new(lanes: usize) -> Self {
-        let signal =
-            || LaneSignal { progress: AtomicU64::new(0), parked: AtomicBool::new(false), thread: OnceLock::new() };
+        let signal = || LaneSignal {
+            progress: AtomicU64::new(0),
+            parked: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            thread: OnceLock::new(),
+        };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
             lanes: (0..lanes).map(|_| CachePadded::new(signal())).collect(),
@@ -87,6 +96,13 @@ impl LaneSync {
         self.aborted.load(Ordering::Acquire)
     }
 
+    /// `lane` has left for good. Who waits for a task it never came to leaves as well: at the end of a run a lane may be one cycle
+    /// ahead of another, and nothing has rows any more.
+    pub(crate) fn end(&self, lane: usize) {
+        self.lanes[lane].ended.store(true, Ordering::Release);
+        self.wake_all();
+    }
+
     /// Lanes finish `cycle` and begin none after it.
     pub(crate) fn finish_after(&self, cycle: u64) {
         self.final_cycle.fetch_min(cycle, Ordering::AcqRel);
@@ -97,6 +113,14 @@ impl LaneSync {
     pub(crate) fn check(&self, cycle: u64) -> Result<(), Stopped> {
         let over = self.aborted() || cycle > self.final_cycle.load(Ordering::Acquire);
         if over { Err(Stopped) } else { Ok(()) }
+    }
+
+    /// Whether waiting for `lane` to complete `target` tasks still makes sense, for a lane in `cycle`.
+    fn worth_waiting(&self, cycle: u64, lane: usize, target: u64) -> Result<(), Stopped> {
+        self.check(cycle)?;
+        // In this order: a lane publishes its last task before it ends.
+        let never = self.lanes[lane].ended.load(Ordering::Acquire) && !self.reached(lane, target);
+        if never { Err(Stopped) } else { Ok(()) }
     }
 
     fn reached(&self, lane: usize, target: u64) -> bool {
@@ -117,11 +141,12 @@ impl LaneSync {
                 }
                 std::hint::spin_loop();
             }
-            self.check(cycle)?;
-            if began.elapsed() > limit {
+            self.worth_waiting(cycle, lane, target)?;
+            let waited = began.elapsed();
+            if waited > limit {
                 break;
             }
-            if self.crowded {
+            if self.crowded || waited > SPIN_ALONE {
                 std::thread::yield_now();
             }
         }
@@ -134,7 +159,7 @@ impl LaneSync {
             signal.parked.store(true, Ordering::Relaxed);
             fence(Ordering::SeqCst);
             let over = self.reached(lane, target);
-            let checked = self.check(cycle);
+            let checked = self.worth_waiting(cycle, lane, target);
             if !over && checked.is_ok() {
                 std::thread::park_timeout(PARK);
             }

@@ -2,13 +2,13 @@
 
 use proptest::prelude::*;
 use rally_engine::schedule::batch::{GroupInput, SamplingParams, SequenceRequest, TokenDetail};
-use rally_engine::schedule::planner::{FinishReason, PlannerConfig};
+use rally_engine::schedule::planner::{FinishReason, PlannerConfig, SubmitError};
 use rally_engine::schedule::policy::{PingPong, Policy, Sequential};
 use rally_engine::stage::{Sample, Stage, StageError, TaskContext};
 use rally_engine::{DeviceParts, Engine, EngineError, EngineParts, RunEvent, Widths};
 use rally_graph::kinds::{KindRegistry, Role};
 use rally_graph::model::{LayerKind, ModelShape, WeightFormat};
-use rally_graph::plan::{Plan, TaskTable};
+use rally_graph::plan::{Plan, TaskTable, Turn};
 use rally_graph::spec::DeploymentSpec;
 use rally_graph::stage_graph::StageGraph;
 use std::collections::BTreeMap;
@@ -361,4 +361,51 @@ fn an_idle_engine_wakes_for_late_work_and_drops_cleanly() {
         }
     }
     drop(engine);
+}
+
+/// The first lane runs all but its first segment a cycle late; the other lanes do not, and so wait for its next cycle.
+struct FirstLaneLags;
+
+impl Policy for FirstLaneLags {
+    fn name(&self) -> String {
+        "first_lane_lags".into()
+    }
+
+    fn orders(&self, table: &TaskTable, micro_batches: usize) -> Vec<Vec<Turn>> {
+        let mut orders = Sequential.orders(table, micro_batches);
+        let first = table.segments(0)[0].len();
+        let (head, tail) = table.lanes[0].tasks.split_at(first);
+        let turn = |task: &usize, micro_batch, behind| Turn { task: *task, micro_batch, behind };
+        orders[0] = (0..micro_batches)
+            .flat_map(|m| {
+                let late = tail.iter().map(move |task| turn(task, m, true));
+                late.chain(head.iter().map(move |task| turn(task, m, false)))
+            })
+            .collect();
+        orders
+    }
+}
+
+/// A run used to hang at its end: the FFN lane waited for a cycle that the attention lane no longer began.
+#[test]
+fn lanes_a_cycle_apart_end_together() {
+    for (attention, micro_batches) in [(1, 1), (1, 3), (2, 1), (2, 2)] {
+        let setup = Setup { attention, ..Setup::simple(Box::new(FirstLaneLags), micro_batches) };
+        let done =
+            run(&setup, (0..5).map(|id| request(id, vec![id as u32; 6], 20)).collect()).expect("nothing fails here");
+        for id in 0..5 {
+            assert_eq!(done[&id].0, reference(&vec![id as u32; 6], 20));
+        }
+    }
+}
+
+/// Accepted, it would never have been answered.
+#[test]
+fn what_comes_after_the_close_is_refused() {
+    let engine = Engine::start(Setup::simple(Box::new(PingPong), 2).parts()).expect("threads can be had");
+    let handle = engine.handle();
+    engine.close();
+    assert_eq!(handle.submit(request(0, vec![1], 1)), Err(SubmitError::Closed));
+    engine.join();
+    assert_eq!(handle.submit(request(0, vec![1], 1)), Err(SubmitError::Closed));
 }

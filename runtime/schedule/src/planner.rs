@@ -95,6 +95,9 @@ pub enum SubmitError {
     /// The id is in use.
     #[error("sequence {0} is already in flight")]
     DuplicateId(SequenceId),
+    /// Too late; whoever drives the planner says so.
+    #[error("the run takes no more sequences: it was closed, or it has failed")]
+    Closed,
 }
 
 #[derive(Debug)]
@@ -261,7 +264,7 @@ impl StepPlanner {
 
     fn kv_tokens(&self, request: &SequenceRequest) -> usize {
         // The last token is never fed back, so its keys and values are never stored.
-        (request.prompt.len() + request.max_new_tokens).min(self.config.max_positions) - 1
+        request.prompt.len().saturating_add(request.max_new_tokens).min(self.config.max_positions) - 1
     }
 
     fn members(&self, micro_batch: usize) -> usize {

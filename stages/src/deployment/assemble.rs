@@ -12,7 +12,7 @@ use rally_graph::plan::{Plan, PlanError, TaskTable};
 use rally_graph::spec::{
     Backend, ComputeDtype, DeploymentSpec, LayersBlock, Limits, Routing, StageEntry, StageSpec, WireDtype,
 };
-use rally_graph::stage_graph::{self, StageGraph};
+use rally_graph::stage_graph::{self, DeviceIndex, Payload, StageGraph};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -62,17 +62,17 @@ fn stages_mut(spec: &mut DeploymentSpec) -> impl Iterator<Item = &mut StageSpec>
     })
 }
 
-/// The sizes each attention device keeps to: equal parts of the graph's limits.
+/// The sizes each attention device keeps to: equal parts of the graph's limits, rounded up, as the memory table counts them.
 pub fn planner_config(limits: &Limits, attention: usize, micro_batches: usize, shape: &ModelShape) -> PlannerConfig {
     let sequences = limits.sequences as usize;
     let kv_tokens = limits.kv_tokens.div_ceil(attention as u64);
-    let pages = (kv_tokens / u64::from(limits.page_tokens)).max(1);
+    let pages = kv_tokens.div_ceil(u64::from(limits.page_tokens));
     PlannerConfig {
         micro_batches,
         devices: attention,
         sequences,
         sequences_per_device: sequences.div_ceil(attention),
-        rows_per_device: (limits.rows_per_micro_batch as usize / attention).max(1),
+        rows_per_device: (limits.rows_per_micro_batch as usize).div_ceil(attention),
         prefill_chunk: limits.prefill_chunk as usize,
         pages_per_device: u32::try_from(pages).unwrap_or(u32::MAX),
         page_tokens: limits.page_tokens as usize,
@@ -96,6 +96,7 @@ pub fn assemble(
     let orders = schedule.policy.orders(&table, schedule.micro_batches);
     let plan = Arc::new(Plan::compile(table, schedule.micro_batches, &orders)?);
     let attention = graph.devices_of_role(Role::Embed);
+    refuse_relays(&graph, &attention)?;
     let planner = planner_config(&spec.limits, attention.len(), schedule.micro_batches, shape);
     let mut devices: Vec<DeviceParts> = graph.devices.iter().map(|_| DeviceParts::default()).collect();
     for (device, parts) in devices.iter_mut().enumerate() {
@@ -119,6 +120,22 @@ pub fn assemble(
     let widths = Widths { hidden: shape.hidden, top_k: shape.top_k };
     let AssembleOptions { spans_per_lane, probe } = options;
     Ok(EngineParts { graph, plan, planner, widths, devices, attention, spans_per_lane, probe })
+}
+
+/// Rows find their way home by the device they were sent from, so each transfer must be a whole way: u starts where sequences
+/// are held, and y ends there.
+fn refuse_relays(graph: &StageGraph, attention: &[DeviceIndex]) -> Result<(), AssembleError> {
+    for instance in graph.graph.node_weights() {
+        let stage = &graph.stages[instance.stage];
+        let Some(transfer) = &stage.transfer else { continue };
+        let ends = if instance.payload == Payload::Output { &transfer.to } else { &transfer.from };
+        if let Some(relay) = ends.iter().find(|device| !attention.contains(device)) {
+            let what =
+                format!("transfer `{}` over `{}`, which holds no sequences", stage.id, graph.devices[*relay].name);
+            return Err(AssembleError::NotRunnable { what });
+        }
+    }
+    Ok(())
 }
 
 /// Fields that this version plans and checks but does not run are refused by name.

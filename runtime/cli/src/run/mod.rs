@@ -62,6 +62,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         return Err(CliError::Mistake("--trace writes JSON in this version: give it a name that ends in .json".into()));
     }
     let jobs = jobs::make(args, &deployment)?;
+    refuse_one_file_for_two(args)?;
     let open = |path: &Option<PathBuf>| path.as_deref().map(OutputFile::create).transpose();
     let outputs = Outputs { out: open(&args.out)?, logits: open(&args.logits)?, trace: open(&args.trace)? };
     let spans_per_lane = if outputs.trace.is_some() { trace::SPANS_PER_LANE } else { 0 };
@@ -84,11 +85,25 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     if outcome.interrupted { Err(CliError::Interrupted) } else { Ok(ExitCode::SUCCESS) }
 }
 
+/// Two results under one name would silently be one.
+fn refuse_one_file_for_two(args: &RunArgs) -> Result<(), CliError> {
+    let files = [("--out", &args.out), ("--logits", &args.logits), ("--trace", &args.trace)];
+    let files: Vec<_> = files.iter().filter_map(|(flag, path)| path.as_ref().map(|path| (flag, path))).collect();
+    for (i, (flag, path)) in files.iter().enumerate() {
+        if let Some((other, _)) = files[..i].iter().find(|(_, earlier)| earlier == path) {
+            return Err(CliError::Mistake(format!("{other} and {flag} both name {}: use two files", path.display())));
+        }
+    }
+    Ok(())
+}
+
 /// Ctrl-C and SIGTERM as messages. Before decoding begins, and the second time, they end the process at once.
 fn interrupts(decoding: &'static AtomicBool) -> Result<Receiver<()>, CliError> {
     let (sender, receiver) = bounded(1);
+    // That the first message was taken off the channel says nothing about how far the run loop has come with it.
+    let mut asked = false;
     let handler = move || {
-        if !decoding.load(Ordering::Acquire) || sender.try_send(()).is_err() {
+        if !decoding.load(Ordering::Acquire) || std::mem::replace(&mut asked, true) || sender.try_send(()).is_err() {
             std::process::exit(130);
         }
     };
