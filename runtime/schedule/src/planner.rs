@@ -9,7 +9,7 @@
 
 use crate::batch::{DeviceBatch, GroupInput, RowGroup, SampleSpec, SequenceId, SequenceRequest};
 use crate::pages::PageAllocator;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 /// Sizes the planner keeps to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +137,8 @@ pub struct StepPlanner {
     config: PlannerConfig,
     waiting: VecDeque<SequenceRequest>,
     running: Vec<Sequence>,
+    /// Ids of all of them: a file of a million requests must not be compared each with each.
+    ids: HashSet<SequenceId>,
     devices: Vec<DeviceState>,
 }
 
@@ -148,7 +150,7 @@ impl StepPlanner {
             free_slots: (0..config.sequences_per_device).rev().collect(),
         };
         let devices = (0..config.devices).map(|_| device()).collect();
-        Self { config, waiting: VecDeque::new(), running: Vec::new(), devices }
+        Self { config, waiting: VecDeque::new(), running: Vec::new(), ids: HashSet::new(), devices }
     }
 
     /// The sizes it keeps to.
@@ -204,9 +206,8 @@ impl StepPlanner {
     /// Queues a sequence.
     pub fn submit(&mut self, request: SequenceRequest) -> Result<(), SubmitError> {
         self.accepts(&request)?;
-        let id = request.id;
-        if self.running.iter().any(|s| s.request.id == id) || self.waiting.iter().any(|r| r.id == id) {
-            return Err(SubmitError::DuplicateId(id));
+        if !self.ids.insert(request.id) {
+            return Err(SubmitError::DuplicateId(request.id));
         }
         self.waiting.push_back(request);
         Ok(())
@@ -216,6 +217,7 @@ impl StepPlanner {
     pub fn cancel(&mut self, id: SequenceId, events: &mut Vec<PlannerEvent>) {
         if let Some(index) = self.waiting.iter().position(|request| request.id == id) {
             self.waiting.remove(index);
+            self.ids.remove(&id);
             events.push(PlannerEvent::Finished(id, FinishReason::Cancelled));
         }
         if let Some(sequence) = self.running.iter_mut().find(|s| s.request.id == id && !s.finished && !s.cancelled) {
@@ -272,13 +274,14 @@ impl StepPlanner {
     }
 
     fn retire(&mut self, micro_batch: usize) {
-        let devices = &mut self.devices;
+        let (devices, ids) = (&mut self.devices, &mut self.ids);
         self.running.retain_mut(|sequence| {
             let over = sequence.micro_batch == micro_batch && (sequence.finished || sequence.cancelled);
             if over {
                 let device = &mut devices[sequence.device];
                 device.pages.give_back(&mut sequence.pages);
                 device.free_slots.push(sequence.slot);
+                ids.remove(&sequence.request.id);
             }
             !over
         });

@@ -204,3 +204,19 @@ fn what_can_never_run_is_refused_with_the_numbers() {
     // A sum that would not fit a number is no panic.
     assert!(matches!(refusal(20, usize::MAX), SubmitError::NeverFits { .. }));
 }
+
+#[test]
+fn an_id_is_taken_until_its_sequence_is_gone() {
+    let mut planner = StepPlanner::new(PlannerConfig { micro_batches: 1, sequences: 1, ..small() });
+    let (mut batches, mut events) = (vec![DeviceBatch::default()], Vec::new());
+    let submit = |planner: &mut StepPlanner, id| planner.submit(request(id, 3, 5));
+    assert_eq!((submit(&mut planner, 1), submit(&mut planner, 2)), (Ok(()), Ok(())));
+    assert_eq!(submit(&mut planner, 2), Err(SubmitError::DuplicateId(2)), "queued");
+    planner.cancel(2, &mut events);
+    assert_eq!(submit(&mut planner, 2), Ok(()), "cancelled in the queue");
+    planner.plan(0, &mut batches, &mut events);
+    planner.cancel(1, &mut events);
+    assert_eq!(submit(&mut planner, 1), Err(SubmitError::DuplicateId(1)), "its rows are in flight");
+    planner.plan(0, &mut batches, &mut events);
+    assert_eq!(submit(&mut planner, 1), Ok(()), "gone");
+}
