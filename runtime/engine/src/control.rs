@@ -6,6 +6,7 @@
 use crate::engine::EngineError;
 use crate::stage::Sample;
 use crate::sync::LaneSync;
+use crate::telemetry;
 use crossbeam::channel::Sender;
 use rally_graph::plan::Plan;
 use rally_schedule::batch::{DeviceBatch, SequenceId, SequenceRequest};
@@ -158,6 +159,7 @@ impl Control {
         state = self.await_work(state, cycle);
         let State { planner, planner_events, .. } = &mut *state;
         planner.plan(micro_batch, batches, planner_events);
+        telemetry::queue(planner);
         self.publish(planner_events, samples);
     }
 
@@ -192,8 +194,12 @@ impl Control {
         for event in events.drain(..) {
             let event = match event {
                 PlannerEvent::Admitted(id) => RunEvent::Admitted(id, at),
-                PlannerEvent::Finished(id, reason) => RunEvent::Finished(id, reason, at),
+                PlannerEvent::Finished(id, reason) => {
+                    telemetry::finished(reason);
+                    RunEvent::Finished(id, reason, at)
+                }
                 PlannerEvent::Token { sequence, index, .. } => {
+                    telemetry::token();
                     let found = samples.iter().position(|sample| sample.sequence == sequence);
                     let found = found.expect("the planner reports a token only when it observes that sample");
                     RunEvent::Token(TokenReport { index, sample: samples.swap_remove(found), at })

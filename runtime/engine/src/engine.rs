@@ -6,6 +6,7 @@ use crate::slot::{Header, Slot, SlotBusy};
 use crate::span::{LaneReport, Recorder};
 use crate::stage::{Probe, Stage, StageError};
 use crate::sync::LaneSync;
+use crate::telemetry;
 use crate::values::Values;
 pub use crate::values::Widths;
 use crossbeam::channel::{Receiver, unbounded};
@@ -142,6 +143,7 @@ pub struct RunReport {
 impl Engine {
     /// Allocates slots and values, and starts one thread a lane. Lanes wait, parked, until something is submitted.
     pub fn start(mut parts: EngineParts) -> Result<Self, EngineError> {
+        telemetry::describe();
         let sync = Arc::new(LaneSync::new(parts.plan.lanes.len(), stand_apart(&parts.plan, &parts.graph)));
         let (sender, events) = unbounded();
         let planner = StepPlanner::new(parts.planner);

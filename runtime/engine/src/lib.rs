@@ -7,6 +7,7 @@ pub mod slot;
 pub mod span;
 pub mod stage;
 mod sync;
+mod telemetry;
 pub mod values;
 
 pub use control::{RunEvent, TokenReport};
