@@ -2,7 +2,8 @@
 
 Prompts are the first tokens of generated stories. The stories' choices are uniform, so greedy decoding meets many
 near-ties; only prompts whose every step keeps `--margin` between the two best logits are kept, so that another
-float32 implementation must give the same tokens. The first three are whole sentences whose story ends.
+float32 implementation must give the same tokens. The first few start a plot, and
+their stories end after more than 120 tokens and parse.
 """
 import argparse
 import json
@@ -16,8 +17,8 @@ from model import generate, load
 from stories import check, stories
 
 SEED = 4242
-SENTENCES = [20, 23, 26, 28, 30, 32, 34, 36, 40, 44]
-PREFIXES = [3, 6, 9, 12, 15, 18, 25, 35, 52, 70, 90, 115, 140, 160]
+OPENINGS = [40, 42, 44, 46, 48, 50]
+PREFIXES = [3, 9, 15, 25, 35, 52, 70, 90, 115]
 PARITY = [
     "  Two  spaces,\ttabs,\r\n\n\nand newlines  ",
     "Zoë naïvely ate 3½ crêpes — “très bon!” ☃ 🦊🏽‍🚀 \u00a0\u200bend",
@@ -27,14 +28,15 @@ PARITY = [
 
 def search(job):
     """Cases of one prompt length, those with the widest margins first."""
-    model, length, sentence, args = job
+    model, length, opening, args = job
     torch.set_num_threads(1)
     net, tokenizer = load(model), load_tokenizer(model)
     prompts = {}
-    for text, _ in stories(SEED + length, 8_000):
+    for text, _ in stories(SEED + length, 20_000):
         ids = tokenizer.encode(text).ids[:length]
         prompt = tokenizer.decode(ids)
-        if tokenizer.encode(prompt).ids == ids and (prompt.endswith(".") or not sentence):
+        starts_plot = prompt.startswith("Once upon a time") and "\n" in prompt and not prompt.endswith(tuple("\n,"))
+        if len(ids) == length and tokenizer.encode(prompt).ids == ids and (starts_plot or not opening):
             prompts[prompt] = ids
         if len(prompts) == args.candidates:
             break
@@ -45,9 +47,10 @@ def search(job):
     for (prompt, ids), out, margin in zip(prompts.items(), outs, margins):
         ended = out[-1] == END
         text = tokenizer.decode(out)
-        if margin < args.margin or (sentence and not (ended and len(out) > 120 and check(prompt + text)[0])):
+        if margin < args.margin or (opening and not (ended and len(out) > 120 and check(prompt + text)[0])):
             continue
-        cases.append(dict(prompt=prompt, prompt_token_ids=ids, token_ids=out, text=text, min_top1_margin=round(margin, 5)))
+        cases.append(dict(prompt=prompt, prompt_token_ids=ids, token_ids=out, text=text,
+                          min_top1_margin=round(margin, 5)))
     cases.sort(key=lambda case: -case["min_top1_margin"])
     print(f"{length} tokens: {len(cases)} of {len(prompts)}", flush=True)
     return cases
@@ -64,9 +67,9 @@ def main():
     args = ap.parse_args()
     tokenizer = load_tokenizer(args.model)
     with Pool(2) as pool:
-        whole = pool.map(search, [(args.model, n, True, args) for n in SENTENCES], chunksize=1)
+        whole = pool.map(search, [(args.model, n, True, args) for n in OPENINGS], chunksize=1)
         parts = pool.map(search, [(args.model, n, False, args) for n in PREFIXES], chunksize=1)
-    cases = [case for found in whole for case in found][:6]
+    cases = [found[0] for found in whole if found]
     rank = 0  # the best of every length, then the second best, and so on
     while len(cases) < args.prompts and rank < args.candidates:
         cases += [found[rank] for found in parts if rank < len(found)]

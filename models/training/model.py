@@ -199,7 +199,6 @@ def generate(net, prompts, max_new, end, temperature=0.0, generator=None):
         logits = net(ids, caches=caches, start=start)[0][:, -1].float()
         start += ids.shape[1]
         if temperature:
-            # float64: float32 randomness is too coarse for the tail of 4,096 improbable tokens
             probs = torch.softmax(logits.double() / temperature, -1)
             ids = torch.multinomial(probs, 1, generator=generator)
         else:
