@@ -7,7 +7,9 @@ pub mod slot;
 pub mod span;
 pub mod stage;
 mod sync;
+mod transfer;
 pub mod values;
+mod wiring;
 
 pub use control::{RunEvent, TokenReport};
 pub use engine::{DeviceParts, Engine, EngineError, EngineParts, RunReport, SubmitHandle, Widths};
