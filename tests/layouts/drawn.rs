@@ -1,13 +1,9 @@
-//! Sharded FFNs: for a fixed sharding the same bits whatever else changes, the one-device result but for the order of sums, and
-//! the golden files; and that every graph the checker accepts runs or is refused by name.
+//! Drawn layouts: for a fixed sharding the same bits whatever else changes, and the one-device result but for the order of sums.
 
-mod support;
-
+use super::support::{Answer, Ask, Layout, Places, exact, repository, row_error, run};
+use super::{bits, check_accepts, one_device};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
-use rally::graph::hardware::Machine;
-use rally::stages::deployment::{Checked, Choices, check_graph};
-use support::{Answer, Ask, Layout, Places, exact, repository, row_error, run};
 
 /// Expert, tensor and replica counts for up to four devices.
 const SHARDS: [[usize; 3]; 12] = [
@@ -24,11 +20,6 @@ const SHARDS: [[usize; 3]; 12] = [
     [2, 1, 2],
     [1, 2, 2],
 ];
-
-fn bits(answers: &[Answer]) -> Vec<(Vec<u32>, Vec<Vec<u32>>)> {
-    let row = |row: &Vec<f32>| row.iter().map(|value| value.to_bits()).collect();
-    answers.iter().map(|answer| (answer.tokens.clone(), answer.logits.iter().map(row).collect())).collect()
-}
 
 /// Everything that must not change a bit, at its plainest: the sharding and the wires stay, one attention device broadcasts one
 /// sequence after the other.
@@ -53,25 +44,6 @@ fn plainest(layout: &Layout) -> Layout {
 fn one_by_one(layout: &Layout, folder: &str, asks: &[Ask]) -> Vec<Answer> {
     let model = repository("tests/golden").join(folder);
     asks.iter().map(|ask| run(&layout.spec(), &model, std::slice::from_ref(ask), None).remove(0)).collect()
-}
-
-fn one_device() -> Layout {
-    Layout { split: false, rounds: false, policy: "sequential", micro_batches: 1, ..Layout::default() }
-}
-
-/// What the checker says of a generated graph.
-fn checked(layout: &Layout, folder: &str) -> Checked {
-    let file = tempfile::NamedTempFile::new().expect("a temporary file");
-    std::fs::write(file.path(), layout.json().to_string()).expect("the temporary file can be written");
-    let model = repository("tests/golden").join(folder);
-    let choices = Choices { model: Some(&model), machine: Machine::default(), ..Choices::default() };
-    check_graph(file.path(), &choices)
-}
-
-#[track_caller]
-fn check_accepts(layout: &Layout, folder: &str) {
-    let checked = checked(layout, folder);
-    assert!(checked.is_good(), "{:?}\n{:#}", checked.diagnostics, layout.json());
 }
 
 fn asks(vocab: u32) -> impl Strategy<Value = Vec<Ask>> {
