@@ -3,6 +3,7 @@
 mod drawn;
 mod fixed;
 mod order;
+mod plan;
 mod refused;
 #[path = "../support/mod.rs"]
 mod support;

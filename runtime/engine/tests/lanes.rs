@@ -394,7 +394,7 @@ fn lanes_a_cycle_apart_end_together() {
         let done =
             run(&setup, (0..5).map(|id| request(id, vec![id as u32; 6], 20)).collect()).expect("nothing fails here");
         for id in 0..5 {
-            assert_eq!(done[&id].0, reference(&vec![id as u32; 6], 20));
+            assert_eq!(done[&id].0, reference(&[id as u32; 6], 20));
         }
     }
 }
