@@ -1,9 +1,10 @@
-//! Step-3 in f32 against the golden folders: logits, hidden states, greedy tokens, router ids, on one device and split.
+//! Step-3 in f32 against the golden folders: logits, hidden states, greedy tokens, router ids, on one device, split,
+//! and with the FFN in parts.
 
 mod support;
 
 use std::sync::Arc;
-use support::{Ask, Golden, Layout, Notes, exact, run, worst};
+use support::{Ask, Golden, Layout, Notes, Places, exact, run, worst};
 
 const TOLERANCE: f32 = 1e-3;
 
@@ -50,4 +51,27 @@ fn one_device() {
 #[test]
 fn ping_pong() {
     check_all(&Layout { a2f: "fp8_e4m3", f2a: "bf16", kv: "bf16", ..Layout::default() });
+}
+
+#[test]
+fn experts_on_two_devices() {
+    let places = Places { a: vec![2], f: vec![1, 1], expert: [2, 1, 1], dense: [1, 2], ..Places::default() };
+    check_all(&Layout { places: Some(places), ..Layout::default() });
+}
+
+/// Five experts, and four and eight, do not go into three; nor does every dense width.
+#[test]
+fn uneven_experts_and_a_cut_dense_ffn() {
+    let places = Places { a: vec![1, 1], f: vec![3], expert: [3, 1, 1], dense: [3, 1], ..Places::default() };
+    check_all(&Layout { places: Some(places), ..Layout::default() });
+}
+
+/// The tiles of the fp8 checkpoint are as wide as its experts, which cannot be cut.
+#[test]
+fn tensor_shards_on_rails() {
+    let places =
+        Places { a: vec![2], f: vec![2, 2], expert: [2, 2, 1], dense: [2, 2], rail: true, ..Places::default() };
+    for folder in ["step3-s", "step3-m", "step3-renorm"] {
+        check(folder, &Layout { places: Some(places.clone()), ..Layout::default() });
+    }
 }

@@ -2,6 +2,8 @@
 // Each test binary uses its own part of this module.
 #![allow(dead_code)]
 
+mod layout;
+
 use rally::engine::schedule::batch::{DeviceBatch, SamplingParams, SequenceRequest, TokenDetail};
 use rally::engine::schedule::planner::FinishReason;
 use rally::engine::schedule::policy::Schedule;
@@ -16,10 +18,12 @@ use rally::stages::checkpoint::{Checkpoint, WeightSource};
 use rally::stages::config::load_model_shape;
 use rally::stages::deployment::{AssembleOptions, assemble, make_exact};
 use rally::stages::kinds::StageRegistry;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+
+pub use layout::{Layout, Places};
 
 /// A path inside the repository.
 pub fn repository(path: &str) -> PathBuf {
@@ -31,94 +35,6 @@ pub fn graph_file(name: &str) -> DeploymentSpec {
     let path = repository("graphs").join(name);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_str(&text).expect("committed graphs parse")
-}
-
-/// Choices of a generated graph.
-#[derive(Clone, Debug)]
-pub struct Layout {
-    /// Attention and FFN on devices of their own.
-    pub split: bool,
-    /// Attention devices, where there is an FFN device beside them.
-    pub attention: usize,
-    /// Transfers even where attention and FFN share a device: they move nothing and round alike.
-    pub rounds: bool,
-    pub a2f: &'static str,
-    pub f2a: &'static str,
-    pub kv: &'static str,
-    /// Router on the FFN side.
-    pub router_on_ffn: bool,
-    pub policy: &'static str,
-    pub micro_batches: usize,
-    pub prefill_chunk: usize,
-    pub rows: usize,
-    pub page_tokens: usize,
-    /// Cores of each device; empty: not pinned.
-    pub cores: Vec<u32>,
-    /// Sequences at once; the others queue and take over slots and pages.
-    pub sequences: usize,
-    pub kv_tokens: usize,
-}
-
-impl Default for Layout {
-    fn default() -> Self {
-        Self {
-            split: true,
-            attention: 1,
-            rounds: true,
-            a2f: "f32",
-            f2a: "f32",
-            kv: "f32",
-            router_on_ffn: false,
-            policy: "ping_pong",
-            micro_batches: 3,
-            prefill_chunk: 32,
-            rows: 64,
-            page_tokens: 64,
-            cores: Vec::new(),
-            sequences: 64,
-            kv_tokens: 16384,
-        }
-    }
-}
-
-impl Layout {
-    /// The graph.
-    pub fn spec(&self) -> DeploymentSpec {
-        let (a, f) = ("a", if self.split { "f" } else { "a" });
-        let device = || json!({ "backend": "cpu", "cores": self.cores });
-        let router = json!({ "kind": "router", "on": if self.router_on_ffn { f } else { a }, "on_layers": "moe" });
-        let mut layers = vec![json!({ "kind": "mfa_attention", "on": a, "kv_dtype": self.kv })];
-        if !self.router_on_ffn {
-            layers.push(router.clone());
-        }
-        if self.split || self.rounds {
-            layers.push(json!({ "kind": "transfer", "id": "a2f", "from": a, "to": f, "dtype": self.a2f }));
-        }
-        if self.router_on_ffn {
-            layers.push(router);
-        }
-        layers.push(json!({ "kind": "expert_ffn", "on": f, "on_layers": "moe" }));
-        layers.push(json!({ "kind": "dense_ffn", "on": f, "on_layers": "dense" }));
-        if self.split || self.rounds {
-            layers.push(json!({ "kind": "transfer", "id": "f2a", "from": f, "to": a, "dtype": self.f2a }));
-        }
-        layers.push(json!({ "kind": "combine", "on": a }));
-        let mut group = device();
-        if self.split && self.attention > 1 {
-            group["count"] = json!(self.attention);
-        }
-        let devices = if self.split { json!({ "a": group, "f": device() }) } else { json!({ "a": group }) };
-        let spec = json!({
-            "version": 1, "name": "generated", "model": "given by the test", "devices": devices,
-            "stages": [{ "kind": "embed", "on": a }, { "layers": layers }, { "kind": "sampling", "on": a }],
-            "limits": {
-                "sequences": self.sequences, "rows_per_micro_batch": self.rows, "prefill_chunk": self.prefill_chunk,
-                "kv_tokens": self.kv_tokens, "page_tokens": self.page_tokens,
-            },
-            "schedule": { "policy": self.policy, "micro_batches": self.micro_batches },
-        });
-        serde_json::from_value(spec).expect("generated graphs are well formed")
-    }
 }
 
 /// One request of a test.

@@ -112,6 +112,7 @@ impl ShownTask {
             TaskRole::Compute => "",
             TaskRole::Send => " send",
             TaskRole::Receive => " receive",
+            TaskRole::Exchange => " exchange",
         };
         let layer = self.layer.map(|layer| format!(" layer {layer}")).unwrap_or_default();
         let step = if self.behind { " (step before)" } else { "" };

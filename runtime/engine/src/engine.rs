@@ -1,23 +1,25 @@
 //! A run: lanes, slots and planner put together, started, fed, ended.
 
 use crate::control::{Control, RunEvent};
-use crate::lane::{Lane, Peer, Position, stand_apart};
-use crate::slot::{Header, Slot, SlotBusy};
+use crate::lane::{Lane, Position, stand_apart};
+use crate::slot::{Header, SlotBusy};
 use crate::span::{LaneReport, Recorder};
 use crate::stage::{Probe, Stage, StageError};
 use crate::sync::LaneSync;
 use crate::telemetry;
+use crate::transfer::Scratch;
 use crate::values::Values;
 pub use crate::values::Widths;
+use crate::wiring::Wiring;
 use crossbeam::channel::{Receiver, unbounded};
-use rally_graph::plan::{Plan, TaskRole, TaskTemplate};
+use rally_graph::plan::{Plan, TaskRole};
 use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::{DeviceIndex, StageGraph, StageIndex};
 use rally_kernels::team::Team;
 use rally_schedule::batch::{DeviceBatch, SequenceId, SequenceRequest};
 use rally_schedule::planner::{PlannerConfig, StepPlanner, SubmitError};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -149,10 +151,11 @@ impl Engine {
         let planner = StepPlanner::new(parts.planner);
         let control = Arc::new(Control::new(planner, &parts.plan, Arc::clone(&sync), sender));
         let started = Instant::now();
-        let mut slots = Slots::new(&parts);
+        let (graph, attention) = (Arc::clone(&parts.graph), parts.attention.clone());
+        let mut wiring = Wiring::new(&graph, &attention, parts.planner.rows_per_device, parts.widths);
         let mut ready = Vec::new();
         for index in 0..parts.plan.lanes.len() {
-            ready.push(build_lane(&mut parts, index, &sync, &control, started, &mut slots)?);
+            ready.push(build_lane(&mut parts, index, &sync, &control, started, &mut wiring)?);
         }
         // Dropped on the way out, it ends and joins the lanes that have started.
         let mut engine = Self { control, lanes: Vec::new(), events, started };
@@ -234,31 +237,13 @@ impl Drop for Engine {
     }
 }
 
-/// Slots by (stage, micro-batch, source, destination), made when first asked for.
-struct Slots {
-    made: HashMap<(StageIndex, usize, DeviceIndex, DeviceIndex), Arc<Mutex<Slot>>>,
-    rows: usize,
-    widths: Widths,
-}
-
-impl Slots {
-    fn new(parts: &EngineParts) -> Self {
-        Self { made: HashMap::new(), rows: parts.planner.rows_per_device, widths: parts.widths }
-    }
-
-    fn get(&mut self, stage: StageIndex, m: usize, from: usize, to: usize, dtype: WireDtype) -> Arc<Mutex<Slot>> {
-        let make = || Arc::new(Mutex::new(Slot::new(self.rows, self.widths.hidden, self.widths.top_k, dtype)));
-        Arc::clone(self.made.entry((stage, m, from, to)).or_insert_with(make))
-    }
-}
-
 fn build_lane(
     parts: &mut EngineParts,
     index: usize,
     sync: &Arc<LaneSync>,
     control: &Arc<Control>,
     started: Instant,
-    slots: &mut Slots,
+    wiring: &mut Wiring<'_>,
 ) -> Result<Lane, EngineError> {
     let planned = &parts.plan.lanes[index];
     let device = planned.device;
@@ -277,7 +262,15 @@ fn build_lane(
             let stage = parts.graph.stages[template.stage].id.clone();
             return Err(EngineError::MissingStage { device: parts.graph.devices[device].name.clone(), stage });
         }
-        positions.push(build_position(parts, template, task.task, task.micro_batch, slots));
+        positions.push(Position {
+            moves: wiring.moves(template, task.micro_batch),
+            dtype: parts.graph.stages[template.stage]
+                .transfer
+                .as_ref()
+                .map_or(WireDtype::F32, |transfer| transfer.dtype),
+            begins_step: parts.plan.table.entries.contains(&task.task),
+            ends_step: parts.plan.table.exits.contains(&task.task),
+        });
     }
     Ok(Lane {
         index,
@@ -290,7 +283,7 @@ fn build_lane(
         attention: parts.attention.iter().position(|attention| *attention == device),
         last_tokens: vec![0; parts.planner.sequences_per_device],
         samples: Vec::with_capacity(rows),
-        partials: [vec![0.0; rows * parts.widths.hidden], vec![0.0; rows * parts.widths.hidden]],
+        scratch: Scratch::new(parts.planner.rows_per_device, parts.widths),
         team: Team::pinned(&cores),
         cores,
         sync: Arc::clone(sync),
@@ -298,24 +291,4 @@ fn build_lane(
         recorder: Recorder::new(&planned.name, started, parts.spans_per_lane),
         probe: parts.probe.clone(),
     })
-}
-
-fn build_position(parts: &EngineParts, task: &TaskTemplate, id: usize, m: usize, slots: &mut Slots) -> Position {
-    let table = &parts.plan.table;
-    let mut position = Position {
-        peers: Vec::new(),
-        dtype: WireDtype::F32,
-        begins_step: table.entries.contains(&id),
-        ends_step: table.exits.contains(&id),
-    };
-    if let Some(transfer) = &parts.graph.stages[task.stage].transfer {
-        position.dtype = transfer.dtype;
-        let sends = task.role == TaskRole::Send;
-        for peer in if sends { &transfer.to } else { &transfer.from } {
-            let (from, to) = if sends { (task.device, *peer) } else { (*peer, task.device) };
-            let slot = slots.get(task.stage, m, from, to, transfer.dtype);
-            position.peers.push(Peer { device: *peer, group: parts.graph.devices[*peer].group.clone(), slot });
-        }
-    }
-    position
 }

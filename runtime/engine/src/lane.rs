@@ -2,30 +2,23 @@
 
 use crate::control::Control;
 use crate::engine::EngineError;
-use crate::slot::{self, Header, Slot};
+use crate::slot::Header;
 use crate::span::{LaneReport, Recorder, Span};
 use crate::stage::{Probe, Sample, Stage, TaskContext};
 use crate::sync::{LaneSync, Stopped};
+use crate::transfer::{Moved, Scratch, Transfer};
 use crate::values::Values;
+use crate::wiring::Moves;
 use rally_graph::plan::{Plan, PlannedTask, TaskRole};
 use rally_graph::spec::WireDtype;
-use rally_graph::stage_graph::{Payload, StageGraph};
+use rally_graph::stage_graph::StageGraph;
 use rally_kernels::team::Team;
 use rally_schedule::batch::DeviceBatch;
-use std::sync::{Arc, Mutex};
-
-/// The other end of a transfer task.
-pub(crate) struct Peer {
-    pub(crate) device: usize,
-    /// Group of that device; partial sums are formed inside a group first.
-    pub(crate) group: String,
-    pub(crate) slot: Arc<Mutex<Slot>>,
-}
+use std::sync::Arc;
 
 /// What a lane knows about one position of its list beyond the plan.
 pub(crate) struct Position {
-    /// Ends of a transfer task, in the transfer's order.
-    pub(crate) peers: Vec<Peer>,
+    pub(crate) moves: Moves,
     pub(crate) dtype: WireDtype,
     /// First task of a step on this device: the descriptor is fetched before it.
     pub(crate) begins_step: bool,
@@ -49,8 +42,7 @@ pub(crate) struct Lane {
     pub(crate) attention: Option<usize>,
     pub(crate) last_tokens: Vec<u32>,
     pub(crate) samples: Vec<Sample>,
-    /// A group's sum and one partial of it, `[rows, hidden]` each.
-    pub(crate) partials: [Vec<f32>; 2],
+    pub(crate) scratch: Scratch,
     pub(crate) team: Team,
     pub(crate) cores: Vec<u32>,
     pub(crate) sync: Arc<LaneSync>,
@@ -142,22 +134,27 @@ impl Lane {
             self.control.take_batch(m, device, &mut self.batches[m]);
             self.values[m].rows = self.batches[m].rows;
         }
-        let header = Header { step, layer: template.layer.unwrap_or(0), rows: self.values[m].rows };
+        let mut header = Header { step, layer: template.layer.unwrap_or(0), rows: self.values[m].rows };
         let moved = match template.role {
-            TaskRole::Send => self.send(at, m, template.payload, header)?,
-            TaskRole::Receive => self.receive(at, m, template.payload, header)?,
             TaskRole::Compute => {
                 self.compute(m, template.stage, header)?;
-                0
+                Moved { rows: header.rows, bytes: 0 }
+            }
+            TaskRole::Send | TaskRole::Exchange | TaskRole::Receive => {
+                header.rows = self.batches[m].rows;
+                let position = &self.positions[at];
+                let (values, scratch) = (&mut self.values[m], &mut self.scratch);
+                Transfer { values, scratch, dtype: position.dtype, payload: template.payload, header }
+                    .run(&position.moves)?
             }
         };
-        let rows = self.values[m].rows;
-        if rows > 0
+        if moved.rows > 0
+            && template.role != TaskRole::Exchange
             && let Some(probe) = &self.probe
         {
             probe.after(&self.graph.stages[template.stage].id, template.layer, &self.batches[m], &self.values[m]);
         }
-        Ok((rows, moved))
+        Ok((moved.rows, moved.bytes))
     }
 
     fn compute(&mut self, m: usize, stage: usize, header: Header) -> Result<(), EngineError> {
@@ -180,83 +177,6 @@ impl Lane {
             source,
         })
     }
-
-    fn send(&mut self, at: usize, m: usize, payload: Payload, header: Header) -> Result<u64, EngineError> {
-        let (position, values) = (&self.positions[at], &self.values[m]);
-        let mut bytes = 0;
-        for peer in &position.peers {
-            let (first_row, rows) = match payload {
-                // y goes home: each attention device gets the rows it sent, in the order it sent them.
-                Payload::Output if !values.origins.is_empty() => {
-                    let origin = values.origins.iter().find(|origin| origin.device == peer.device);
-                    origin.map_or((0, 0), |origin| (origin.first_row, origin.rows))
-                }
-                _ => (0, header.rows),
-            };
-            let mut slot = slot::take(&peer.slot)?;
-            bytes += slot.send(values, first_row, position.dtype, payload, Header { rows, ..header }) as u64;
-        }
-        Ok(bytes)
-    }
-
-    fn receive(&mut self, at: usize, m: usize, payload: Payload, header: Header) -> Result<u64, EngineError> {
-        let (position, values) = (&self.positions[at], &mut self.values[m]);
-        if payload != Payload::Output {
-            values.rows = 0;
-            values.origins.clear();
-            for peer in &position.peers {
-                let slot = slot::take(&peer.slot)?;
-                expect_header(slot.header(), header, None)?;
-                slot.receive_input(values, peer.device, position.dtype, payload);
-            }
-            return Ok(0);
-        }
-        let rows = self.batches[m].rows;
-        values.rows = rows;
-        sum_partials(position, values, &mut self.partials, Header { rows, ..header })?;
-        Ok(0)
-    }
-}
-
-/// y = Σ over groups, in order, of (Σ over the devices of a group, in order): one order, whatever moved the rows.
-fn sum_partials(
-    position: &Position,
-    values: &mut Values,
-    partials: &mut [Vec<f32>; 2],
-    header: Header,
-) -> Result<(), EngineError> {
-    let hidden = values.widths.hidden;
-    let count = header.rows * hidden;
-    let [sum, partial] = partials;
-    for (g, group) in position.peers.chunk_by(|a, b| a.group == b.group).enumerate() {
-        let target = if g == 0 { &mut values.y[..count] } else { &mut sum[..count] };
-        for (i, peer) in group.iter().enumerate() {
-            let slot = slot::take(&peer.slot)?;
-            expect_header(slot.header(), header, Some(header.rows))?;
-            if i == 0 {
-                slot.receive_output(target, hidden, position.dtype);
-            } else {
-                slot.receive_output(&mut partial[..count], hidden, position.dtype);
-                add(target, &partial[..count]);
-            }
-        }
-        if g > 0 {
-            add(&mut values.y[..count], &sum[..count]);
-        }
-    }
-    Ok(())
-}
-
-fn add(target: &mut [f32], other: &[f32]) {
-    target.iter_mut().zip(other).for_each(|(a, b)| *a += b);
-}
-
-/// `rows`: how many must be there, where the destination knows.
-fn expect_header(got: Header, want: Header, rows: Option<usize>) -> Result<(), EngineError> {
-    // In the first cycle tasks that lag look into slots that nobody has filled yet.
-    let nothing_yet = want.step == u64::MAX && got == Header::default();
-    let right = (got.step, got.layer) == (want.step, want.layer) && rows.is_none_or(|rows| rows == got.rows);
-    if right || nothing_yet { Ok(()) } else { Err(EngineError::WrongRows { got, want }) }
 }
 
 /// Whether every lane of `plan` is pinned to a core of its own that this machine has.

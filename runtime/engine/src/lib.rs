@@ -8,7 +8,9 @@ pub mod span;
 pub mod stage;
 mod sync;
 mod telemetry;
+mod transfer;
 pub mod values;
+mod wiring;
 
 pub use control::{RunEvent, TokenReport};
 pub use engine::{DeviceParts, Engine, EngineError, EngineParts, RunReport, SubmitHandle, Widths};

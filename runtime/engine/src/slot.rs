@@ -1,10 +1,11 @@
-//! Slots: the preallocated buffers on an edge, one per (transfer, micro-batch, source, destination), and what crosses in them.
+//! Slots: the preallocated buffers on an edge, one per (transfer, micro-batch, source, destination) and leg of the way, and
+//! what crosses in them.
 //!
 //! A slot holds what would cross a wire: encoded rows, expert ids and weights, and a header. Within one process the bytes stay
 //! where they are: the source encodes into the slot, the destination decodes out of it. The plan orders the two, so the lock
 //! around a slot is never contended; if it is, an order is wrong, and [`SlotBusy`] says so instead of corrupting rows.
 
-use crate::values::{Origin, Values};
+use crate::values::{Origin, Values, Widths};
 use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::Payload;
 use rally_kernels::dtype::StorageDtype;
@@ -61,7 +62,7 @@ impl Slot {
         }
     }
 
-    /// Encodes `rows` rows of `values` from `first_row` on. Returns the bytes that would cross.
+    /// Encodes `header.rows` rows of `values` from `first_row` on. Returns the bytes that would cross.
     pub fn send(
         &mut self,
         values: &Values,
@@ -72,10 +73,7 @@ impl Slot {
     ) -> usize {
         let hidden = values.widths.hidden;
         let source = if payload == Payload::Output { &values.y } else { &values.u };
-        let source = &source[first_row * hidden..(first_row + header.rows) * hidden];
-        let bytes = wire::encoded_bytes(storage_dtype(dtype), header.rows, hidden);
-        wire::encode(storage_dtype(dtype), source, header.rows, hidden, &mut self.rows[..bytes]);
-        self.header = header;
+        let bytes = self.send_rows(&source[first_row * hidden..], hidden, dtype, header);
         if payload != Payload::RoutedInput {
             return bytes;
         }
@@ -83,6 +81,29 @@ impl Slot {
         let count = chosen.len();
         self.expert_ids[..count].copy_from_slice(&values.expert_ids[chosen.clone()]);
         self.expert_weights[..count].copy_from_slice(&values.expert_weights[chosen]);
+        bytes + count * 8
+    }
+
+    /// Encodes the first `header.rows` rows of `source`. Returns the bytes that would cross.
+    pub fn send_rows(&mut self, source: &[f32], hidden: usize, dtype: WireDtype, header: Header) -> usize {
+        let bytes = wire::encoded_bytes(storage_dtype(dtype), header.rows, hidden);
+        let source = &source[..header.rows * hidden];
+        wire::encode(storage_dtype(dtype), source, header.rows, hidden, &mut self.rows[..bytes]);
+        self.header = header;
+        bytes
+    }
+
+    /// Copies what `from` holds, as encoded: nothing is rounded again. Returns the bytes that would cross.
+    pub fn forward(&mut self, from: &Self, widths: Widths, dtype: WireDtype, payload: Payload) -> usize {
+        let bytes = wire::encoded_bytes(storage_dtype(dtype), from.header.rows, widths.hidden);
+        self.header = from.header;
+        self.rows[..bytes].copy_from_slice(&from.rows[..bytes]);
+        if payload != Payload::RoutedInput {
+            return bytes;
+        }
+        let count = from.header.rows * widths.top_k;
+        self.expert_ids[..count].copy_from_slice(&from.expert_ids[..count]);
+        self.expert_weights[..count].copy_from_slice(&from.expert_weights[..count]);
         bytes + count * 8
     }
 

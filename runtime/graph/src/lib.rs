@@ -14,6 +14,7 @@ pub mod plan;
 pub mod render;
 pub mod repair;
 mod resolve;
+pub mod routes;
 pub mod schema;
 pub mod shard;
 pub mod source;

@@ -9,8 +9,10 @@
 //! belong to the step before ([`Turn::behind`]): so a micro-batch's last combine, its sampling and its next embedding can be
 //! neighbours, and no barrier stands between two steps.
 
+mod expand;
+
 use crate::stage_graph::{DeviceIndex, Payload, StageGraph, StageIndex};
-use petgraph::Incoming;
+use expand::expand;
 use petgraph::graph::NodeIndex;
 use serde::Serialize;
 use std::collections::HashMap;
@@ -28,6 +30,9 @@ pub enum TaskRole {
     Send,
     /// A transfer's decoding on a destination device.
     Receive,
+    /// A device's part of what a rail's group does inside itself: u is passed on to the others before they receive it, parts
+    /// of y are given to those who sum and send them.
+    Exchange,
 }
 
 /// A task of one micro-batch, whichever micro-batch it is.
@@ -74,13 +79,10 @@ pub struct TaskTable {
 }
 
 impl TaskTable {
-    /// Expands every instance: one task a device; a transfer sends on each source and receives on each destination.
+    /// Expands every instance: one task a device; a transfer sends on each source and receives on each destination, and on
+    /// rails every device of an FFN group takes part in the exchange as well.
     pub fn new(graph: &StageGraph) -> Self {
-        let mut expansion = Expansion { graph, tasks: Vec::new(), outputs: HashMap::new() };
-        for node in &graph.order {
-            expansion.add(*node);
-        }
-        let tasks = expansion.tasks;
+        let tasks = expand(graph);
         let mut lanes: Vec<LaneTasks> = Vec::new();
         for (device, entry) in graph.devices.iter().enumerate() {
             let own: Vec<TaskId> = (0..tasks.len()).filter(|task| tasks[*task].device == device).collect();
@@ -97,59 +99,15 @@ impl TaskTable {
         Self { tasks, lanes, entries, exits }
     }
 
-    /// Splits a lane's tasks where it must wait for another lane: inside a segment nothing is waited for.
+    /// Splits a lane's tasks where it must wait for another lane: inside a segment nothing is waited for, but for the other
+    /// devices of the own group in a rail's exchange, which are at the same place (as in any collective operation).
     pub fn segments(&self, lane: usize) -> Vec<&[TaskId]> {
         let lane = &self.lanes[lane];
-        let foreign = |task: &TaskId| self.tasks[*task].after.iter().any(|b| self.tasks[*b].device != lane.device);
+        let waits = |before: &TaskTemplate| before.device != lane.device && before.role != TaskRole::Exchange;
+        let foreign = |task: &TaskId| self.tasks[*task].after.iter().any(|before| waits(&self.tasks[*before]));
         let starts: Vec<usize> = (0..lane.tasks.len()).filter(|i| *i == 0 || foreign(&lane.tasks[*i])).collect();
         let ends = starts.iter().skip(1).copied().chain([lane.tasks.len()]);
         starts.iter().zip(ends).map(|(start, end)| &lane.tasks[*start..end]).collect()
-    }
-}
-
-struct Expansion<'a> {
-    graph: &'a StageGraph,
-    tasks: Vec<TaskTemplate>,
-    /// Tasks after which an instance's result exists, by instance.
-    outputs: HashMap<NodeIndex, Vec<TaskId>>,
-}
-
-impl Expansion<'_> {
-    fn add(&mut self, node: NodeIndex) {
-        let before: Vec<TaskId> = self
-            .graph
-            .graph
-            .neighbors_directed(node, Incoming)
-            .flat_map(|before| self.outputs.get(&before).cloned().unwrap_or_default())
-            .collect();
-        let stage = self.graph.stage(node);
-        let outputs = match &stage.transfer {
-            None => {
-                stage.devices.iter().map(|device| self.push(node, TaskRole::Compute, *device, before.clone())).collect()
-            }
-            Some(transfer) => {
-                let sends: Vec<TaskId> = transfer
-                    .from
-                    .iter()
-                    .map(|device| self.push(node, TaskRole::Send, *device, before.clone()))
-                    .collect();
-                transfer.to.iter().map(|device| self.push(node, TaskRole::Receive, *device, sends.clone())).collect()
-            }
-        };
-        self.outputs.insert(node, outputs);
-    }
-
-    /// Adds a task. Data moves between devices by transfers alone, so a compute or send task needs only what its own device
-    /// did before, where its device did anything; a receive needs every source.
-    fn push(&mut self, node: NodeIndex, role: TaskRole, device: DeviceIndex, mut after: Vec<TaskId>) -> TaskId {
-        if role != TaskRole::Receive && after.iter().any(|task| self.tasks[*task].device == device) {
-            after.retain(|task| self.tasks[*task].device == device);
-        }
-        after.sort_unstable();
-        let instance = self.graph.graph[node];
-        let (stage, layer, payload) = (instance.stage, instance.layer, instance.payload);
-        self.tasks.push(TaskTemplate { node, stage, layer, payload, role, device, after });
-        self.tasks.len() - 1
     }
 }
 

@@ -86,6 +86,7 @@ fn ping_pong_joins_the_end_of_a_step_with_the_next_beginning() {
                 TaskRole::Compute => "",
                 TaskRole::Send => " send",
                 TaskRole::Receive => " receive",
+                TaskRole::Exchange => " exchange",
             };
             let layer = task.layer.map_or(String::new(), |layer| layer.to_string());
             let behind = if turn.behind { "'" } else { "" };

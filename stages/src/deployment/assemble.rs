@@ -1,5 +1,6 @@
 //! From an unrolled graph to the parts of a run: plan, load each device's weights, make its stages.
 
+use super::runnable::{refuse_fields, refuse_ways};
 use crate::checkpoint::WeightSource;
 use crate::kinds::{self, BuildContext, StageRegistry};
 use rally_engine::schedule::planner::PlannerConfig;
@@ -9,10 +10,8 @@ use rally_engine::{DeviceParts, EngineParts, Widths};
 use rally_graph::kinds::Role;
 use rally_graph::model::ModelShape;
 use rally_graph::plan::{Plan, PlanError, TaskTable};
-use rally_graph::spec::{
-    Backend, ComputeDtype, DeploymentSpec, LayersBlock, Limits, Routing, StageEntry, StageSpec, WireDtype,
-};
-use rally_graph::stage_graph::{self, DeviceIndex, Payload, StageGraph};
+use rally_graph::spec::{ComputeDtype, DeploymentSpec, LayersBlock, Limits, StageEntry, StageSpec, WireDtype};
+use rally_graph::stage_graph::{self, StageGraph};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -90,13 +89,13 @@ pub fn assemble(
     registry: &StageRegistry,
     options: AssembleOptions,
 ) -> Result<EngineParts, AssembleError> {
-    refuse_what_only_plans(spec)?;
+    refuse_fields(spec)?;
     let graph = Arc::new(graph);
     let table = TaskTable::new(&graph);
     let orders = schedule.policy.orders(&table, schedule.micro_batches);
     let plan = Arc::new(Plan::compile(table, schedule.micro_batches, &orders)?);
     let attention = graph.devices_of_role(Role::Embed);
-    refuse_relays(&graph, &attention)?;
+    refuse_ways(&graph, &attention)?;
     let planner = planner_config(&spec.limits, attention.len(), schedule.micro_batches, shape);
     let mut devices: Vec<DeviceParts> = graph.devices.iter().map(|_| DeviceParts::default()).collect();
     for (device, parts) in devices.iter_mut().enumerate() {
@@ -120,44 +119,4 @@ pub fn assemble(
     let widths = Widths { hidden: shape.hidden, top_k: shape.top_k };
     let AssembleOptions { spans_per_lane, probe } = options;
     Ok(EngineParts { graph, plan, planner, widths, devices, attention, spans_per_lane, probe })
-}
-
-/// Rows find their way home by the device they were sent from, so each transfer must be a whole way: u starts where sequences
-/// are held, and y ends there.
-fn refuse_relays(graph: &StageGraph, attention: &[DeviceIndex]) -> Result<(), AssembleError> {
-    for instance in graph.graph.node_weights() {
-        let stage = &graph.stages[instance.stage];
-        let Some(transfer) = &stage.transfer else { continue };
-        let ends = if instance.payload == Payload::Output { &transfer.to } else { &transfer.from };
-        if let Some(relay) = ends.iter().find(|device| !attention.contains(device)) {
-            let what =
-                format!("transfer `{}` over `{}`, which holds no sequences", stage.id, graph.devices[*relay].name);
-            return Err(AssembleError::NotRunnable { what });
-        }
-    }
-    Ok(())
-}
-
-/// Fields that this version plans and checks but does not run are refused by name.
-fn refuse_what_only_plans(spec: &DeploymentSpec) -> Result<(), AssembleError> {
-    let refuse = |what: String| Err(AssembleError::NotRunnable { what });
-    if let Some((name, _)) = spec.devices.iter().find(|(_, device)| device.backend == Backend::Cuda) {
-        return refuse(format!("device `{name}` with backend `cuda`"));
-    }
-    if spec.compute != ComputeDtype::F32 {
-        return refuse("`compute` other than `f32`".into());
-    }
-    if let Some(host) = spec.hosts.keys().next() {
-        return refuse(format!("a graph with hosts (`{host}`)"));
-    }
-    let stages = spec.stages.iter().flat_map(|entry| match entry {
-        StageEntry::Stage(stage) => std::slice::from_ref(stage),
-        StageEntry::Layers(block) => block.layers.as_slice(),
-    });
-    for stage in stages {
-        if stage.routing == Some(Routing::Rail) {
-            return refuse(format!("stage `{}` with `rail` routing", stage.id.as_ref().unwrap_or(&stage.kind)));
-        }
-    }
-    Ok(())
 }

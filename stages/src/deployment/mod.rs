@@ -3,6 +3,7 @@
 mod assemble;
 mod check;
 mod open;
+mod runnable;
 
 pub use assemble::{AssembleError, AssembleOptions, assemble, make_exact, planner_config};
 pub use check::{Checked, Choices, check_graph};

@@ -3,6 +3,9 @@
 //! Dense and shared: down(silu(gate u) ⊙ up u). Routed: Σ over a row's experts, in ascending expert id, of weight × expert(u);
 //! the shared expert is added last. The order is fixed by ids alone, so a row's sum does not depend on the rows beside it.
 //!
+//! Sharded, a device computes a part of y: its experts (consecutive ids), its columns of the inner width, and the shared expert
+//! only beside the first experts. Rows that none of its experts serves get zeros. Who receives the parts sums them.
+//!
 //! Weights of layer N: `mlp.{gate,up,down}_proj`, `moe.{gate,up,down}_proj` (stacked over experts, or one by one),
 //! `share_expert.{gate,up,down}_proj`.
 
@@ -10,10 +13,12 @@ use super::registry::{BuildContext, BuildError};
 use crate::checkpoint::{CheckpointError, Part};
 use rally_engine::stage::{Stage, StageError, TaskContext};
 use rally_engine::values::Values;
+use rally_graph::shard::{ShardCounts, ShardPosition, part};
 use rally_kernels::activation::{add_in_place, axpy, swiglu_in_place};
 use rally_kernels::linear::linear;
 use rally_kernels::matrix::Matrix;
 use rally_kernels::team::Team;
+use std::ops::Range;
 
 /// One SwiGLU block.
 struct SwiGlu {
@@ -36,26 +41,42 @@ impl Scratch {
 }
 
 impl SwiGlu {
-    fn load(context: &BuildContext<'_>, prefix: &str, width: usize) -> Result<Self, CheckpointError> {
-        let hidden = context.shape.hidden;
+    /// Columns `inner` of the inner width of a block: rows of gate and up, columns of down. `read` gets name, whole shape, part.
+    fn load(
+        hidden: usize,
+        width: usize,
+        inner: Range<usize>,
+        read: impl Fn(&str, usize, usize, Part) -> Result<Matrix, CheckpointError>,
+    ) -> Result<Self, CheckpointError> {
         Ok(Self {
-            gate: context.matrix(&format!("{prefix}.gate_proj.weight"), width, hidden)?,
-            up: context.matrix(&format!("{prefix}.up_proj.weight"), width, hidden)?,
-            down: context.matrix(&format!("{prefix}.down_proj.weight"), hidden, width)?,
+            gate: read("gate", width, hidden, Part::rows(inner.clone(), hidden))?,
+            up: read("up", width, hidden, Part::rows(inner.clone(), hidden))?,
+            down: read("down", hidden, width, Part::cols(hidden, inner))?,
         })
     }
 
-    fn load_expert(context: &BuildContext<'_>, layer: usize, expert: usize) -> Result<Self, CheckpointError> {
+    /// The dense FFN `mlp` or the shared expert of a layer.
+    fn load_plain(
+        context: &BuildContext<'_>,
+        prefix: &str,
+        width: usize,
+        inner: Range<usize>,
+    ) -> Result<Self, CheckpointError> {
+        Self::load(context.shape.hidden, width, inner, |name, rows, cols, part| {
+            context.weights.matrix(&format!("{prefix}.{name}_proj.weight"), rows, cols, part)
+        })
+    }
+
+    fn load_expert(
+        context: &BuildContext<'_>,
+        layer: usize,
+        expert: usize,
+        inner: Range<usize>,
+    ) -> Result<Self, CheckpointError> {
         let shape = context.shape;
-        let (hidden, width) = (shape.hidden, shape.expert_width);
-        let read = |name: &str, rows: usize, cols: usize| {
+        Self::load(shape.hidden, shape.expert_width, inner, |name, rows, cols, part| {
             let name = format!("model.layers.{layer}.moe.{name}_proj.weight");
-            context.weights.expert_matrix(&name, expert, shape.experts, rows, cols, Part::all(rows, cols))
-        };
-        Ok(Self {
-            gate: read("gate", width, hidden)?,
-            up: read("up", width, hidden)?,
-            down: read("down", hidden, width)?,
+            context.weights.expert_matrix(&name, expert, shape.experts, rows, cols, part)
         })
     }
 
@@ -74,23 +95,43 @@ struct DenseFfn {
     scratch: Scratch,
 }
 
-/// One device does the whole FFN for now: a graph that shards it is refused here, not run wrongly.
-fn refuse_shards(context: &BuildContext<'_>) -> Result<(), BuildError> {
-    if context.stage.devices.len() > 1 {
-        let what = format!("stage `{}` on {} devices (a sharded FFN)", context.stage.id, context.stage.devices.len());
-        return Err(BuildError::NotRunnable { what });
+/// What a device holds of its stage.
+struct Share {
+    counts: ShardCounts,
+    at: ShardPosition,
+}
+
+impl Share {
+    fn of(context: &BuildContext<'_>) -> Self {
+        let counts = ShardCounts::of(context.stage.spec.shard.as_ref());
+        let device = context.stage.devices.iter().position(|device| *device == context.device);
+        Self { counts, at: counts.position(device.unwrap_or(0)) }
     }
-    Ok(())
+
+    /// Of an inner width.
+    fn inner(&self, width: usize) -> Range<usize> {
+        part(width, self.counts.tensor, self.at.tensor)
+    }
+
+    fn experts(&self, experts: usize) -> Range<usize> {
+        part(experts, self.counts.experts, self.at.expert)
+    }
+
+    /// The shared expert goes with the first routed ones.
+    fn has_shared(&self) -> bool {
+        self.at.expert == 0
+    }
 }
 
 pub(super) fn build_dense(context: &mut BuildContext<'_>) -> Result<Box<dyn Stage>, BuildError> {
-    refuse_shards(context)?;
     let shape = context.shape;
+    let inner = Share::of(context).inner(shape.dense_width);
     let mut layers: Vec<Option<SwiGlu>> = shape.layers.iter().map(|_| None).collect();
     for layer in &context.layers {
-        layers[*layer] = Some(SwiGlu::load(context, &format!("model.layers.{layer}.mlp"), shape.dense_width)?);
+        let prefix = format!("model.layers.{layer}.mlp");
+        layers[*layer] = Some(SwiGlu::load_plain(context, &prefix, shape.dense_width, inner.clone())?);
     }
-    let scratch = Scratch::new(context.gathered_rows(), shape.dense_width, shape.hidden);
+    let scratch = Scratch::new(context.gathered_rows(), inner.len(), shape.hidden);
     Ok(Box::new(DenseFfn { layers, scratch }))
 }
 
@@ -105,8 +146,29 @@ impl Stage for DenseFfn {
 }
 
 struct MoeLayer {
+    /// Id of the first expert here.
+    first: usize,
     experts: Vec<SwiGlu>,
-    shared: SwiGlu,
+    /// On the first expert shard alone.
+    shared: Option<SwiGlu>,
+}
+
+impl MoeLayer {
+    fn load(context: &BuildContext<'_>, layer: usize, share: &Share) -> Result<Self, CheckpointError> {
+        let shape = context.shape;
+        let ids = share.experts(shape.experts);
+        let inner = share.inner(shape.expert_width);
+        let load = |expert| SwiGlu::load_expert(context, layer, expert, inner.clone());
+        let shared = || {
+            let prefix = format!("model.layers.{layer}.share_expert");
+            SwiGlu::load_plain(context, &prefix, shape.shared_width, share.inner(shape.shared_width))
+        };
+        Ok(Self {
+            first: ids.start,
+            experts: ids.map(load).collect::<Result<_, _>>()?,
+            shared: share.has_shared().then(shared).transpose()?,
+        })
+    }
 }
 
 struct ExpertFfn {
@@ -119,17 +181,14 @@ struct ExpertFfn {
 }
 
 pub(super) fn build_expert(context: &mut BuildContext<'_>) -> Result<Box<dyn Stage>, BuildError> {
-    refuse_shards(context)?;
     let shape = context.shape;
+    let share = Share::of(context);
     let mut layers: Vec<Option<MoeLayer>> = shape.layers.iter().map(|_| None).collect();
     for layer in &context.layers {
-        let experts: Result<Vec<_>, _> =
-            (0..shape.experts).map(|expert| SwiGlu::load_expert(context, *layer, expert)).collect();
-        let shared = SwiGlu::load(context, &format!("model.layers.{layer}.share_expert"), shape.shared_width)?;
-        layers[*layer] = Some(MoeLayer { experts: experts?, shared });
+        layers[*layer] = Some(MoeLayer::load(context, *layer, &share)?);
     }
     let rows = context.gathered_rows();
-    let width = shape.expert_width.max(shape.shared_width);
+    let width = share.inner(shape.expert_width).len().max(share.inner(shape.shared_width).len());
     Ok(Box::new(ExpertFfn {
         layers,
         scratch: Scratch::new(rows, width, shape.hidden),
@@ -144,7 +203,8 @@ impl Stage for ExpertFfn {
         let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
         task.values.y[..rows * hidden].fill(0.0);
         let Scratch { gate, up, out } = &mut self.scratch;
-        for (id, expert) in layer.experts.iter().enumerate() {
+        for (index, expert) in layer.experts.iter().enumerate() {
+            let id = layer.first + index;
             gather(task.values, id as u32, &mut self.members, &mut self.gathered);
             let count = self.members.len();
             if count == 0 {
@@ -155,8 +215,10 @@ impl Stage for ExpertFfn {
                 axpy(*weight, answer, &mut task.values.y[row * hidden..(row + 1) * hidden]);
             }
         }
-        layer.shared.run(task.team, &task.values.u[..rows * hidden], rows, gate, up, out);
-        add_in_place(&mut task.values.y[..rows * hidden], &out[..rows * hidden]);
+        if let Some(shared) = &layer.shared {
+            shared.run(task.team, &task.values.u[..rows * hidden], rows, gate, up, out);
+            add_in_place(&mut task.values.y[..rows * hidden], &out[..rows * hidden]);
+        }
         Ok(())
     }
 }

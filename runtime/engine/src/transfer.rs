@@ -1,0 +1,193 @@
+//! What transfer tasks do with rows: encode, pass on, decode, and sum parts of y.
+//!
+//! y = Σ over FFN groups, in order, of (Σ over a group's devices, in order). Each part is rounded to the edge's dtype, and so is
+//! the sum of a group that has several: on rails that sum crosses, and a broadcast rounds it alike, so both give the same bits.
+
+use crate::engine::EngineError;
+use crate::slot::{self, Header, storage_dtype};
+use crate::values::{Values, Widths};
+use crate::wiring::{Forward, Moves, Outgoing, Part, Reduce, RowsOf, SharedSlot};
+use rally_graph::spec::WireDtype;
+use rally_graph::stage_graph::{DeviceIndex, Payload};
+use rally_kernels::activation::add_in_place;
+use rally_kernels::wire;
+
+/// Rows on their way from one sum to the next. A lane has one.
+pub(crate) struct Scratch {
+    /// A group's sum, `[rows, hidden]`.
+    sum: Vec<f32>,
+    /// One part of it.
+    part: Vec<f32>,
+    /// The sum as encoded.
+    bytes: Vec<u8>,
+}
+
+impl Scratch {
+    pub(crate) fn new(rows: usize, widths: Widths) -> Self {
+        let wide = || vec![0.0; rows * widths.hidden];
+        let bytes = |dtype: WireDtype| wire::encoded_bytes(storage_dtype(dtype), rows, widths.hidden);
+        let most = bytes(WireDtype::Bf16).max(bytes(WireDtype::Fp8E4m3));
+        Self { sum: wide(), part: wide(), bytes: vec![0; most] }
+    }
+}
+
+/// One transfer task at work.
+pub(crate) struct Transfer<'a> {
+    pub(crate) values: &'a mut Values,
+    pub(crate) scratch: &'a mut Scratch,
+    pub(crate) dtype: WireDtype,
+    pub(crate) payload: Payload,
+    /// Step and layer; rows of this device's own batch.
+    pub(crate) header: Header,
+}
+
+/// What a task moved.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Moved {
+    pub(crate) rows: usize,
+    pub(crate) bytes: u64,
+}
+
+impl Transfer<'_> {
+    pub(crate) fn run(&mut self, moves: &Moves) -> Result<Moved, EngineError> {
+        match moves {
+            Moves::Nothing => Ok(Moved::default()),
+            Moves::Send(outgoing) => self.send(outgoing),
+            Moves::Forward(forwards) => self.forward(forwards),
+            Moves::Reduce(reduces) => self.reduce(reduces),
+            Moves::Gather(sources) => self.gather(sources),
+            Moves::Sum(groups) => self.sum(groups),
+        }
+    }
+
+    fn send(&mut self, outgoing: &[Outgoing]) -> Result<Moved, EngineError> {
+        let mut bytes = 0;
+        for Outgoing { rows, slot } in outgoing {
+            let rows = match rows {
+                RowsOf::Share(share) => share.of(self.values.rows),
+                RowsOf::Origin(device) => self.rows_from(*device),
+            };
+            let header = Header { rows: rows.len(), ..self.header };
+            let mut slot = slot::take(slot)?;
+            bytes += slot.send(self.values, rows.start, self.dtype, self.payload, header) as u64;
+        }
+        Ok(Moved { rows: self.values.rows, bytes })
+    }
+
+    /// y goes home: each attention device gets the rows it sent, in the order it sent them.
+    fn rows_from(&self, device: DeviceIndex) -> std::ops::Range<usize> {
+        if self.values.origins.is_empty() {
+            return 0..self.values.rows;
+        }
+        let origin = self.values.origins.iter().find(|origin| origin.device == device);
+        origin.map_or(0..0, |origin| origin.first_row..origin.first_row + origin.rows)
+    }
+
+    fn forward(&mut self, forwards: &[Forward]) -> Result<Moved, EngineError> {
+        let mut moved = Moved::default();
+        for Forward { from, to } in forwards {
+            let from = slot::take(from)?;
+            expect_header(from.header(), self.header, None)?;
+            moved.rows += from.header().rows;
+            for to in to {
+                let mut to = slot::take(to)?;
+                moved.bytes += to.forward(&from, self.values.widths, self.dtype, self.payload) as u64;
+            }
+        }
+        Ok(moved)
+    }
+
+    fn reduce(&mut self, reduces: &[Reduce]) -> Result<Moved, EngineError> {
+        let hidden = self.values.widths.hidden;
+        let mut moved = Moved::default();
+        for Reduce { home, parts, to } in reduces {
+            let header = Header { rows: self.rows_from(*home).len(), ..self.header };
+            let (sum, part) = (&mut self.scratch.sum, &mut self.scratch.part);
+            let count = header.rows * hidden;
+            for (index, slot) in parts.iter().enumerate() {
+                let target = if index == 0 { &mut sum[..count] } else { &mut part[..count] };
+                let slot = slot::take(slot)?;
+                expect_header(slot.header(), header, Some(header.rows))?;
+                slot.receive_output(target, hidden, self.dtype);
+                if index > 0 {
+                    add_in_place(&mut sum[..count], &part[..count]);
+                }
+            }
+            moved.rows += header.rows;
+            moved.bytes += slot::take(to)?.send_rows(sum, hidden, self.dtype, header) as u64;
+        }
+        Ok(moved)
+    }
+
+    fn gather(&mut self, sources: &[(DeviceIndex, SharedSlot)]) -> Result<Moved, EngineError> {
+        self.values.rows = 0;
+        self.values.origins.clear();
+        for (device, slot) in sources {
+            let slot = slot::take(slot)?;
+            expect_header(slot.header(), self.header, None)?;
+            slot.receive_input(self.values, *device, self.dtype, self.payload);
+        }
+        Ok(Moved { rows: self.values.rows, bytes: 0 })
+    }
+
+    fn sum(&mut self, groups: &[Vec<Part>]) -> Result<Moved, EngineError> {
+        let (rows, hidden) = (self.header.rows, self.values.widths.hidden);
+        self.values.rows = rows;
+        let count = rows * hidden;
+        for (g, parts) in groups.iter().enumerate() {
+            let Scratch { sum, part, bytes } = &mut *self.scratch;
+            let target = if g == 0 { &mut self.values.y[..count] } else { &mut sum[..count] };
+            for (index, sources) in parts.iter().enumerate() {
+                if index == 0 {
+                    receive_part(sources, target, hidden, self.dtype, self.header)?;
+                } else {
+                    receive_part(sources, &mut part[..count], hidden, self.dtype, self.header)?;
+                    add_in_place(target, &part[..count]);
+                }
+            }
+            if parts.len() > 1 {
+                round(target, rows, hidden, self.dtype, bytes);
+            }
+            if g > 0 {
+                add_in_place(&mut self.values.y[..count], &sum[..count]);
+            }
+        }
+        Ok(Moved { rows, bytes: 0 })
+    }
+}
+
+/// Decodes a part of y into `target`, each replica's rows to their places.
+fn receive_part(
+    sources: &Part,
+    target: &mut [f32],
+    hidden: usize,
+    dtype: WireDtype,
+    header: Header,
+) -> Result<(), EngineError> {
+    for (share, slot) in sources {
+        let rows = share.of(header.rows);
+        let slot = slot::take(slot)?;
+        expect_header(slot.header(), header, Some(rows.len()))?;
+        slot.receive_output(&mut target[rows.start * hidden..rows.end * hidden], hidden, dtype);
+    }
+    Ok(())
+}
+
+/// As if the rows crossed the edge.
+fn round(values: &mut [f32], rows: usize, hidden: usize, dtype: WireDtype, bytes: &mut [u8]) {
+    if dtype == WireDtype::F32 {
+        return;
+    }
+    let dtype = storage_dtype(dtype);
+    let bytes = &mut bytes[..wire::encoded_bytes(dtype, rows, hidden)];
+    wire::encode(dtype, values, rows, hidden, bytes);
+    wire::decode(dtype, bytes, rows, hidden, values);
+}
+
+/// `rows`: how many must be there, where the destination knows.
+fn expect_header(got: Header, want: Header, rows: Option<usize>) -> Result<(), EngineError> {
+    // In the first cycle tasks that lag look into slots that nobody has filled yet.
+    let nothing_yet = want.step == u64::MAX && got == Header::default();
+    let right = (got.step, got.layer) == (want.step, want.layer) && rows.is_none_or(|rows| rows == got.rows);
+    if right || nothing_yet { Ok(()) } else { Err(EngineError::WrongRows { got, want }) }
+}

@@ -1,0 +1,209 @@
+//! Which slots a transfer task reads and writes, and which rows: worked out once, before the lanes start.
+
+use crate::slot::Slot;
+use crate::values::Widths;
+use rally_graph::plan::{TaskRole, TaskTemplate};
+use rally_graph::routes::{FfnLayout, Rails, Share};
+use rally_graph::spec::WireDtype;
+use rally_graph::stage_graph::{DeviceIndex, Payload, ResolvedTransfer, StageGraph, StageIndex};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+pub(crate) type SharedSlot = Arc<Mutex<Slot>>;
+
+/// What a task of a lane moves.
+pub(crate) enum Moves {
+    /// Nothing: it is no part of a transfer.
+    Nothing,
+    /// Rows of the own values to slots.
+    Send(Vec<Outgoing>),
+    /// Encoded rows to the rest of the group: a rail's all-gather.
+    Forward(Vec<Forward>),
+    /// Sums over the own group to slots: the end of a rail's reduce-scatter.
+    Reduce(Vec<Reduce>),
+    /// FFN input out of slots, one source after the other.
+    Gather(Vec<(DeviceIndex, SharedSlot)>),
+    /// y out of slots: groups in order, the parts of a group in order, of each part the slots of all replicas.
+    Sum(Vec<Vec<Part>>),
+}
+
+/// Rows for one destination.
+pub(crate) struct Outgoing {
+    pub(crate) rows: RowsOf,
+    pub(crate) slot: SharedSlot,
+}
+
+/// Which of a device's rows are meant.
+pub(crate) enum RowsOf {
+    /// A share of its own.
+    Share(Share),
+    /// Those that came from this device.
+    Origin(DeviceIndex),
+}
+
+/// A slot and where its contents are copied to.
+pub(crate) struct Forward {
+    pub(crate) from: SharedSlot,
+    pub(crate) to: Vec<SharedSlot>,
+}
+
+/// The parts of y of `home`'s rows, in order, and where their sum goes.
+pub(crate) struct Reduce {
+    pub(crate) home: DeviceIndex,
+    pub(crate) parts: Vec<SharedSlot>,
+    pub(crate) to: SharedSlot,
+}
+
+/// One part of y: the rows that each replica computed.
+pub(crate) type Part = Vec<(Share, SharedSlot)>;
+
+/// A rail's way home has two legs with the same ends: parts inside the group, and their sum.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Leg {
+    Rows,
+    Sum,
+}
+
+/// The slots of a run, made when first asked for, and what says who uses which.
+pub(crate) struct Wiring<'a> {
+    graph: &'a StageGraph,
+    attention: &'a [DeviceIndex],
+    /// By layer.
+    ffns: Vec<Option<FfnLayout>>,
+    made: HashMap<(StageIndex, usize, DeviceIndex, DeviceIndex, Leg), SharedSlot>,
+    rows: usize,
+    widths: Widths,
+}
+
+/// A transfer task of one micro-batch.
+struct End<'a> {
+    stage: StageIndex,
+    micro_batch: usize,
+    device: DeviceIndex,
+    dtype: WireDtype,
+    transfer: &'a ResolvedTransfer,
+    rails: Option<Rails>,
+    ffn: FfnLayout,
+}
+
+impl<'a> Wiring<'a> {
+    /// `rows`: most rows of a micro-batch on an attention device.
+    pub(crate) fn new(graph: &'a StageGraph, attention: &'a [DeviceIndex], rows: usize, widths: Widths) -> Self {
+        Self { graph, attention, ffns: FfnLayout::by_layer(graph), made: HashMap::new(), rows, widths }
+    }
+
+    /// What `task` of micro-batch `micro_batch` moves.
+    pub(crate) fn moves(&mut self, task: &TaskTemplate, micro_batch: usize) -> Moves {
+        let graph = self.graph;
+        let Some(transfer) = &graph.stages[task.stage].transfer else { return Moves::Nothing };
+        let output = task.payload == Payload::Output;
+        let ffn = task.layer.and_then(|layer| self.ffns[layer].clone());
+        let ffn_ends = if output { &transfer.from } else { &transfer.to };
+        let end = End {
+            stage: task.stage,
+            micro_batch,
+            device: task.device,
+            dtype: transfer.dtype,
+            transfer,
+            rails: Rails::of(graph, transfer),
+            ffn: ffn.unwrap_or_else(|| FfnLayout::one_copy(graph, ffn_ends)),
+        };
+        match (task.role, output, &end.rails) {
+            (TaskRole::Compute, ..) => Moves::Nothing,
+            (TaskRole::Send, false, Some(rails)) => {
+                self.send_input(&end, &Rails::opposite(&rails.from, end.device, &rails.to))
+            }
+            (TaskRole::Send, false, None) => self.send_input(&end, &transfer.to),
+            (TaskRole::Exchange, false, rails) => self.forward(&end, rails.as_ref()),
+            (TaskRole::Receive, false, _) => self.gather(&end),
+            (TaskRole::Send, true, Some(rails)) => self.reduce(&end, rails),
+            (TaskRole::Send | TaskRole::Exchange, true, _) => self.send_output(&end),
+            (TaskRole::Receive, true, _) => self.sum(&end),
+        }
+    }
+
+    fn slot(&mut self, end: &End<'_>, from: DeviceIndex, to: DeviceIndex, leg: Leg) -> SharedSlot {
+        let make = || Arc::new(Mutex::new(Slot::new(self.rows, self.widths.hidden, self.widths.top_k, end.dtype)));
+        Arc::clone(self.made.entry((end.stage, end.micro_batch, from, to, leg)).or_insert_with(make))
+    }
+
+    /// Index among the attention devices.
+    fn source(&self, device: DeviceIndex) -> usize {
+        self.attention.iter().position(|attention| *attention == device).unwrap_or(0)
+    }
+
+    fn send_input(&mut self, end: &End<'_>, peers: &[DeviceIndex]) -> Moves {
+        let source = self.source(end.device);
+        let outgoing = peers.iter().map(|peer| {
+            let share = end.ffn.replica_of(*peer).map_or(Share::ALL, |replica| end.ffn.share(source, replica));
+            Outgoing { rows: RowsOf::Share(share), slot: self.slot(end, end.device, *peer, Leg::Rows) }
+        });
+        Moves::Send(outgoing.collect())
+    }
+
+    fn forward(&mut self, end: &End<'_>, rails: Option<&Rails>) -> Moves {
+        let Some(rails) = rails else { return Moves::Nothing };
+        let others = Rails::group(&rails.to, end.device).iter().filter(|other| **other != end.device);
+        let others: Vec<DeviceIndex> = others.copied().collect();
+        let sources = Rails::opposite(&rails.to, end.device, &rails.from);
+        let forwards = sources.iter().map(|source| Forward {
+            from: self.slot(end, *source, end.device, Leg::Rows),
+            to: others.iter().map(|other| self.slot(end, *source, *other, Leg::Rows)).collect(),
+        });
+        Moves::Forward(forwards.collect())
+    }
+
+    fn gather(&mut self, end: &End<'_>) -> Moves {
+        let sources = end.transfer.from.iter();
+        Moves::Gather(sources.map(|source| (*source, self.slot(end, *source, end.device, Leg::Rows))).collect())
+    }
+
+    fn send_output(&mut self, end: &End<'_>) -> Moves {
+        let outgoing = end
+            .transfer
+            .to
+            .iter()
+            .map(|home| Outgoing { rows: RowsOf::Origin(*home), slot: self.slot(end, end.device, *home, Leg::Rows) });
+        Moves::Send(outgoing.collect())
+    }
+
+    fn reduce(&mut self, end: &End<'_>, rails: &Rails) -> Moves {
+        let group = Rails::group(&rails.from, end.device);
+        let members: Vec<DeviceIndex> =
+            end.ffn.devices().iter().copied().filter(|device| group.contains(device)).collect();
+        let homes = Rails::opposite(&rails.from, end.device, &rails.to);
+        let reduces = homes.iter().map(|home| Reduce {
+            home: *home,
+            parts: members.iter().map(|member| self.slot(end, *member, *home, Leg::Rows)).collect(),
+            to: self.slot(end, end.device, *home, Leg::Sum),
+        });
+        Moves::Reduce(reduces.collect())
+    }
+
+    fn sum(&mut self, end: &End<'_>) -> Moves {
+        let groups = end.ffn.home_groups().iter().map(|parts| match &end.rails {
+            // The group has summed already.
+            Some(rails) => vec![self.part(end, parts[0], Some(rails))],
+            None => parts.iter().map(|part| self.part(end, *part, None)).collect(),
+        });
+        Moves::Sum(groups.collect())
+    }
+
+    /// Part `part`, or on rails the sum of its group, from each replica.
+    fn part(&mut self, end: &End<'_>, part: usize, rails: Option<&Rails>) -> Part {
+        let source = self.source(end.device);
+        let from = |replica: usize| {
+            let device = end.ffn.device(replica, part);
+            let Some(rails) = rails else { return (device, Leg::Rows) };
+            let group = Rails::group(&rails.from, device);
+            let on_rail = Rails::opposite(&rails.to, end.device, &rails.from);
+            (on_rail.into_iter().find(|other| group.contains(other)).unwrap_or(device), Leg::Sum)
+        };
+        (0..end.ffn.replicas())
+            .map(|replica| {
+                let (device, leg) = from(replica);
+                (end.ffn.share(source, replica), self.slot(end, device, end.device, leg))
+            })
+            .collect()
+    }
+}
