@@ -213,6 +213,7 @@ impl Setup {
             sequences: 8,
             sequences_per_device: 8,
             rows_per_device: self.rows,
+            rows_per_micro_batch: self.rows * self.attention,
             prefill_chunk: self.prefill_chunk,
             pages_per_device: 1 << 14,
             page_tokens: 8,
@@ -394,7 +395,7 @@ fn lanes_a_cycle_apart_end_together() {
         let done =
             run(&setup, (0..5).map(|id| request(id, vec![id as u32; 6], 20)).collect()).expect("nothing fails here");
         for id in 0..5 {
-            assert_eq!(done[&id].0, reference(&vec![id as u32; 6], 20));
+            assert_eq!(done[&id].0, reference(&[id as u32; 6], 20));
         }
     }
 }
