@@ -117,6 +117,18 @@ impl Control {
         self.changed.notify_all();
     }
 
+    pub(crate) fn preempt(&self, id: SequenceId) {
+        lock(&self.state).planner.preempt(id);
+    }
+
+    pub(crate) fn preemptions(&self) -> u64 {
+        lock(&self.state).planner.preemptions()
+    }
+
+    pub(crate) fn free_pages(&self) -> usize {
+        lock(&self.state).planner.free_pages()
+    }
+
     pub(crate) fn close(&self) {
         lock(&self.state).closed = true;
         self.changed.notify_all();

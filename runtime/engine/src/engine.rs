@@ -129,6 +129,22 @@ impl SubmitHandle {
         self.0.cancel(id);
     }
 
+    /// Makes a running sequence give its pages back after the step in flight and queue again, in front. Its answer is the same,
+    /// only later. Does nothing to one that is not running.
+    pub fn preempt(&self, id: SequenceId) {
+        self.0.preempt(id);
+    }
+
+    /// How often a sequence had to give its pages back, for want of pages or because someone asked.
+    pub fn preemptions(&self) -> u64 {
+        self.0.preemptions()
+    }
+
+    /// KV pages that nobody holds, over all devices.
+    pub fn free_pages(&self) -> usize {
+        self.0.free_pages()
+    }
+
     /// Sequences that hold pages, and sequences in the queue.
     pub fn running_and_waiting(&self) -> (usize, usize) {
         self.0.running_and_waiting()

@@ -213,6 +213,7 @@ impl Setup {
             sequences: 8,
             sequences_per_device: 8,
             rows_per_device: self.rows,
+            rows_per_micro_batch: self.rows * self.attention,
             prefill_chunk: self.prefill_chunk,
             pages_per_device: 1 << 14,
             page_tokens: 8,

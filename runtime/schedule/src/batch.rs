@@ -56,7 +56,7 @@ pub struct SequenceRequest {
 /// Where the rows of a group get their token ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupInput {
-    /// From the descriptor: prompt tokens.
+    /// From the descriptor: prompt tokens, and tokens generated before a preemption.
     Given,
     /// From the device: the token last sampled for the sequence's slot.
     LastSampled,
@@ -82,7 +82,7 @@ pub struct RowGroup {
     pub slot: usize,
     /// First row in the micro-batch.
     pub first_row: usize,
-    /// How many rows: 1 when decoding, a chunk of the prompt in prefill.
+    /// How many rows: 1 when decoding, a chunk of what is to be read in prefill.
     pub rows: usize,
     /// Position of the first row in the sequence.
     pub first_position: usize,
@@ -115,6 +115,12 @@ pub struct DeviceBatch {
 }
 
 impl DeviceBatch {
+    /// Positions that its rows attend to, all rows together.
+    pub fn context(&self) -> usize {
+        let sum = |group: &RowGroup| group.rows * group.first_position + group.rows * (group.rows + 1) / 2;
+        self.groups.iter().map(sum).sum()
+    }
+
     /// Empties it and keeps its memory.
     pub fn clear(&mut self) {
         self.rows = 0;

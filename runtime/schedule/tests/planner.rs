@@ -1,170 +1,92 @@
-//! The step planner under random traffic: limits kept, pages never shared, every position planned once and in order, everyone
-//! answered, every page back.
+//! The step planner under random traffic on toy devices that remember what was written where: limits kept, pages never shared,
+//! every row sees its own sequence's past and nothing else, preempted sequences go on where they were, everyone is answered,
+//! every page comes back.
+
+mod world;
 
 use proptest::prelude::*;
-use rally_schedule::batch::{DeviceBatch, GroupInput, SamplingParams, SequenceRequest, TokenDetail};
-use rally_schedule::planner::{FinishReason, PlannerConfig, PlannerEvent, StepPlanner, SubmitError};
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-
-const STOP: u32 = 7;
-
-fn request(id: u64, prompt: usize, most: usize) -> SequenceRequest {
-    SequenceRequest {
-        id,
-        prompt: Arc::from(vec![1; prompt]),
-        max_new_tokens: most,
-        stop_token_ids: Arc::from([STOP]),
-        sampling: SamplingParams::default(),
-        detail: TokenDetail::default(),
-    }
-}
-
-/// What is known from outside about a sequence.
-#[derive(Debug, Default)]
-struct Seen {
-    prompt: usize,
-    most: usize,
-    next_position: usize,
-    tokens: usize,
-    finished: Option<FinishReason>,
-}
-
-struct World {
-    planner: StepPlanner,
-    config: PlannerConfig,
-    /// In flight, by micro-batch.
-    batches: Vec<Vec<DeviceBatch>>,
-    seen: BTreeMap<u64, Seen>,
-}
-
-impl World {
-    fn new(config: PlannerConfig) -> Self {
-        let batches = vec![vec![DeviceBatch::default(); config.devices]; config.micro_batches];
-        Self { planner: StepPlanner::new(config), config, batches, seen: BTreeMap::new() }
-    }
-
-    fn submit(&mut self, id: u64, prompt: usize, most: usize) {
-        if self.planner.submit(request(id, prompt, most)).is_ok() {
-            let most = most.min(self.config.max_positions - prompt);
-            self.seen.insert(id, Seen { prompt, most, ..Seen::default() });
-        }
-    }
-
-    fn take(&mut self, events: Vec<PlannerEvent>) {
-        for event in events {
-            match event {
-                PlannerEvent::Admitted(_) => {}
-                PlannerEvent::Token { sequence, index, .. } => {
-                    let seen = self.seen.get_mut(&sequence).expect("only submitted sequences speak");
-                    assert!(seen.finished.is_none(), "a token after the end of {sequence}");
-                    assert_eq!(index as usize, seen.tokens);
-                    seen.tokens += 1;
-                }
-                PlannerEvent::Finished(sequence, reason) => {
-                    let seen = self.seen.get_mut(&sequence).expect("only submitted sequences end");
-                    assert!(seen.finished.replace(reason).is_none(), "{sequence} ended twice");
-                    assert!(reason != FinishReason::Length || seen.tokens == seen.most);
-                }
-            }
-        }
-    }
-
-    /// One step of a micro-batch: what was sampled, then the next descriptor. `stop_at` makes a token a stop token.
-    fn step(&mut self, micro_batch: usize, stop_at: u64) {
-        let mut events = Vec::new();
-        for batch in self.batches[micro_batch].clone() {
-            for group in batch.groups.iter().filter(|group| group.sample.is_some()) {
-                let stops = (group.sequence + group.first_position as u64).is_multiple_of(stop_at);
-                self.planner.observe(group.sequence, if stops { STOP } else { 3 }, &mut events);
-            }
-        }
-        let mut batches = std::mem::take(&mut self.batches[micro_batch]);
-        self.planner.plan(micro_batch, &mut batches, &mut events);
-        self.batches[micro_batch] = batches;
-        self.take(events);
-        self.check_batches(micro_batch);
-    }
-
-    fn check_batches(&mut self, micro_batch: usize) {
-        assert!(self.planner.running() <= self.config.sequences);
-        for batch in &self.batches[micro_batch] {
-            assert!(batch.rows <= self.config.rows_per_device, "rows limit");
-            assert_eq!(batch.rows, batch.groups.iter().map(|group| group.rows).sum::<usize>());
-            assert_eq!(batch.token_ids.len(), batch.rows);
-            for group in &batch.groups {
-                let seen = self.seen.get_mut(&group.sequence).expect("only submitted sequences run");
-                assert_eq!(group.first_position, seen.next_position, "each position once, in order");
-                seen.next_position += group.rows;
-                assert!(group.rows <= self.config.prefill_chunk || group.rows == 1);
-                assert!(group.slot < self.config.sequences_per_device);
-                let pages = &batch.pages[group.pages.clone()];
-                assert!(pages.len() * self.config.page_tokens >= seen.next_position, "every row has a page");
-                assert_eq!(group.sample.is_some(), seen.next_position >= seen.prompt);
-                assert_eq!(group.input == GroupInput::Given, group.first_position < seen.prompt);
-            }
-        }
-        self.check_ownership();
-    }
-
-    /// No page and no slot has two owners among all rows in flight.
-    fn check_ownership(&self) {
-        for device in 0..self.config.devices {
-            let (mut pages, mut slots) = (BTreeSet::new(), BTreeSet::new());
-            for batch in self.batches.iter().map(|batches| &batches[device]) {
-                for group in &batch.groups {
-                    // Cancelled ones too: their rows are in flight until their micro-batch is planned next.
-                    assert!(slots.insert(group.slot), "slot {} has two owners", group.slot);
-                    let own = &batch.pages[group.pages.clone()];
-                    assert!(own.iter().all(|page| pages.insert(*page)), "a page has two owners");
-                }
-            }
-        }
-    }
-}
+use rally_schedule::batch::DeviceBatch;
+use rally_schedule::planner::{FinishReason, PlannerConfig, StepPlanner, SubmitError};
+use world::{World, request};
 
 prop_compose! {
     fn configs()(
-        micro_batches in 1usize..7, devices in 1usize..4, sequences in 1usize..12, rows_per_device in 1usize..12,
+        micro_batches in 1usize..7, devices in 1usize..4, sequences in 1usize..12, rows in 1usize..24,
         prefill_chunk in 1usize..9, pages_per_device in 4u32..40, page_tokens in 1usize..9,
     ) -> PlannerConfig {
         PlannerConfig {
-            micro_batches, devices, sequences, sequences_per_device: sequences.div_ceil(devices), rows_per_device,
+            micro_batches, devices, sequences, sequences_per_device: sequences.div_ceil(devices),
+            rows_per_device: rows.div_ceil(devices), rows_per_micro_batch: rows,
             prefill_chunk, pages_per_device, page_tokens, max_positions: 64,
         }
     }
 }
 
+/// When a sequence comes, how long it is, and the steps after that at which it is cancelled and preempted.
+#[derive(Clone, Debug)]
+struct Arrival {
+    at: usize,
+    prompt: usize,
+    most: usize,
+    cancel: Option<usize>,
+    preempt: Option<usize>,
+}
+
+fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
+    let event = || prop::option::weighted(0.3, 0usize..40);
+    let arrival = (0usize..60, 1usize..30, 1usize..30, event(), event());
+    let arrival = arrival.prop_map(|(at, prompt, most, cancel, preempt)| Arrival { at, prompt, most, cancel, preempt });
+    prop::collection::vec(arrival, 1..40)
+}
+
+/// Runs to the end; returns how many were preempted.
+fn traffic(config: PlannerConfig, stop_at: u64, arrivals: &[Arrival]) -> u64 {
+    let mut world = World::new(config, stop_at);
+    let all_pages = world.planner.free_pages();
+    let mut step = 0;
+    while step < 100 || !world.planner.only_retired() {
+        assert!(step < 100_000, "someone is never answered: {:?}", world.seen);
+        for (id, arrival) in arrivals.iter().enumerate() {
+            let id = id as u64;
+            if arrival.at == step {
+                world.submit(id, arrival.prompt, arrival.most);
+            }
+            if arrival.preempt.is_some_and(|after| arrival.at + after == step) {
+                world.preempt(id);
+            }
+            if arrival.cancel.is_some_and(|after| arrival.at + after == step) {
+                world.cancel(id);
+            }
+        }
+        world.step(step % config.micro_batches);
+        step += 1;
+    }
+    (0..config.micro_batches).for_each(|m| world.step(m));
+    assert!(world.planner.is_idle());
+    assert_eq!(world.planner.free_pages(), all_pages);
+    assert!(world.seen.values().all(|seen| seen.finished.is_some()));
+    world.planner.preemptions()
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1024, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn everyone_is_answered_and_every_page_comes_back(
-        config in configs(), stop_at in 2u64..40,
-        arrivals in prop::collection::vec((0usize..60, 1usize..30, 1usize..30, any::<bool>()), 1..40),
+        config in configs(), stop_at in 2u64..40, arrivals in arrivals(),
     ) {
-        let mut world = World::new(config);
-        let all_pages = world.planner.free_pages();
-        let mut step = 0;
-        while step < 60 || !world.planner.only_retired() {
-            prop_assert!(step < 100_000, "someone is never answered: {:?}", world.seen);
-            for (id, (at, prompt, most, cancels)) in arrivals.iter().enumerate() {
-                if *at == step {
-                    world.submit(id as u64, *prompt, *most);
-                }
-                if *cancels && at + 5 == step {
-                    let mut events = Vec::new();
-                    world.planner.cancel(id as u64, &mut events);
-                    world.take(events);
-                }
-            }
-            world.step(step % config.micro_batches, stop_at);
-            step += 1;
-        }
-        (0..config.micro_batches).for_each(|m| world.step(m, stop_at));
-        prop_assert!(world.planner.is_idle());
-        prop_assert_eq!(world.planner.free_pages(), all_pages);
-        prop_assert!(world.seen.values().all(|seen| seen.finished.is_some()));
+        traffic(config, stop_at, &arrivals);
+    }
+
+    /// Hardly more pages than the longest sequence needs: somebody is preempted nearly all the time.
+    #[test]
+    fn tiny_page_pools_only_cost_time(
+        config in configs(), spare in 0u32..3, arrivals in arrivals(),
+    ) {
+        let pages_per_device = 59u32.div_ceil(config.page_tokens as u32) + spare;
+        let mut arrivals = arrivals;
+        arrivals.iter_mut().for_each(|arrival| arrival.at /= 4);
+        traffic(PlannerConfig { pages_per_device, ..config }, 1000, &arrivals);
     }
 }
 
@@ -175,6 +97,7 @@ fn small() -> PlannerConfig {
         sequences: 8,
         sequences_per_device: 8,
         rows_per_device: 8,
+        rows_per_micro_batch: 8,
         prefill_chunk: 4,
         pages_per_device: 8,
         page_tokens: 4,
@@ -184,9 +107,9 @@ fn small() -> PlannerConfig {
 
 #[test]
 fn three_prompts_take_three_micro_batches() {
-    let mut world = World::new(small());
+    let mut world = World::new(small(), 1000);
     (0..3).for_each(|id| world.submit(id, 3, 5));
-    (0..3).for_each(|m| world.step(m, 1000));
+    (0..3).for_each(|m| world.step(m));
     let members = |m: usize| world.batches[m][0].groups.iter().map(|group| group.sequence).collect::<Vec<_>>();
     assert_eq!([members(0), members(1), members(2)], [[0], [1], [2]]);
 }
@@ -203,6 +126,107 @@ fn what_can_never_run_is_refused_with_the_numbers() {
     assert_eq!(planner.accepts(&request(0, 20, 13)), Ok(()));
     // A sum that would not fit a number is no panic.
     assert!(matches!(refusal(20, usize::MAX), SubmitError::NeverFits { .. }));
+}
+
+/// Eight pages of 4: two sequences of 8 + 17 tokens need six each, and start with two.
+fn two_that_outgrow_the_device() -> World {
+    let mut world = World::new(small(), 1000);
+    (0..2).for_each(|id| world.submit(id, 8, 17));
+    world
+}
+
+#[test]
+fn the_youngest_is_preempted_and_goes_on_where_it_was() {
+    let mut world = two_that_outgrow_the_device();
+    world.steps(1000);
+    assert_eq!(world.planner.preemptions(), 1);
+    assert_eq!((world.seen[&0].restarts, world.seen[&1].restarts), (0, 1));
+    assert!(world.seen.values().all(|seen| seen.tokens == 17 && seen.finished == Some(FinishReason::Length)));
+}
+
+#[test]
+fn a_preempted_sequence_overtakes_those_that_never_ran() {
+    let mut world = two_that_outgrow_the_device();
+    while world.planner.preemptions() == 0 {
+        world.steps(1);
+    }
+    world.submit(2, 4, 1);
+    while world.seen[&2].tokens == 0 {
+        world.steps(1);
+    }
+    assert_eq!(world.seen[&1].restarts, 1, "the older one came first");
+}
+
+/// Waiting, reading its prompt, decoding, preempted: whoever is cancelled leaves at once, and nothing of it is left.
+#[test]
+fn a_sequence_is_cancelled_in_every_phase() {
+    let phases: [fn(&World) -> bool; 4] = [
+        |world| world.seen[&1].next_position == 0,
+        |world| (1..8).contains(&world.seen[&1].next_position),
+        |world| world.seen[&1].tokens > 2,
+        |world| world.planner.preemptions() == 1 && world.planner.waiting() == 1,
+    ];
+    for (phase, reached) in phases.iter().enumerate() {
+        let mut world = two_that_outgrow_the_device();
+        while !reached(&world) {
+            world.steps(1);
+        }
+        world.cancel(1);
+        let tokens = world.seen[&1].tokens;
+        world.steps(1000);
+        assert!(world.planner.is_idle(), "phase {phase}");
+        assert_eq!(world.seen[&1].finished, Some(FinishReason::Cancelled));
+        assert_eq!((world.seen[&0].tokens, world.seen[&1].tokens), (17, tokens));
+        assert_eq!(world.planner.free_pages(), 8);
+    }
+}
+
+/// A device without room sends a sequence to one that has some.
+#[test]
+fn a_preempted_sequence_may_go_on_elsewhere() {
+    let config = PlannerConfig { devices: 2, sequences_per_device: 4, rows_per_device: 4, ..small() };
+    let mut world = World::new(config, 1000);
+    // Devices 0, 1, 0: the third outgrows device 0, and device 1 is empty by then.
+    [(0, 8, 20), (1, 8, 4), (2, 8, 17)].into_iter().for_each(|(id, prompt, most)| world.submit(id, prompt, most));
+    world.steps(6);
+    assert_eq!([0, 1, 2].map(|id| world.seen[&id].device), [0, 1, 0]);
+    world.steps(1000);
+    assert_eq!(world.seen[&2].restarts, 1);
+    assert_eq!(world.seen[&2].device, 1);
+    assert_eq!(world.seen[&2].tokens, 17);
+}
+
+/// Three long prompts arrive while one sequence decodes: it gets its row in every step, and they share the chunk.
+#[test]
+fn prompts_share_a_chunk_and_leave_decoding_its_pace() {
+    let config = PlannerConfig { micro_batches: 1, pages_per_device: 100, prefill_chunk: 6, ..small() };
+    let mut world = World::new(config, 1000);
+    world.submit(0, 1, 60);
+    world.step(0);
+    (1..4).for_each(|id| world.submit(id, 40, 1));
+    for step in 1..=20 {
+        world.step(0);
+        let groups = &world.batches[0][0].groups;
+        let rows = |id| groups.iter().find(|group| group.sequence == id).map(|group| group.rows);
+        assert_eq!([0, 1, 2, 3].map(rows), [Some(1), Some(2), Some(2), Some(2)], "step {step}");
+    }
+    world.step(0);
+    assert_eq!(world.batches[0][0].rows, 1, "all three have ended together");
+}
+
+/// With more prompts than rows of prefill, each has its turn.
+#[test]
+fn no_prompt_starves() {
+    let config = PlannerConfig { micro_batches: 1, pages_per_device: 100, prefill_chunk: 2, ..small() };
+    let mut world = World::new(config, 1000);
+    world.submit(0, 1, 60);
+    world.step(0);
+    (1..6).for_each(|id| world.submit(id, 20, 1));
+    for round in 1..=4 {
+        (0..5).for_each(|_| world.step(0));
+        let read = |id: u64| world.seen[&id].next_position;
+        assert_eq!([1, 2, 3, 4, 5].map(read), [2 * round; 5]);
+    }
 }
 
 #[test]

@@ -72,6 +72,7 @@ pub fn planner_config(limits: &Limits, attention: usize, micro_batches: usize, s
         sequences,
         sequences_per_device: sequences.div_ceil(attention),
         rows_per_device: (limits.rows_per_micro_batch as usize).div_ceil(attention),
+        rows_per_micro_batch: limits.rows_per_micro_batch as usize,
         prefill_chunk: limits.prefill_chunk as usize,
         pages_per_device: u32::try_from(pages).unwrap_or(u32::MAX),
         page_tokens: limits.page_tokens as usize,

@@ -1,0 +1,90 @@
+//! What a micro-batch's step costs: `rows × a + context × b`, and how a and b are learned from steps that were timed.
+//!
+//! Only the ratio of the two matters to whoever compares micro-batches. Nothing here reads a clock: seconds are handed in.
+
+/// Cost of rows and of what they look at, in any one unit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CostModel {
+    /// Of a row: projections, FFN, head.
+    pub per_row: f64,
+    /// Of a position that a row attends to.
+    pub per_context: f64,
+}
+
+impl Default for CostModel {
+    /// Before anything was timed. At Step-3's shapes a row's attention projections are 2 × 169 M operations a layer and a
+    /// visible position is 2 × 32,768 (64 heads of 256, scores and sums): some 5,000 positions weigh as much as a row.
+    fn default() -> Self {
+        Self { per_row: 1.0, per_context: 1.0 / 5000.0 }
+    }
+}
+
+impl CostModel {
+    /// Cost of `rows` rows that attend to `context` positions, all rows together.
+    pub fn of(&self, rows: usize, context: usize) -> f64 {
+        self.per_row * rows as f64 + self.per_context * context as f64
+    }
+}
+
+/// Share of what was known that a new timing leaves: about the last hundred steps count.
+const KEPT: f64 = 0.99;
+/// Weight of the model before learning against the spread of what was seen: decides only where timings leave a or b open,
+/// as when rows and context always grow together.
+const PRIOR_WEIGHT: f64 = 1e-4;
+
+/// Learns a [`CostModel`] from timed steps: least squares with an intercept (what a step costs with any rows at all, such as
+/// reading the weights, is the same for every micro-batch), old steps forgotten.
+#[derive(Clone, Debug, Default)]
+pub struct CostLearner {
+    /// Sum of weights.
+    weight: f64,
+    /// Means of rows, context, seconds.
+    mean: [f64; 3],
+    /// Weighted sums of products of deviations: rows², rows × context, context², rows × seconds, context × seconds.
+    spread: [f64; 5],
+}
+
+impl CostLearner {
+    /// Takes note of a step. Timings that are no positive number are dropped, and so are steps without rows.
+    pub fn observe(&mut self, rows: usize, context: usize, seconds: f64) {
+        if rows == 0 || !seconds.is_finite() || seconds <= 0.0 {
+            return;
+        }
+        let seen = [rows as f64, context as f64, seconds];
+        let kept = self.weight * KEPT;
+        self.weight = kept + 1.0;
+        let [r, c, s] = std::array::from_fn(|i| seen[i] - self.mean[i]);
+        for (mean, deviation) in self.mean.iter_mut().zip([r, c, s]) {
+            *mean += deviation / self.weight;
+        }
+        let share = kept / self.weight;
+        for (sum, product) in self.spread.iter_mut().zip([r * r, r * c, c * c, r * s, c * s]) {
+            *sum = *sum * KEPT + product * share;
+        }
+    }
+
+    /// The model that fits what was seen, none of it negative; `prior` decides what timings leave open.
+    pub fn model(&self, prior: CostModel) -> CostModel {
+        if self.weight == 0.0 {
+            return prior;
+        }
+        let [rows, context, seconds] = self.mean;
+        let unit = seconds / (prior.per_row * rows + prior.per_context * context);
+        let (a0, b0) = (prior.per_row * unit, prior.per_context * unit);
+        let (pull_a, pull_b) = (PRIOR_WEIGHT * rows * rows, PRIOR_WEIGHT * context * context);
+        let [rr, rc, cc, rs, cs] = self.spread.map(|sum| sum / self.weight);
+        let (aa, bb) = (rr + pull_a, cc + pull_b);
+        let (right_a, right_b) = (rs + pull_a * a0, cs + pull_b * b0);
+        let determinant = aa * bb - rc * rc;
+        let (a, b) = ((right_a * bb - right_b * rc) / determinant, (right_b * aa - right_a * rc) / determinant);
+        let fitted = if a.is_finite() && b.is_finite() && a >= 0.0 && b >= 0.0 {
+            (a, b)
+        } else if b.is_finite() && b > 0.0 {
+            // Noise made one of the two negative: without it, the other explains everything.
+            (0.0, (right_b / bb).max(0.0))
+        } else {
+            ((right_a / aa).max(0.0), 0.0)
+        };
+        if fitted.0 + fitted.1 > 0.0 { CostModel { per_row: fitted.0, per_context: fitted.1 } } else { prior }
+    }
+}

@@ -1,0 +1,179 @@
+//! Slots and pages of running sequences: admission, growth, preemption, retirement.
+//!
+//! Age decides. A sequence may have pages that no older one lacks; if there are none, the youngest of the device gives all of
+//! its own back and queues again, in front. Pages come back only at the plan call of the micro-batch that a sequence is in: until
+//! then rows of it may be in flight. Whoever lacks pages meanwhile has a *claim*, which younger ones and admissions leave alone,
+//! so the oldest of a device waits at most until every micro-batch was planned once, and no one waits for ever: alone, every
+//! accepted sequence fits.
+
+use super::StepPlanner;
+use super::sequence::{Leaving, Running, Sequence};
+use super::types::PlannerEvent;
+
+/// How asking for pages ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Growth {
+    /// The pages are there.
+    Ready,
+    /// They are on their way.
+    Waits,
+    /// It was itself the youngest, and has left.
+    Left,
+}
+
+impl StepPlanner {
+    /// Takes back the pages of members that have ended or must leave.
+    pub(super) fn release(&mut self, micro_batch: usize) {
+        let mut index = 0;
+        while index < self.running.len() {
+            let running = &self.running[index];
+            let (ours, ended, leaving) = (running.micro_batch == micro_batch, running.ended, running.leaving);
+            if ours && ended {
+                let sequence = self.take_back(index);
+                self.ids.remove(&sequence.request.id);
+            } else if ours && (leaving == Leaving::Surely || (leaving == Leaving::IfNeeded && self.is_needed(index))) {
+                self.preempt_now(index);
+            } else {
+                if ours {
+                    self.running[index].leaving = Leaving::No;
+                }
+                index += 1;
+            }
+        }
+    }
+
+    /// Whether older sequences lack pages that a running one holds.
+    fn is_needed(&self, index: usize) -> bool {
+        let device = self.running[index].device;
+        self.devices[device].pages.free() < claims(&self.running[..index], device)
+    }
+
+    /// Removes a running sequence and frees its slot and pages.
+    fn take_back(&mut self, index: usize) -> Sequence {
+        let mut running = self.running.remove(index);
+        let device = &mut self.devices[running.device];
+        device.pages.give_back(&mut running.pages);
+        device.free_slots.push(running.slot);
+        running.sequence
+    }
+
+    fn preempt_now(&mut self, index: usize) {
+        let sequence = self.take_back(index);
+        self.preemptions += 1;
+        // In front: whoever runs was submitted before all that never ran.
+        let place = self.waiting.partition_point(|waiting| waiting.arrival < sequence.arrival);
+        self.waiting.insert(place, sequence);
+    }
+
+    /// Gets the pages for the next decode row of a running sequence, at the plan call of its micro-batch.
+    pub(super) fn grow(&mut self, index: usize) -> Growth {
+        let lacks = self.running[index].lacks(self.config.page_tokens);
+        self.running[index].claim = 0;
+        if lacks == 0 {
+            return Growth::Ready;
+        }
+        let (device, micro_batch) = (self.running[index].device, self.running[index].micro_batch);
+        let wanted = lacks + claims(&self.running[..index], device);
+        loop {
+            let free = self.devices[device].pages.free();
+            if free >= wanted {
+                let taken = self.devices[device].pages.take(lacks, &mut self.running[index].pages);
+                debug_assert!(taken, "{free} pages are free and {lacks} are asked for");
+                return Growth::Ready;
+            }
+            if free + coming(&self.running, device) >= wanted {
+                self.running[index].claim = lacks;
+                return Growth::Waits;
+            }
+            let stays = |r: &Running| r.device == device && !r.ended && r.leaving == Leaving::No;
+            match self.running.iter().rposition(stays) {
+                Some(youngest) if youngest > index && self.running[youngest].micro_batch != micro_batch => {
+                    self.running[youngest].leaving = Leaving::IfNeeded;
+                }
+                // Its rows of this step are not planned yet: sequences are asked oldest first.
+                Some(youngest) if youngest > index => self.preempt_now(youngest),
+                _ => {
+                    self.preempt_now(index);
+                    return Growth::Left;
+                }
+            }
+        }
+    }
+
+    /// Admits from the front of the queue while there is room. First come, first served: a sequence that does not fit yet is
+    /// not overtaken, so it cannot starve.
+    pub(super) fn admit(&mut self, planned_now: usize, events: &mut Vec<PlannerEvent>) {
+        if self.waiting.is_empty() || self.running.len() >= self.config.sequences {
+            return;
+        }
+        self.count_loads();
+        while self.running.len() < self.config.sequences
+            && let Some((device, micro_batch)) = self.place_of_next(planned_now)
+            && let Some(mut sequence) = self.waiting.pop_front()
+        {
+            if !sequence.announced {
+                events.push(PlannerEvent::Admitted(sequence.request.id));
+                sequence.announced = true;
+            }
+            self.loads.add(micro_batch, device, self.cost.of(1, sequence.known_tokens()));
+            self.start(sequence, device, micro_batch);
+        }
+    }
+
+    /// Device and micro-batch for the front of the queue. Of devices that can have it, the one with most free pages.
+    fn place_of_next(&self, planned_now: usize) -> Option<(usize, usize)> {
+        let next = self.waiting.front()?;
+        let pages = next.known_tokens().div_ceil(self.config.page_tokens);
+        let fits = |device: &usize| {
+            let state = &self.devices[*device];
+            let own = || self.running.iter().filter(|running| running.device == *device);
+            // Everyone there, the new one too, can grow by a page before someone has to leave.
+            let growing = own().filter(|r| r.grows()).count() + usize::from(pages < next.final_pages);
+            !state.free_slots.is_empty() && state.pages.free() >= pages + growing + claims(&self.running, *device)
+        };
+        let candidates = (0..self.config.devices).filter(fits);
+        let candidates = candidates.filter_map(|device| Some((device, self.cheapest(device, planned_now)?)));
+        candidates.max_by_key(|(device, _)| (self.devices[*device].pages.free(), usize::MAX - device))
+    }
+
+    fn start(&mut self, mut sequence: Sequence, device: usize, micro_batch: usize) {
+        let state = &mut self.devices[device];
+        let slot = state.free_slots.pop().expect("admission checked that a slot is free");
+        let prefill = sequence.known_tokens();
+        // All it may ever need at once, so that a steady step allocates nothing.
+        let mut pages = Vec::with_capacity(sequence.final_pages);
+        sequence.generated.reserve_exact(sequence.most - sequence.generated.len());
+        let taken = state.pages.take(prefill.div_ceil(self.config.page_tokens), &mut pages);
+        assert!(taken, "admission checked that the pages are free");
+        let planned = sequence.generated.len();
+        // Oldest first, always.
+        let place = self.running.partition_point(|running| running.sequence.arrival < sequence.arrival);
+        let running = Running {
+            sequence,
+            device,
+            slot,
+            micro_batch,
+            home: micro_batch,
+            pages,
+            prefill,
+            prefilled: 0,
+            planned,
+            prefill_turn: 0,
+            claim: 0,
+            leaving: Leaving::No,
+            ended: false,
+        };
+        self.running.insert(place, running);
+    }
+}
+
+/// Pages that sequences of a device lack.
+fn claims(running: &[Running], device: usize) -> usize {
+    running.iter().filter(|running| running.device == device && !running.ended).map(|running| running.claim).sum()
+}
+
+/// Pages of a device that come back when micro-batches are planned next.
+fn coming(running: &[Running], device: usize) -> usize {
+    let leaves = |r: &&Running| r.device == device && (r.ended || r.leaving != Leaving::No);
+    running.iter().filter(leaves).map(|running| running.pages.len()).sum()
+}
