@@ -62,7 +62,8 @@ fn check(case: &Case, tiny: &Path) -> (Option<i32>, Value, String) {
         .output()
         .expect("the binary starts");
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{}: {error}: {stderr}", case.name));
+    let report =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{}: {error}: {stderr}", case.name));
     (output.status.code(), report, stderr)
 }
 

@@ -20,9 +20,7 @@ pub fn render(checked: &Checked, form: Option<Form>) -> Result<String, CliError>
     };
     let graph = StageGraph::build(spec, shape, KindRegistry::shared()).or_mistake()?;
     let schedule = Schedule::from_spec(&spec.schedule).or_mistake()?;
-    let table = TaskTable::new(&graph);
-    let orders = schedule.policy.orders(&table, schedule.micro_batches);
-    let plan = Plan::compile(table, schedule.micro_batches, &orders).or_mistake()?;
+    let plan = schedule.plan(TaskTable::new(&graph)).or_mistake()?;
     let shown = ShownPlan::new(&graph, &plan, &schedule.label);
     match json {
         true => Ok(format!("{}\n", serde_json::to_string_pretty(&shown).or_failure()?)),
