@@ -3,6 +3,7 @@
 //! A policy orders the tasks of one cycle; it neither runs nor times them. [`Plan::compile`](rally_graph::plan::Plan::compile)
 //! proves that an order is complete and cannot deadlock, so a policy of your own can be wrong but cannot hang a run.
 
+use crate::greedy::Greedy;
 use rally_graph::order::{self, CustomOrder, OrderError};
 use rally_graph::plan::{Plan, PlanError, TaskTable, Turn};
 use rally_graph::spec::{PolicyKind, ScheduleSpec};
@@ -155,7 +156,7 @@ impl Schedule {
         let (policy, name): (Box<dyn Policy>, &str) = match spec.policy {
             PolicyKind::Sequential => (Box::new(Sequential), "sequential"),
             PolicyKind::PingPong => (Box::new(PingPong), "ping_pong"),
-            PolicyKind::Greedy => return Err(ScheduleError::Unknown { given: "greedy".into() }),
+            PolicyKind::Greedy => (Box::new(Greedy::default()), "greedy"),
             PolicyKind::Custom => {
                 let order = spec.order.clone().ok_or(ScheduleError::NoOrder)?;
                 (Box::new(Custom { order }), "custom")

@@ -8,6 +8,9 @@ use rally_graph::order::CustomOrder;
 use rally_graph::plan::TaskTable;
 use rally_graph::spec::DeploymentSpec;
 use rally_graph::stage_graph::StageGraph;
+use rally_schedule::batch::{SamplingParams, SequenceRequest, TokenDetail};
+use rally_schedule::planner::PlannerConfig;
+use rally_schedule::virtual_lanes::Arrival;
 
 /// A model of `layers` layers, the first dense and the others MoE.
 pub fn shape(layers: usize) -> ModelShape {
@@ -76,4 +79,36 @@ pub fn ping_pong_by_hand(micro_batches: usize) -> CustomOrder {
     let attention = each(&|m| format!("combine:{m} mfa_attention:{m} router:{m}"));
     let ffn = each(&|m| format!("expert_ffn:{m} dense_ffn:{m}"));
     order(&[("a", &attention), ("f", &ffn)])
+}
+
+/// A planner with room for everything that these tests ask.
+pub fn planner(micro_batches: usize, devices: usize) -> PlannerConfig {
+    PlannerConfig {
+        micro_batches,
+        devices,
+        sequences: 16,
+        sequences_per_device: 16,
+        rows_per_device: 16,
+        prefill_chunk: 4,
+        pages_per_device: 1 << 12,
+        page_tokens: 8,
+        max_positions: 1 << 16,
+    }
+}
+
+/// A request for `tokens` tokens after a prompt of `prompt`; token 7 stops it.
+pub fn request(id: u64, prompt: usize, tokens: usize) -> SequenceRequest {
+    SequenceRequest {
+        id,
+        prompt: vec![1; prompt].into(),
+        max_new_tokens: tokens,
+        stop_token_ids: vec![7].into(),
+        sampling: SamplingParams::default(),
+        detail: TokenDetail::default(),
+    }
+}
+
+/// The same, as arrivals at the start.
+pub fn at_once(count: u64, prompt: usize, tokens: usize) -> Vec<Arrival> {
+    (0..count).map(|id| Arrival { at_ns: 0, request: request(id, prompt, tokens) }).collect()
 }
