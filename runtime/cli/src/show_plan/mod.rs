@@ -1,31 +1,38 @@
-//! `rally show --plan`: the lane orders of one cycle, with the waits between lanes.
+//! `rally show --plan`: the lane orders of one cycle in words, with the waits between lanes, and a timeline.
+
+mod text;
+mod timeline;
 
 use crate::error::{Blame, CliError};
-use rally_stages::deployment::Checked;
-
 use crate::show::Form;
 use rally_engine::schedule::policy::Schedule;
 use rally_graph::kinds::KindRegistry;
 use rally_graph::plan::{Plan, PlannedTask, TaskRole, TaskTable};
+use rally_graph::render;
 use rally_graph::stage_graph::StageGraph;
+use rally_stages::deployment::Checked;
 use serde::Serialize;
+use timeline::Timeline;
 
-/// The plan of a checked graph, as text or JSON.
+/// The plan of a checked graph.
 pub fn render(checked: &Checked, form: Option<Form>) -> Result<String, CliError> {
     let (Some(spec), Some(shape)) = (&checked.spec, &checked.shape) else { return Err(CliError::Reported) };
-    let json = match form {
-        None => false,
-        Some(Form::Json) => true,
-        Some(_) => return Err(CliError::Mistake("a plan is shown as text or with `--as json`".into())),
-    };
+    if matches!(form, Some(Form::Dot | Form::Mermaid)) {
+        return Err(CliError::Mistake("a plan is shown as text or with `--as svg`, `html` or `json`".into()));
+    }
     let graph = StageGraph::build(spec, shape, KindRegistry::shared()).or_mistake()?;
     let schedule = Schedule::from_spec(&spec.schedule).or_mistake()?;
     let plan = schedule.plan(TaskTable::new(&graph)).or_mistake()?;
-    let shown = ShownPlan::new(&graph, &plan, &schedule.label);
-    match json {
-        true => Ok(format!("{}\n", serde_json::to_string_pretty(&shown).or_failure()?)),
-        false => Ok(shown.text()),
+    if form == Some(Form::Json) {
+        let shown = ShownPlan::new(&graph, &plan, &schedule.label);
+        return Ok(format!("{}\n", serde_json::to_string_pretty(&shown).or_failure()?));
     }
+    let timeline = Timeline::new(&graph, &plan).or_failure()?;
+    Ok(match form {
+        Some(Form::Svg) => timeline.svg(&spec.name, &schedule.label),
+        Some(Form::Html) => render::html_page(&spec.name, &timeline.svg(&spec.name, &schedule.label)),
+        _ => format!("{}\n{}", text::text(&plan, &schedule.label), timeline.text()),
+    })
 }
 
 #[derive(Serialize)]
@@ -89,42 +96,5 @@ impl ShownPlan {
             micro_batches: plan.micro_batches,
             lanes: plan.lanes.iter().map(lane).collect(),
         }
-    }
-
-    fn text(&self) -> String {
-        let mut out = format!("{}: one cycle of every lane, repeated for ever\n", self.schedule);
-        for lane in &self.lanes {
-            out.push_str(&format!("\n{}: {} tasks\n", lane.name, lane.tasks.len()));
-            let width = lane.tasks.len().to_string().len();
-            for (position, task) in lane.tasks.iter().enumerate() {
-                out.push_str(&format!("  {position:>width$}  {}\n", task.line()));
-            }
-        }
-        out
-    }
-}
-
-impl ShownTask {
-    fn line(&self) -> String {
-        let role = match self.role {
-            TaskRole::Compute => "",
-            TaskRole::Send => " send",
-            TaskRole::Receive => " receive",
-        };
-        let layer = self.layer.map(|layer| format!(" layer {layer}")).unwrap_or_default();
-        let step = if self.behind { " (step before)" } else { "" };
-        let mut line = format!("D{} {}{role}{layer}{step}", self.micro_batch + 1, self.stage);
-        if !self.waits.is_empty() {
-            let waits: Vec<String> = self
-                .waits
-                .iter()
-                .map(|wait| match wait.cycles {
-                    0 => format!("{}[{}]", wait.lane, wait.position),
-                    cycles => format!("{}[{}] {cycles:+}", wait.lane, wait.position),
-                })
-                .collect();
-            line.push_str(&format!("  ← {}", waits.join(", ")));
-        }
-        line
     }
 }
