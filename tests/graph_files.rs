@@ -137,12 +137,31 @@ fn show_draws_every_form() {
 fn show_lists_the_plan_as_text_and_json() {
     let arguments = ["show", TINY, "--model", MODEL, "--plan"];
     let text = stdout(&rally(&arguments));
-    assert!(text.starts_with("ping_pong:3") && text.contains("attn:") && text.contains("a2f send layer 0"), "{text}");
+    for part in ["ping_pong:3", "\nattn: ", "a2f send", "waits for", "ffn: f2a send", "busy", "assumed, not measured"] {
+        assert!(text.contains(part), "`{part}` is not in\n{text}");
+    }
     let output = rally(&[&arguments[..], &["--format", "json"]].concat());
     let plan: Value = serde_json::from_slice(&output.stdout).expect("stdout is one JSON object");
     assert_eq!(plan["lanes"].as_array().map(Vec::len), Some(2));
-    let output = rally(&[&arguments[..], &["--as", "svg"]].concat());
+    for (form, start) in [("svg", "<svg"), ("html", "<!doctype html>")] {
+        assert!(stdout(&rally(&[&arguments[..], &["--as", form]].concat())).starts_with(start), "{form}");
+    }
+    let output = rally(&[&arguments[..], &["--as", "dot"]].concat());
     assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn plans_of_every_policy_are_shown() {
+    let text = stdout(&rally(&["show", "graphs/custom-order.json", "--model", MODEL, "--plan"]));
+    let by_hand = text.split_once(':').map(|(_, rest)| rest.to_owned());
+    let rotated = stdout(&rally(&["show", TINY, "--model", MODEL, "--plan"]));
+    assert_eq!(by_hand, rotated.split_once(':').map(|(_, rest)| rest.to_owned()), "the same plan under another name");
+    let (_folder, path) = edited(&[("\"ping_pong\"", "\"greedy\"")]);
+    let output = rally(&["show", &path, "--model", MODEL, "--plan"]);
+    assert!(stdout(&output).starts_with("greedy:3"), "{}", stderr(&output));
+    let text = stdout(&rally(&["show", STEP3, "--plan"]));
+    assert!(text.contains("a0.0 … a0.7") && text.contains("the same for layers"), "{text}");
+    assert!(text.lines().count() < 120, "32 lanes and 61 layers are told briefly");
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub struct SessionArgs {
     /// Make every wire, KV cache and computation f32, whatever the graph says.
     #[arg(long)]
     pub exact: bool,
-    /// Schedule to use instead of the graph's: `sequential` or `ping_pong`, with `:N` for N micro-batches.
+    /// Schedule to use instead of the graph's: `sequential`, `ping_pong`, `greedy` or `custom`, with `:N` for N micro-batches.
     #[arg(long, value_name = "POLICY[:N]")]
     pub schedule: Option<String>,
 }

@@ -23,7 +23,7 @@ pub struct ShowArgs {
     /// The form of the picture; a text tree unless given.
     #[arg(long = "as", value_name = "FORM", value_enum)]
     pub form: Option<Form>,
-    /// Show the plan: what every lane does, in order, and for whom it waits.
+    /// Show the plan: what every lane does, in order, for whom it waits, and a timeline; as text, `svg`, `html` or `json`.
     #[arg(long)]
     pub plan: bool,
     /// How results are printed; `json` is the same as `--as json`.

@@ -68,15 +68,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Exit tasks that end a step that never was. Where only some of a micro-batch's exits lag a cycle behind, those alone run for
-/// the step before the first; the others count as done.
-fn arrived_at_start(plan: &Plan, micro_batch: usize) -> usize {
-    let exits = plan.lanes.iter().flat_map(|lane| &lane.tasks);
-    let exits = exits.filter(|task| task.micro_batch == micro_batch && plan.table.exits.contains(&task.task));
-    let (behind, level): (Vec<_>, Vec<_>) = exits.partition(|task| task.behind);
-    if behind.is_empty() { 0 } else { level.len() }
-}
-
 impl Control {
     pub(crate) fn new(planner: StepPlanner, plan: &Plan, sync: Arc<LaneSync>, events: Sender<RunEvent>) -> Self {
         let config = *planner.config();
@@ -85,7 +76,7 @@ impl Control {
             batches: vec![DeviceBatch::default(); config.devices],
             // A sequence is sampled at most once a step.
             samples: Vec::with_capacity(config.sequences.min(config.rows_per_device * config.devices)),
-            arrived: arrived_at_start(plan, m),
+            arrived: plan.exits_at_start(m),
         };
         Self {
             micro_batches: (0..config.micro_batches).map(|m| Mutex::new(micro_batch(m))).collect(),

@@ -121,6 +121,11 @@ impl<'a> Reporter<'a> {
         added
     }
 
+    /// Whether any error was found.
+    pub fn has_errors(&self) -> bool {
+        self.found.iter().any(Diagnostic::is_error)
+    }
+
     /// Takes over what another report found, of every rule and place only the first: for walks that pass a place more than once.
     pub fn absorb_once(&mut self, other: Reporter<'_>) {
         for diagnostic in other.found {

@@ -9,6 +9,7 @@ pub mod hardware;
 pub mod kinds;
 pub mod memory;
 pub mod model;
+pub mod order;
 pub mod parse;
 pub mod plan;
 pub mod render;

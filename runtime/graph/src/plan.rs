@@ -11,7 +11,8 @@
 
 mod expand;
 
-use crate::stage_graph::{DeviceIndex, Payload, StageGraph, StageIndex};
+use crate::kinds::Role;
+use crate::stage_graph::{DeviceIndex, Payload, ResolvedStage, Section, StageGraph, StageIndex};
 use expand::expand;
 use petgraph::graph::NodeIndex;
 use serde::Serialize;
@@ -59,15 +60,32 @@ pub struct TaskTemplate {
 pub struct LaneTasks {
     /// Name: the device's, while a device has one lane.
     pub name: String,
+    /// Group of that device; the device's own name if it is in none.
+    pub group: String,
     /// Device it belongs to.
     pub device: DeviceIndex,
     /// Its tasks of one micro-batch and step.
     pub tasks: Vec<TaskId>,
 }
 
+/// What policies may know of a stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageLabel {
+    /// Name in the graph.
+    pub id: String,
+    /// Kind of work.
+    pub kind: String,
+    /// What the kind is for.
+    pub role: Role,
+    /// Where it stands.
+    pub section: Section,
+}
+
 /// All tasks of one micro-batch and step.
 #[derive(Clone, Debug)]
 pub struct TaskTable {
+    /// The stages, by stage index.
+    pub stages: Vec<StageLabel>,
     /// The tasks, in dataflow order.
     pub tasks: Vec<TaskTemplate>,
     /// The lanes; only devices that have tasks get one.
@@ -87,7 +105,7 @@ impl TaskTable {
         for (device, entry) in graph.devices.iter().enumerate() {
             let own: Vec<TaskId> = (0..tasks.len()).filter(|task| tasks[*task].device == device).collect();
             if !own.is_empty() {
-                lanes.push(LaneTasks { name: entry.name.clone(), device, tasks: own });
+                lanes.push(LaneTasks { name: entry.name.clone(), group: entry.group.clone(), device, tasks: own });
             }
         }
         let mut followed = vec![false; tasks.len()];
@@ -96,7 +114,26 @@ impl TaskTable {
         }
         let entries = (0..tasks.len()).filter(|task| tasks[*task].after.is_empty()).collect();
         let exits = (0..tasks.len()).filter(|task| !followed[*task]).collect();
-        Self { tasks, lanes, entries, exits }
+        let label = |stage: &ResolvedStage| StageLabel {
+            id: stage.id.clone(),
+            kind: stage.kind.clone(),
+            role: stage.role,
+            section: stage.section,
+        };
+        Self { stages: graph.stages.iter().map(label).collect(), tasks, lanes, entries, exits }
+    }
+
+    /// A task in words: `a2f` send, layer 3.
+    pub fn describe(&self, task: TaskId) -> String {
+        let Some(template) = self.tasks.get(task) else { return format!("task {task}, which does not exist") };
+        let role = match template.role {
+            TaskRole::Compute => "",
+            TaskRole::Send => " send",
+            TaskRole::Receive => " receive",
+            TaskRole::Exchange => " exchange",
+        };
+        let layer = template.layer.map(|layer| format!(", layer {layer}")).unwrap_or_default();
+        format!("`{}`{role}{layer}", self.stages[template.stage].id)
     }
 
     /// Splits a lane's tasks where it must wait for another lane: inside a segment nothing is waited for, but for the other
@@ -186,11 +223,13 @@ pub enum PlanError {
     },
     /// A task is missing, is there twice, or stands on a lane of another device.
     #[error(
-        "lane `{lane}`: task {task} of micro-batch {micro_batch} must be there exactly once, and is there {times} times"
+        "lane `{lane}`: {what}, of micro-batch {micro_batch} must be there exactly once, and is there {times} times"
     )]
     NotOnce {
         /// The lane.
         lane: String,
+        /// The task in words.
+        what: String,
         /// The task.
         task: TaskId,
         /// The micro-batch.
@@ -199,10 +238,16 @@ pub enum PlanError {
         times: usize,
     },
     /// The lanes would wait for each other for ever.
-    #[error("the lane orders deadlock: lane `{lane}` never gets past its entry {position} of cycle {cycle}")]
+    #[error(
+        "the lane orders deadlock: lane `{lane}` never gets past {what}, of micro-batch {micro_batch} (entry {position} of cycle {cycle})"
+    )]
     Deadlock {
         /// A lane that is stuck.
         lane: String,
+        /// The task in words.
+        what: String,
+        /// Its micro-batch.
+        micro_batch: usize,
         /// Where.
         position: usize,
         /// In which cycle.
@@ -255,7 +300,9 @@ impl Plan {
             Some(lane) => {
                 let length = self.lanes[lane].tasks.len();
                 let (position, cycle) = (done[lane] % length, done[lane] / length);
-                Err(PlanError::Deadlock { lane: self.lanes[lane].name.clone(), position, cycle })
+                let stuck = &self.lanes[lane].tasks[position];
+                let (what, micro_batch) = (self.table.describe(stuck.task), stuck.micro_batch);
+                Err(PlanError::Deadlock { lane: self.lanes[lane].name.clone(), what, micro_batch, position, cycle })
             }
         }
     }
@@ -273,6 +320,15 @@ impl Plan {
     pub fn wait_target(&self, wait: &Wait, cycle: i64) -> i64 {
         let cycle = cycle + wait.cycles;
         if cycle < 0 { 0 } else { cycle * self.lanes[wait.lane].tasks.len() as i64 + wait.position as i64 + 1 }
+    }
+
+    /// Exit tasks of `micro_batch` that count as done before the first cycle: where only some of its exits lag a cycle behind,
+    /// those alone run for the step before the first, which never was.
+    pub fn exits_at_start(&self, micro_batch: usize) -> usize {
+        let exits = self.lanes.iter().flat_map(|lane| &lane.tasks);
+        let exits = exits.filter(|task| task.micro_batch == micro_batch && self.table.exits.contains(&task.task));
+        let (behind, level): (Vec<_>, Vec<_>) = exits.partition(|task| task.behind);
+        if behind.is_empty() { 0 } else { level.len() }
     }
 
     /// Waits for the own lane are kept by the order itself (the proof has shown that they are).
@@ -321,15 +377,19 @@ fn locate(table: &TaskTable, micro_batches: usize, orders: &[Vec<Turn>]) -> Resu
         for (task, micro_batch) in wanted {
             let times = times.remove(&(task, micro_batch)).unwrap_or(0);
             if times != 1 {
-                return Err(PlanError::NotOnce { lane: table.lanes[lane].name.clone(), task, micro_batch, times });
+                return Err(not_once(table, lane, task, micro_batch, times));
             }
         }
         // What is left belongs to another lane, or to a micro-batch that does not exist.
         if let Some((&(task, micro_batch), &times)) = times.iter().min() {
-            return Err(PlanError::NotOnce { lane: table.lanes[lane].name.clone(), task, micro_batch, times });
+            return Err(not_once(table, lane, task, micro_batch, times));
         }
     }
     Ok(places)
+}
+
+fn not_once(table: &TaskTable, lane: usize, task: TaskId, micro_batch: usize, times: usize) -> PlanError {
+    PlanError::NotOnce { lane: table.lanes[lane].name.clone(), what: table.describe(task), task, micro_batch, times }
 }
 
 fn planned_task(table: &TaskTable, places: &Places, lane: usize, turn: &Turn) -> PlannedTask {

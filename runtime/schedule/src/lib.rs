@@ -1,7 +1,12 @@
-//! Micro-batch policies, the step planner and KV page accounting of rally. Pure: no device, thread, socket or clock.
+//! Micro-batch policies, the step planner, KV page accounting and virtual lanes of rally. Pure: no device, thread, socket or
+//! clock.
 
 pub mod batch;
 pub mod cost;
+pub mod costs;
+pub mod greedy;
 pub mod pages;
 pub mod planner;
 pub mod policy;
+pub mod span;
+pub mod virtual_lanes;

@@ -3,7 +3,9 @@
 //! A policy orders the tasks of one cycle; it neither runs nor times them. [`Plan::compile`](rally_graph::plan::Plan::compile)
 //! proves that an order is complete and cannot deadlock, so a policy of your own can be wrong but cannot hang a run.
 
-use rally_graph::plan::{TaskTable, Turn};
+use crate::greedy::Greedy;
+use rally_graph::order::{self, CustomOrder, OrderError};
+use rally_graph::plan::{Plan, PlanError, TaskTable, Turn};
 use rally_graph::spec::{PolicyKind, ScheduleSpec};
 
 /// Orders the tasks of every lane.
@@ -14,6 +16,11 @@ pub trait Policy: Send + Sync {
     /// One order a lane of `table`, each with every task of every micro-batch exactly once. Tasks of one micro-batch keep
     /// their dataflow order on a lane.
     fn orders(&self, table: &TaskTable, micro_batches: usize) -> Vec<Vec<Turn>>;
+
+    /// The same, or why there are none. For policies that read what people wrote.
+    fn checked_orders(&self, table: &TaskTable, micro_batches: usize) -> Result<Vec<Vec<Turn>>, OrderError> {
+        Ok(self.orders(table, micro_batches))
+    }
 }
 
 /// One micro-batch after the other: nothing overlaps. The baseline.
@@ -77,6 +84,28 @@ fn turn(task: usize, micro_batch: usize, behind: bool) -> Turn {
     Turn { task, micro_batch, behind }
 }
 
+/// The order written in the graph file as a pattern of one layer (see [`rally_graph::order`]).
+#[derive(Clone, Debug, Default)]
+pub struct Custom {
+    /// The patterns, by device or group.
+    pub order: CustomOrder,
+}
+
+impl Policy for Custom {
+    fn name(&self) -> String {
+        "custom".into()
+    }
+
+    /// No orders if the pattern has a fault; [`Policy::checked_orders`] says which.
+    fn orders(&self, table: &TaskTable, micro_batches: usize) -> Vec<Vec<Turn>> {
+        self.checked_orders(table, micro_batches).unwrap_or_default()
+    }
+
+    fn checked_orders(&self, table: &TaskTable, micro_batches: usize) -> Result<Vec<Vec<Turn>>, OrderError> {
+        order::expand(table, &self.order, micro_batches)
+    }
+}
+
 /// A policy and a number of micro-batches, as a graph or `--schedule` names them.
 pub struct Schedule {
     /// The policy.
@@ -91,19 +120,30 @@ pub struct Schedule {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ScheduleError {
     /// No such policy.
-    #[error("`{given}` is no schedule: expected `sequential` or `ping_pong`, with `:N` for N micro-batches (1 to 64)")]
+    #[error(
+        "`{given}` is no schedule: expected `sequential`, `ping_pong`, `greedy` or `custom`, with `:N` for N micro-batches (1 to 64)"
+    )]
     Unknown {
         /// The text.
         given: String,
     },
-    /// A policy that graphs may name and this version cannot run.
-    #[error(
-        "policy `{name}` can be checked but not run by this version: use `sequential` or `ping_pong`, in the graph or with `--schedule`"
-    )]
-    NotRunnable {
-        /// The policy.
-        name: String,
+    /// `custom` without an order to read.
+    #[error("the policy `custom` reads `schedule.order` of the graph, and there is none")]
+    NoOrder,
+    /// `custom:N`, and the graph's order is for another number.
+    #[error("the graph's `order` is written for {written} micro-batches, and the schedule asks for {asked}")]
+    OtherCount {
+        /// Micro-batches of the graph.
+        written: usize,
+        /// Micro-batches asked for.
+        asked: usize,
     },
+    /// A custom order that is none.
+    #[error(transparent)]
+    Order(#[from] OrderError),
+    /// Orders that are no plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
 }
 
 /// Most micro-batches a schedule may have.
@@ -116,8 +156,11 @@ impl Schedule {
         let (policy, name): (Box<dyn Policy>, &str) = match spec.policy {
             PolicyKind::Sequential => (Box::new(Sequential), "sequential"),
             PolicyKind::PingPong => (Box::new(PingPong), "ping_pong"),
-            PolicyKind::Greedy => return Err(ScheduleError::NotRunnable { name: "greedy".into() }),
-            PolicyKind::Custom => return Err(ScheduleError::NotRunnable { name: "custom".into() }),
+            PolicyKind::Greedy => (Box::new(Greedy::default()), "greedy"),
+            PolicyKind::Custom => {
+                let order = spec.order.clone().ok_or(ScheduleError::NoOrder)?;
+                (Box::new(Custom { order }), "custom")
+            }
         };
         Ok(Self { policy, micro_batches, label: format!("{name}:{micro_batches}") })
     }
@@ -139,9 +182,18 @@ impl Schedule {
             "custom" => PolicyKind::Custom,
             _ => return Err(unknown()),
         };
+        if policy == PolicyKind::Custom && count != spec.micro_batches as usize {
+            return Err(ScheduleError::OtherCount { written: spec.micro_batches as usize, asked: count });
+        }
         let mut schedule =
             Self::from_spec(&ScheduleSpec { policy, micro_batches: count as u32, order: spec.order.clone() })?;
         schedule.label = text.into();
         Ok(schedule)
+    }
+
+    /// The plan of this schedule, proved.
+    pub fn plan(&self, table: TaskTable) -> Result<Plan, ScheduleError> {
+        let orders = self.policy.checked_orders(&table, self.micro_batches)?;
+        Ok(Plan::compile(table, self.micro_batches, &orders)?)
     }
 }

@@ -183,5 +183,5 @@ fn schedules_parse_or_say_what_is_expected() {
     for wrong in ["ping_pong:0", "ping_pong:65", "ping_pong:", "ping-pong", "", ":3", "ping_pong:-1"] {
         assert_eq!(parse(wrong), Err(ScheduleError::Unknown { given: wrong.into() }));
     }
-    assert_eq!(parse("greedy"), Err(ScheduleError::NotRunnable { name: "greedy".into() }));
+    assert_eq!(parse("custom"), Err(ScheduleError::NoOrder));
 }

@@ -4,12 +4,12 @@ use super::runnable::{refuse_fields, refuse_ways};
 use crate::checkpoint::WeightSource;
 use crate::kinds::{self, BuildContext, StageRegistry};
 use rally_engine::schedule::planner::PlannerConfig;
-use rally_engine::schedule::policy::Schedule;
+use rally_engine::schedule::policy::{Schedule, ScheduleError};
 use rally_engine::stage::Probe;
 use rally_engine::{DeviceParts, EngineParts, Widths};
 use rally_graph::kinds::Role;
 use rally_graph::model::ModelShape;
-use rally_graph::plan::{Plan, PlanError, TaskTable};
+use rally_graph::plan::TaskTable;
 use rally_graph::spec::{ComputeDtype, DeploymentSpec, LayersBlock, Limits, StageEntry, StageSpec, WireDtype};
 use rally_graph::stage_graph::{self, StageGraph};
 use std::collections::{BTreeSet, HashMap};
@@ -32,7 +32,7 @@ pub enum AssembleError {
     Graph(#[from] stage_graph::BuildError),
     /// The policy's orders are no plan.
     #[error(transparent)]
-    Plan(#[from] PlanError),
+    Plan(#[from] ScheduleError),
     /// A stage cannot be made.
     #[error(transparent)]
     Stage(#[from] kinds::BuildError),
@@ -92,9 +92,7 @@ pub fn assemble(
 ) -> Result<EngineParts, AssembleError> {
     refuse_fields(spec)?;
     let graph = Arc::new(graph);
-    let table = TaskTable::new(&graph);
-    let orders = schedule.policy.orders(&table, schedule.micro_batches);
-    let plan = Arc::new(Plan::compile(table, schedule.micro_batches, &orders)?);
+    let plan = Arc::new(schedule.plan(TaskTable::new(&graph))?);
     let attention = graph.devices_of_role(Role::Embed);
     refuse_ways(&graph, &attention)?;
     let planner = planner_config(&spec.limits, attention.len(), schedule.micro_batches, shape);

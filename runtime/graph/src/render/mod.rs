@@ -18,7 +18,7 @@ pub use svg::svg;
 pub use text::text;
 
 /// Escapes text for XML and HTML.
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -67,6 +67,9 @@ pub fn validate(input: &Validation<'_>) -> Vec<Diagnostic> {
                 .iter()
                 .any(|section| touched.reaches(section))
         {
+            if !out.has_errors() {
+                schedule::check_plan(&resolved, input.registry, shape, &mut out);
+            }
             capacity::check(&resolved, input.registry, shape, input.machine, &mut out);
         }
     }

@@ -1,13 +1,15 @@
-//! Schedule: that a custom order is there exactly when asked for, and gives every turn once.
+//! Schedule: that a custom order is there exactly when asked for, gives every turn once, and does not deadlock.
 
 use crate::diagnostic::Reporter;
-use crate::kinds::Role;
+use crate::kinds::{KindRegistry, Role};
+use crate::model::ModelShape;
+use crate::order::{self, CustomOrder};
+use crate::plan::{Plan, PlanError, TaskTable};
 use crate::resolve::{Resolved, StageAt};
 use crate::source::join;
 use crate::spec::PolicyKind;
-use crate::stage_graph::{DeviceIndex, Section};
+use crate::stage_graph::{DeviceIndex, Section, StageGraph};
 use crate::words;
-use indexmap::IndexMap;
 use std::collections::BTreeMap;
 
 pub(super) fn check(resolved: &Resolved<'_>, out: &mut Reporter<'_>) {
@@ -33,7 +35,36 @@ pub(super) fn check(resolved: &Resolved<'_>, out: &mut Reporter<'_>) {
     }
 }
 
-fn custom(resolved: &Resolved<'_>, order: &IndexMap<String, Vec<String>>, out: &mut Reporter<'_>) {
+/// Whether a custom order is a plan, over the layers of this model. Asked only of a graph without other errors.
+pub(super) fn check_plan(resolved: &Resolved<'_>, registry: &KindRegistry, shape: &ModelShape, out: &mut Reporter<'_>) {
+    let schedule = &resolved.spec.schedule;
+    let (PolicyKind::Custom, Some(order)) = (schedule.policy, &schedule.order) else { return };
+    // A graph without errors unrolls; if it does not, whoever unrolls it next says why.
+    let Ok(graph) = StageGraph::build(resolved.spec, shape, registry) else { return };
+    let table = TaskTable::new(&graph);
+    let micro_batches = schedule.micro_batches as usize;
+    let orders = match order::expand(&table, order, micro_batches) {
+        Ok(orders) => orders,
+        Err(error) => {
+            out.error("impossible-order", error.pointer(), error.to_string()).with_help(
+                "a turn before the one it follows works on the layer before; it must end before the next begins",
+            );
+            return;
+        }
+    };
+    let Err(error) = Plan::compile(table.clone(), micro_batches, &orders) else { return };
+    let pointer = match &error {
+        PlanError::Deadlock { lane, position, .. } => {
+            let lane = table.lanes.iter().position(|known| known.name == *lane).unwrap_or_default();
+            order::pointer_of(&table, order, lane, &orders[lane][*position])
+        }
+        PlanError::NoMicroBatches | PlanError::LaneCount { .. } | PlanError::NotOnce { .. } => "/schedule/order".into(),
+    };
+    out.error("deadlocking-order", pointer, error.to_string())
+        .with_help("lanes wait for each other here: let both take the micro-batches in the same turn");
+}
+
+fn custom(resolved: &Resolved<'_>, order: &CustomOrder, out: &mut Reporter<'_>) {
     for (name, turns) in order {
         let pointer = join("/schedule/order", name);
         let devices: Vec<DeviceIndex> = (0..resolved.devices.len())

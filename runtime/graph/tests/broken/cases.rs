@@ -591,6 +591,30 @@ pub(super) const CASES: &[Case] = &[
             ("unknown-stage", "/schedule/order/ffn/4", 28),
         ],
     ),
+    case(
+        "an order that deadlocks",
+        TINY,
+        &[(
+            SCHEDULE,
+            r#"{ "policy": "custom", "micro_batches": 2, "order": {
+      "attn": ["mfa_attention:0", "router:0", "combine:0", "mfa_attention:1", "router:1", "combine:1"],
+      "ffn": ["expert_ffn:1", "dense_ffn:1", "expert_ffn:0", "dense_ffn:0"]
+    } }"#,
+        )],
+        &[("deadlocking-order", "/schedule/order/attn", 26)],
+    ),
+    case(
+        "an order against the dataflow",
+        TINY,
+        &[(
+            SCHEDULE,
+            r#"{ "policy": "custom", "micro_batches": 1, "order": {
+      "attn": ["combine:0", "router:0", "mfa_attention:0"],
+      "ffn": ["expert_ffn:0", "dense_ffn:0"]
+    } }"#,
+        )],
+        &[("impossible-order", "/schedule/order/attn/0", 26)],
+    ),
     case("weights that are no rule", STEP3, &[("\"random:7\"", "\"random\"")], &[("bad-weights", "/model/weights", 5)]),
     // Memory.
     case(

@@ -1,0 +1,79 @@
+//! Stage costs: how long a stage's work takes for a number of rows. What `greedy` orders by and virtual lanes may run on.
+
+use rally_graph::plan::{StageLabel, TaskId, TaskRole, TaskTable};
+use std::collections::BTreeMap;
+
+/// Seconds by kind of stage, part of it, and rows. Where nothing is known, an assumption by role stands in.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StageCosts {
+    /// By kind and part: rows and seconds, by ascending rows.
+    known: BTreeMap<(String, &'static str), Vec<(usize, f64)>>,
+}
+
+/// Seconds that one unit of the assumed costs stands for.
+const UNIT: f64 = 10e-6;
+
+impl StageCosts {
+    /// Nothing known. Attention and FFN are taken to be alike, as a balanced deployment has them, and the rest to be small: 8
+    /// units each, 2 for sampling, 1 for anything else that computes, nothing for transfers. One unit is 10 µs, whatever the rows.
+    pub fn assumed() -> Self {
+        Self::default()
+    }
+
+    /// Adds what was measured: `part` of a stage of `kind` takes `seconds` for `rows`.
+    pub fn set(&mut self, kind: &str, part: TaskRole, rows: usize, seconds: f64) {
+        let points = self.known.entry((kind.into(), part_name(part))).or_default();
+        match points.binary_search_by_key(&rows, |point| point.0) {
+            Ok(index) => points[index].1 = seconds,
+            Err(index) => points.insert(index, (rows, seconds)),
+        }
+    }
+
+    /// Seconds of a part of a stage: between two known numbers of rows on the line between them, outside as at the nearest.
+    pub fn seconds(&self, stage: &StageLabel, part: TaskRole, rows: usize) -> f64 {
+        let Some(points) = self.known.get(&(stage.kind.clone(), part_name(part))) else { return assumed(stage, part) };
+        let above = points.partition_point(|point| point.0 < rows);
+        match (above.checked_sub(1).map(|below| points[below]), points.get(above)) {
+            (Some((low, from)), Some((high, to))) => from + (to - from) * (rows - low) as f64 / (high - low) as f64,
+            (Some((_, nearest)), None) | (None, Some(&(_, nearest))) => nearest,
+            (None, None) => assumed(stage, part),
+        }
+    }
+
+    /// Nanoseconds of a task.
+    pub fn task_ns(&self, table: &TaskTable, task: TaskId, rows: usize) -> u64 {
+        let template = &table.tasks[task];
+        (self.seconds(&table.stages[template.stage], template.role, rows) * 1e9).round().max(0.0) as u64
+    }
+
+    /// Whether some known cost of `now` is off the same cost here by more than `tolerance` (0.2: a fifth), or new.
+    pub fn drifted(&self, now: &Self, tolerance: f64) -> bool {
+        now.known.iter().any(|(key, points)| {
+            let before = self.known.get(key);
+            points.iter().any(|(rows, seconds)| {
+                let old = before.and_then(|points| points.iter().find(|point| point.0 == *rows));
+                old.is_none_or(|(_, old)| (seconds - old).abs() > tolerance * old.abs())
+            })
+        })
+    }
+}
+
+fn part_name(part: TaskRole) -> &'static str {
+    match part {
+        TaskRole::Compute => "compute",
+        TaskRole::Send => "send",
+        TaskRole::Receive => "receive",
+        TaskRole::Exchange => "exchange",
+    }
+}
+
+fn assumed(stage: &StageLabel, part: TaskRole) -> f64 {
+    use rally_graph::kinds::Role;
+    let units = match (part, stage.role) {
+        (TaskRole::Send | TaskRole::Receive | TaskRole::Exchange, _) => 0.0,
+        (_, Role::Attention | Role::Ffn) => 8.0,
+        (_, Role::Sampling) => 2.0,
+        _ => 1.0,
+    };
+    units * UNIT
+}
