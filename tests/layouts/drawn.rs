@@ -76,7 +76,7 @@ prop_compose! {
             (true, n) => vec![n],
             (false, n) => vec![1; n],
         };
-        let tensors: Vec<usize> = (1..=devices).filter(|tensor| devices % tensor == 0).collect();
+        let tensors: Vec<usize> = (1..=devices).filter(|tensor| devices.is_multiple_of(*tensor)).collect();
         let tensor = tensors[dense_choice % tensors.len()];
         let dense = if dense_apart { [1, 1] } else { [tensor, devices / tensor] };
         if same {

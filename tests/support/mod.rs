@@ -1,6 +1,6 @@
 //! What several tests share: graphs as JSON, running requests on them, reading golden folders.
 // Each test binary uses its own part of this module.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 mod layout;
 
