@@ -188,6 +188,7 @@ proptest! {
     ) {
         let planner = PlannerConfig {
             micro_batches, devices: attention, sequences, sequences_per_device: sequences, rows_per_device: rows,
+            rows_per_micro_batch: rows * attention,
             prefill_chunk, pages_per_device: 1 << 10, page_tokens: 8, max_positions: 4096,
         };
         let setup = Setup { ffn, policy, planner };

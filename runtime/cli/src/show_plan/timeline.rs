@@ -49,6 +49,7 @@ impl Timeline {
             sequences,
             sequences_per_device: plan.micro_batches,
             rows_per_device: 1,
+            rows_per_micro_batch: attention.len(),
             prefill_chunk: 1,
             pages_per_device: plan.micro_batches as u32,
             page_tokens: STEPS + 1,

@@ -89,6 +89,7 @@ pub fn planner(micro_batches: usize, devices: usize) -> PlannerConfig {
         sequences: 16,
         sequences_per_device: 16,
         rows_per_device: 16,
+        rows_per_micro_batch: 16 * devices,
         prefill_chunk: 4,
         pages_per_device: 1 << 12,
         page_tokens: 8,
