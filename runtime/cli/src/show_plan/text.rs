@@ -79,8 +79,8 @@ fn line(plan: &Plan, lane: usize, first: usize, tasks: &[PlannedTask]) -> Line {
         _ => String::new(),
     };
     let waits = waits(plan, lane, &tasks[0]);
-    let signature = format!("{} {}", work(plan, tasks, &relative), waits.0);
-    Line { first, micro_batch: tasks[0].micro_batch, layer, signature, work: work(plan, tasks, &name), waits: waits.1 }
+    let signature = format!("{} {}", work(plan, tasks, &relative), waits);
+    Line { first, micro_batch: tasks[0].micro_batch, layer, signature, work: work(plan, tasks, &name), waits }
 }
 
 /// The tasks, those of one layer and step together.
@@ -105,9 +105,9 @@ fn stage(plan: &Plan, task: &PlannedTask) -> String {
     }
 }
 
-/// What a turn waits for: without layers, to compare, and in words. Devices of one group that do the same are told together, and
+/// What a turn waits for, in words. Devices of one group that do the same are told together, and
 /// those of the lane's own group are its peers.
-fn waits(plan: &Plan, lane: usize, task: &PlannedTask) -> (String, String) {
+fn waits(plan: &Plan, lane: usize, task: &PlannedTask) -> String {
     let mut by_group: Vec<(&str, String, Vec<&str>)> = Vec::new();
     for wait in &task.waits {
         let other = &plan.lanes[wait.lane].tasks[wait.position];
@@ -118,15 +118,15 @@ fn waits(plan: &Plan, lane: usize, task: &PlannedTask) -> (String, String) {
             None => by_group.push((group, what, vec![name])),
         }
     }
-    let words: Vec<String> = by_group
-        .iter()
-        .map(|(of, what, names)| {
-            let who = if *of == group(plan, lane) { format!("its peers in {of}") } else { span_of(names) };
-            format!("{who}: {what}")
-        })
-        .collect();
-    let words = words.join(" and ");
-    (words.clone(), words)
+    let mut by_work: Vec<(String, Vec<String>)> = Vec::new();
+    for (of, what, names) in by_group {
+        let who = if of == group(plan, lane) { format!("its peers in {of}") } else { span_of(&names) };
+        match by_work.iter_mut().find(|known| known.0 == what) {
+            Some(known) => known.1.push(who),
+            None => by_work.push((what, vec![who])),
+        }
+    }
+    by_work.iter().map(|(what, who)| format!("{}: {what}", who.join(", "))).collect::<Vec<_>>().join(" and ")
 }
 
 fn table(lines: &[Line], out: &mut String) {

@@ -102,17 +102,29 @@ impl Timeline {
     /// One character a unit: the micro-batch that the lane works on.
     pub fn text(&self) -> String {
         let mut out = format!("the first {} units of a settled step; {ASSUMED}\n", self.units);
-        let width = self.lanes.iter().map(|lane| lane.name.chars().count()).max().unwrap_or(0);
-        for lane in &self.lanes {
-            let mut cells = vec!['·'; self.units as usize];
-            for bar in &lane.bars {
-                let digit = char::from_digit((bar.micro_batch as u32 + 1) % 36, 36).unwrap_or('#');
-                cells[(bar.start / UNIT) as usize..(bar.end / UNIT) as usize].fill(digit);
-            }
-            let cells: String = cells.into_iter().collect();
-            let _ = writeln!(out, "  {:<width$}  {cells}  busy {:.0} %", lane.name, 100.0 * lane.busy_share);
+        // Devices that do the same at the same time are one line.
+        let rows: Vec<(&str, String)> = self.lanes.iter().map(|lane| (lane.name.as_str(), self.cells(lane))).collect();
+        let names: Vec<String> = rows
+            .chunk_by(|a, b| a.1 == b.1)
+            .map(|alike| match alike {
+                [(first, _), .., (last, _)] => format!("{first} … {last}"),
+                _ => alike.iter().map(|row| row.0).collect(),
+            })
+            .collect();
+        let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+        for (name, alike) in names.iter().zip(rows.chunk_by(|a, b| a.1 == b.1)) {
+            let _ = writeln!(out, "  {name:<width$}  {}", alike[0].1);
         }
         out
+    }
+
+    fn cells(&self, lane: &Lane) -> String {
+        let mut cells = vec!['·'; self.units as usize];
+        for bar in &lane.bars {
+            let digit = char::from_digit((bar.micro_batch as u32 + 1) % 36, 36).unwrap_or('#');
+            cells[(bar.start / UNIT) as usize..(bar.end / UNIT) as usize].fill(digit);
+        }
+        format!("{}  busy {:.0} %", cells.into_iter().collect::<String>(), 100.0 * lane.busy_share)
     }
 
     /// The same as a picture, a bar a task.
