@@ -149,6 +149,29 @@ fn broken_graphs_are_refused() {
     refused(&["run", "graphs", "--prompt", "x"], "folder");
 }
 
+/// It passes every check, and used to fail in its first step: rows that come over a third device do not find home.
+#[test]
+fn a_relay_is_refused_by_name() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("graph.json");
+    let model = repository("tests/golden/step3-s");
+    let mut graph: Value = serde_json::from_str(
+        &std::fs::read_to_string(repository("graphs/tiny-ping-pong.json")).expect("the graph is there"),
+    )
+    .expect("JSON");
+    graph["devices"]["between"] = json!({ "backend": "cpu" });
+    let layers = graph["stages"][1]["layers"].as_array_mut().expect("a list");
+    layers[2]["to"] = json!("between");
+    layers.insert(3, json!({ "kind": "transfer", "id": "relay", "from": "between", "to": "ffn", "dtype": "f32" }));
+    std::fs::write(&path, graph.to_string()).expect("written");
+    let check = run(&["check", path_text(&path), "--model", path_text(&model)]);
+    assert!(check.status.success(), "{}", text(&check.stderr));
+    let requests = folder.path().join("requests.jsonl");
+    write_lines(&requests, &[json!({ "prompt_token_ids": [1] })]);
+    let arguments = ["run", path_text(&path), "--model", path_text(&model), "--requests", path_text(&requests)];
+    refused(&arguments, "`relay` over `between`");
+}
+
 #[test]
 fn broken_checkpoints_are_refused() {
     let requests = tempfile::NamedTempFile::new().expect("a temporary file");
@@ -212,6 +235,9 @@ fn broken_requests_and_arguments_are_refused() {
     let file = path_text(requests.path());
     refused(&with(&[]), "--prompt");
     refused(&[&base[..], &["--requests", file, "--out", "/no/such/folder/out.jsonl"]].concat(), "/no/such/folder");
+    std::fs::write(requests.path(), "{\"prompt_token_ids\":[1],\"max_tokens\":60000}\n".repeat(3000)).expect("written");
+    refused(&[&base[..], &["--requests", file, "--logits", "x.safetensors"]].concat(), "180000000 tokens");
+    std::fs::write(requests.path(), "{\"prompt_token_ids\":[1]}").expect("written");
     refused(&[&base[..], &["--requests", file, "--out", "x.json", "--trace", "x.json"]].concat(), "both name x.json");
     refused(&[&base[..], &["--requests", file, "--schedule", "pingpong"]].concat(), "ping_pong");
     refused(&[&base[..], &["--requests", file, "--schedule", "ping_pong:0"]].concat(), "ping_pong:0");

@@ -44,6 +44,14 @@ fn the_longest_prompt_gets_its_one_token() {
     assert_eq!(run(&narrow(), &shape, &asks), wide);
 }
 
+/// 100 tokens of KV are two pages of 64, as the memory table counts them, not one.
+#[test]
+fn kv_that_fits_the_limit_fits_the_pages() {
+    let layout = Layout { kv_tokens: 100, page_tokens: 64, ..Layout::default() };
+    let got = run(&layout, &small_shape(), &[Ask::greedy(&prompt(90), 11)]);
+    assert_eq!(got[0].tokens.len(), 11);
+}
+
 #[test]
 fn a_stop_token_may_be_the_first() {
     let plain = run(&Layout::default(), &small_shape(), &[Ask::greedy(&prompt(7), 9)]);

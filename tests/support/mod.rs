@@ -36,8 +36,10 @@ pub fn graph_file(name: &str) -> DeploymentSpec {
 /// Choices of a generated graph.
 #[derive(Clone, Debug)]
 pub struct Layout {
-    /// Attention and FFN on two devices.
+    /// Attention and FFN on devices of their own.
     pub split: bool,
+    /// Attention devices, where there is an FFN device beside them.
+    pub attention: usize,
     /// Transfers even where attention and FFN share a device: they move nothing and round alike.
     pub rounds: bool,
     pub a2f: &'static str,
@@ -61,6 +63,7 @@ impl Default for Layout {
     fn default() -> Self {
         Self {
             split: true,
+            attention: 1,
             rounds: true,
             a2f: "f32",
             f2a: "f32",
@@ -100,7 +103,11 @@ impl Layout {
             layers.push(json!({ "kind": "transfer", "id": "f2a", "from": f, "to": a, "dtype": self.f2a }));
         }
         layers.push(json!({ "kind": "combine", "on": a }));
-        let devices = if self.split { json!({ "a": device(), "f": device() }) } else { json!({ "a": device() }) };
+        let mut group = device();
+        if self.split && self.attention > 1 {
+            group["count"] = json!(self.attention);
+        }
+        let devices = if self.split { json!({ "a": group, "f": device() }) } else { json!({ "a": group }) };
         let spec = json!({
             "version": 1, "name": "generated", "model": "given by the test", "devices": devices,
             "stages": [{ "kind": "embed", "on": a }, { "layers": layers }, { "kind": "sampling", "on": a }],

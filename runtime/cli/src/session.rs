@@ -79,10 +79,18 @@ fn with_bar<T>(read: &AtomicU64, total: u64, work: impl FnOnce() -> T) -> T {
                 std::thread::sleep(Duration::from_millis(40));
             }
         });
-        let result = work();
-        done.store(true, Ordering::Release);
-        result
+        // Set even if `work` panics: the scope waits for the thread above.
+        let _over = SetOnDrop(&done);
+        work()
     });
     bar.finish_and_clear();
     result
+}
+
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }

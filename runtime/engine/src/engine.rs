@@ -1,7 +1,7 @@
 //! A run: lanes, slots and planner put together, started, fed, ended.
 
 use crate::control::{Control, RunEvent};
-use crate::lane::{Lane, Peer, Position};
+use crate::lane::{Lane, Peer, Position, stand_apart};
 use crate::slot::{Header, Slot, SlotBusy};
 use crate::span::{LaneReport, Recorder};
 use crate::stage::{Probe, Stage, StageError};
@@ -158,7 +158,7 @@ pub struct RunReport {
 impl Engine {
     /// Allocates slots and values, and starts one thread a lane. Lanes wait, parked, until something is submitted.
     pub fn start(mut parts: EngineParts) -> Result<Self, EngineError> {
-        let sync = Arc::new(LaneSync::new(parts.plan.lanes.len()));
+        let sync = Arc::new(LaneSync::new(parts.plan.lanes.len(), stand_apart(&parts.plan, &parts.graph)));
         let (sender, events) = unbounded();
         let planner = StepPlanner::new(parts.planner);
         let control = Arc::new(Control::new(planner, &parts.plan, Arc::clone(&sync), sender));

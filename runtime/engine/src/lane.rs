@@ -259,6 +259,18 @@ fn expect_header(got: Header, want: Header, rows: Option<usize>) -> Result<(), E
     if right || nothing_yet { Ok(()) } else { Err(EngineError::WrongRows { got, want }) }
 }
 
+/// Whether every lane of `plan` is pinned to a core of its own that this machine has.
+pub(crate) fn stand_apart(plan: &Plan, graph: &StageGraph) -> bool {
+    let mut free: Vec<usize> = core_affinity::get_core_ids().unwrap_or_default().iter().map(|id| id.id).collect();
+    plan.lanes.iter().all(|lane| match graph.devices[lane.device].cores[..] {
+        [core] => {
+            let place = free.iter().position(|id| *id == core as usize);
+            place.map(|place| free.swap_remove(place)).is_some()
+        }
+        _ => false,
+    })
+}
+
 fn pin(cores: &[u32]) {
     // One core: the lane itself. Several: the device's team is pinned and the lane only starts its work.
     if let [core] = cores

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 /// Longest busy wait before a lane parks. A futex wake costs 20–28 µs, a decode stage rarely more than a few hundred.
 const SPIN: Duration = Duration::from_micros(500);
-/// How much of it is spent without yielding. Two lanes may stand on one core even where there are others (both pinned to it, or
-/// put there by the system): who spins through keeps the one it waits for from running, half a millisecond at every handover.
-const SPIN_ALONE: Duration = Duration::from_micros(10);
+/// How much of it is spent without yielding, unless every lane has a core to itself. Two lanes may stand on one core even where
+/// there are others (pinned to the same, or put there by the system): who spins through keeps the one it waits for from running,
+/// half a millisecond at every handover.
+const SPIN_TOGETHER: Duration = Duration::from_micros(10);
 /// The same where lanes outnumber cores: who spins there keeps the one it waits for from running.
 const SPIN_CROWDED: Duration = Duration::from_micros(20);
 /// A parked lane looks again after this long even if nobody wakes it, so that a lost wake cannot become a hang.
@@ -36,10 +37,12 @@ pub(crate) struct LaneSync {
     final_cycle: AtomicU64,
     aborted: AtomicBool,
     crowded: bool,
+    /// Every lane is pinned to a core of its own.
+    apart: bool,
 }
 
 impl LaneSync {
-    pub(crate) fn new(lanes: usize) -> Self {
+    pub(crate) fn new(lanes: usize, apart: bool) -> Self {
         let signal = || LaneSignal {
             progress: AtomicU64::new(0),
             parked: AtomicBool::new(false),
@@ -52,6 +55,7 @@ impl LaneSync {
             final_cycle: AtomicU64::new(u64::MAX),
             aborted: AtomicBool::new(false),
             crowded: lanes > cores,
+            apart,
         }
     }
 
@@ -146,7 +150,7 @@ impl LaneSync {
             if waited > limit {
                 break;
             }
-            if self.crowded || waited > SPIN_ALONE {
+            if self.crowded || (!self.apart && waited > SPIN_TOGETHER) {
                 std::thread::yield_now();
             }
         }

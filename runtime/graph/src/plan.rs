@@ -215,6 +215,9 @@ pub struct Plan {
 /// Why a policy's orders are no plan.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
+    /// Lanes would have nothing to do, for ever.
+    #[error("a plan needs at least one micro-batch")]
+    NoMicroBatches,
     /// Not one order a lane.
     #[error("the policy gave {got} lane orders for {expected} lanes")]
     LaneCount {
@@ -252,6 +255,9 @@ pub enum PlanError {
 impl Plan {
     /// Compiles `orders` (one a lane of `table`, in the same order) into a plan for `micro_batches` micro-batches.
     pub fn compile(table: TaskTable, micro_batches: usize, orders: &[Vec<Turn>]) -> Result<Self, PlanError> {
+        if micro_batches == 0 {
+            return Err(PlanError::NoMicroBatches);
+        }
         if orders.len() != table.lanes.len() {
             return Err(PlanError::LaneCount { got: orders.len(), expected: table.lanes.len() });
         }

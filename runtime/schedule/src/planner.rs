@@ -22,7 +22,7 @@ use self::sequence::{Leaving, Running, Sequence};
 use crate::batch::{DeviceBatch, SequenceId, SequenceRequest};
 use crate::cost::{CostLearner, CostModel};
 use crate::pages::PageAllocator;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 #[derive(Debug)]
 struct DeviceState {
@@ -38,6 +38,8 @@ pub struct StepPlanner {
     waiting: VecDeque<Sequence>,
     /// Oldest first.
     running: Vec<Running>,
+    /// Ids of all of them: a file of a million requests must not be compared each with each.
+    ids: HashSet<SequenceId>,
     devices: Vec<DeviceState>,
     cost: CostModel,
     prior: CostModel,
@@ -62,6 +64,7 @@ impl StepPlanner {
             config,
             waiting: VecDeque::new(),
             running: Vec::new(),
+            ids: HashSet::new(),
             devices: (0..config.devices).map(|_| device()).collect(),
             cost: CostModel::default(),
             prior: CostModel::default(),
@@ -151,10 +154,8 @@ impl StepPlanner {
     /// Queues a sequence.
     pub fn submit(&mut self, request: SequenceRequest) -> Result<(), SubmitError> {
         self.accepts(&request)?;
-        let id = request.id;
-        let is_running = self.running.iter().any(|running| running.sequence.request.id == id);
-        if is_running || self.waiting.iter().any(|waiting| waiting.request.id == id) {
-            return Err(SubmitError::DuplicateId(id));
+        if !self.ids.insert(request.id) {
+            return Err(SubmitError::DuplicateId(request.id));
         }
         self.submitted += 1;
         self.waiting.push_back(Sequence {
@@ -172,6 +173,7 @@ impl StepPlanner {
     pub fn cancel(&mut self, id: SequenceId, events: &mut Vec<PlannerEvent>) {
         if let Some(index) = self.waiting.iter().position(|waiting| waiting.request.id == id) {
             self.waiting.remove(index);
+            self.ids.remove(&id);
             events.push(PlannerEvent::Finished(id, FinishReason::Cancelled));
         }
         if let Some(running) = self.find(id) {

@@ -5,6 +5,7 @@
 mod world;
 
 use proptest::prelude::*;
+use rally_schedule::batch::DeviceBatch;
 use rally_schedule::planner::{FinishReason, PlannerConfig, StepPlanner, SubmitError};
 use world::{World, request};
 
@@ -226,4 +227,21 @@ fn no_prompt_starves() {
         let read = |id: u64| world.seen[&id].next_position;
         assert_eq!([1, 2, 3, 4, 5].map(read), [2 * round; 5]);
     }
+}
+
+#[test]
+fn an_id_is_taken_until_its_sequence_is_gone() {
+    let mut planner = StepPlanner::new(PlannerConfig { micro_batches: 1, sequences: 1, ..small() });
+    let (mut batches, mut events) = (vec![DeviceBatch::default()], Vec::new());
+    let submit = |planner: &mut StepPlanner, id| planner.submit(request(id, 3, 5));
+    assert_eq!((submit(&mut planner, 1), submit(&mut planner, 2)), (Ok(()), Ok(())));
+    assert_eq!(submit(&mut planner, 2), Err(SubmitError::DuplicateId(2)), "queued");
+    planner.cancel(2, &mut events);
+    assert_eq!(submit(&mut planner, 2), Ok(()), "cancelled in the queue");
+    planner.plan(0, &mut batches, &mut events);
+    planner.preempt(1);
+    planner.cancel(1, &mut events);
+    assert_eq!(submit(&mut planner, 1), Err(SubmitError::DuplicateId(1)), "its rows are in flight");
+    planner.plan(0, &mut batches, &mut events);
+    assert_eq!(submit(&mut planner, 1), Ok(()), "gone");
 }

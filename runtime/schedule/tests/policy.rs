@@ -166,6 +166,8 @@ fn an_incomplete_order_is_refused() {
     orders[0].extend([last, last]);
     let got = Plan::compile(table.clone(), 1, &orders).expect_err("a task is there twice");
     assert!(matches!(got, PlanError::NotOnce { times: 2, .. }));
+    let none = Plan::compile(table.clone(), 0, &[Vec::new(), Vec::new()]).expect_err("nothing rotates");
+    assert_eq!(none, PlanError::NoMicroBatches);
     let got = Plan::compile(table, 1, &orders[..1]).expect_err("a lane has no order");
     assert_eq!(got, PlanError::LaneCount { got: 1, expected: 2 });
 }

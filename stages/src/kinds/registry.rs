@@ -45,6 +45,7 @@ impl<'a> BuildContext<'a> {
             sequences: 16,
             sequences_per_device: 16,
             rows_per_device: 64,
+            rows_per_micro_batch: 64,
             prefill_chunk: 64,
             pages_per_device: 64,
             page_tokens: 64,

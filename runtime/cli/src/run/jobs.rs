@@ -3,7 +3,7 @@
 use super::RunArgs;
 use super::decode::Job;
 use crate::error::{Blame, CliError};
-use crate::requests::{self, Prompt, RequestId, RequestSpec, check_against, parse_requests};
+use crate::requests::{self, Prompt, RequestSpec, check_against, parse_requests};
 use clap::Args;
 use rally_engine::schedule::batch::{SamplingParams, SequenceRequest, TokenDetail};
 use rally_engine::schedule::planner::StepPlanner;
@@ -124,9 +124,4 @@ fn sampling(spec: &RequestSpec, index: usize) -> SamplingParams {
         min_p: spec.min_p,
         seed: spec.seed.unwrap_or(index as u64),
     }
-}
-
-/// A request's id as a result carries it.
-pub fn id_text(id: &RequestId) -> String {
-    id.as_str().to_owned()
 }

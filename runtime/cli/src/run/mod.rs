@@ -4,6 +4,7 @@ mod collect;
 mod console;
 mod decode;
 mod jobs;
+mod logits;
 mod trace;
 
 use crate::Format;
@@ -63,6 +64,9 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     }
     let jobs = jobs::make(args, &deployment)?;
     refuse_one_file_for_two(args)?;
+    if args.logits.is_some() {
+        logits::refuse_too_many(&jobs, &deployment.shape, crate::doctor::memory_bytes())?;
+    }
     let open = |path: &Option<PathBuf>| path.as_deref().map(OutputFile::create).transpose();
     let outputs = Outputs { out: open(&args.out)?, logits: open(&args.logits)?, trace: open(&args.trace)? };
     let spans_per_lane = if outputs.trace.is_some() { trace::SPANS_PER_LANE } else { 0 };
@@ -127,24 +131,9 @@ fn write_results(
         })?;
     }
     if let Some(file) = logits {
-        let bytes = logits_file(&outcome.collectors, jobs, deployment.shape.vocab).or_failure()?;
-        file.finish(|out| out.write_all(&bytes))?;
+        file.finish(|out| logits::write(out, &outcome.collectors, jobs, deployment.shape.vocab))?;
     }
     Ok(())
-}
-
-fn logits_file(collectors: &[Collector], jobs: &[Job], vocab: usize) -> Result<Vec<u8>, safetensors::SafeTensorError> {
-    let bytes: Vec<Vec<u8>> =
-        collectors.iter().map(|c| c.logits.iter().flat_map(|value| value.to_le_bytes()).collect()).collect();
-    let mut tensors = Vec::new();
-    for ((collector, job), bytes) in collectors.iter().zip(jobs).zip(&bytes) {
-        let shape = vec![collector.tokens(), vocab];
-        tensors.push((
-            jobs::id_text(&job.id),
-            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, bytes)?,
-        ));
-    }
-    safetensors::serialize(tensors, None)
 }
 
 fn report_json(outcome: &Outcome, deployment: &Deployment) -> serde_json::Value {

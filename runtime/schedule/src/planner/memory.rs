@@ -29,7 +29,8 @@ impl StepPlanner {
             let running = &self.running[index];
             let (ours, ended, leaving) = (running.micro_batch == micro_batch, running.ended, running.leaving);
             if ours && ended {
-                self.take_back(index);
+                let sequence = self.take_back(index);
+                self.ids.remove(&sequence.request.id);
             } else if ours && (leaving == Leaving::Surely || (leaving == Leaving::IfNeeded && self.is_needed(index))) {
                 self.preempt_now(index);
             } else {
