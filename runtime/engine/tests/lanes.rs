@@ -1,240 +1,18 @@
 //! Lanes, slots and planner with toy stages: small integers instead of a model, so that every fault shows as a wrong token.
 
+mod toy;
+
 use proptest::prelude::*;
-use rally_engine::schedule::batch::{GroupInput, SamplingParams, SequenceRequest, TokenDetail};
-use rally_engine::schedule::planner::{FinishReason, PlannerConfig, SubmitError};
+use rally_engine::schedule::batch::SequenceRequest;
+use rally_engine::schedule::planner::{FinishReason, SubmitError};
 use rally_engine::schedule::policy::{PingPong, Policy, Sequential};
-use rally_engine::stage::{Sample, Stage, StageError, TaskContext};
-use rally_engine::{DeviceParts, Engine, EngineError, EngineParts, RunEvent, Widths};
-use rally_graph::kinds::{KindRegistry, Role};
-use rally_graph::model::{LayerKind, ModelShape, WeightFormat};
-use rally_graph::plan::{Plan, TaskTable, Turn};
-use rally_graph::spec::DeploymentSpec;
-use rally_graph::stage_graph::StageGraph;
+use rally_engine::stage::StageError;
+use rally_engine::{Engine, EngineError, RunEvent};
+use rally_graph::plan::{TaskTable, Turn};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-const LAYERS: usize = 3;
-const HIDDEN: usize = 4;
-
-/// What the toy model computes from one token to the next; also the reference.
-fn next_token(token: u32, position: usize) -> u32 {
-    let mut x = token as f32;
-    for layer in 0..LAYERS {
-        let u = x + position as f32 + layer as f32;
-        let y = (u * 3.0) % 101.0;
-        x = (x + y) % 997.0;
-    }
-    x as u32
-}
-
-fn reference(prompt: &[u32], tokens: usize) -> Vec<u32> {
-    let mut out = Vec::new();
-    let mut last = *prompt.last().expect("prompts are not empty");
-    for index in 0..tokens {
-        last = next_token(last, prompt.len() - 1 + index);
-        out.push(last);
-    }
-    out
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Toy {
-    Embed,
-    Attention,
-    Ffn,
-    Combine,
-    Sampling,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Misdeed {
-    None,
-    Fail,
-    Panic,
-}
-
-struct ToyStage {
-    toy: Toy,
-    calls: usize,
-    misdeed: (usize, Misdeed),
-}
-
-impl Stage for ToyStage {
-    fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
-        self.calls += 1;
-        if self.calls == self.misdeed.0 {
-            match self.misdeed.1 {
-                Misdeed::None => {}
-                Misdeed::Fail => return Err(StageError::Other("told to fail".into())),
-                Misdeed::Panic => panic!("told to panic"),
-            }
-        }
-        match self.toy {
-            Toy::Embed => embed(task),
-            Toy::Attention => rows(task, |task, row, position| {
-                task.values.u[row * HIDDEN] = task.values.x[row * HIDDEN] + position as f32 + task.layer as f32;
-            }),
-            Toy::Ffn => {
-                for row in 0..task.values.rows {
-                    task.values.y[row * HIDDEN] = (task.values.u[row * HIDDEN] * 3.0) % 101.0;
-                }
-            }
-            Toy::Combine => rows(task, |task, row, _| {
-                let x = &mut task.values.x[row * HIDDEN];
-                *x = (*x + task.values.y[row * HIDDEN]) % 997.0;
-            }),
-            Toy::Sampling => sample(task),
-        }
-        Ok(())
-    }
-}
-
-fn rows(task: &mut TaskContext<'_>, mut each: impl FnMut(&mut TaskContext<'_>, usize, usize)) {
-    for group in task.batch.groups.clone() {
-        for (i, row) in group.row_range().enumerate() {
-            each(task, row, group.first_position + i);
-        }
-    }
-}
-
-fn embed(task: &mut TaskContext<'_>) {
-    for group in &task.batch.groups {
-        for row in group.row_range() {
-            let token = match group.input {
-                GroupInput::Given => task.batch.token_ids[row],
-                GroupInput::LastSampled => task.last_tokens[group.slot],
-            };
-            task.values.x[row * HIDDEN] = token as f32;
-        }
-    }
-}
-
-fn sample(task: &mut TaskContext<'_>) {
-    for group in task.batch.groups.iter().filter(|group| group.sample.is_some()) {
-        let token = task.values.x[(group.first_row + group.rows - 1) * HIDDEN] as u32;
-        task.last_tokens[group.slot] = token;
-        task.samples.push(Sample { sequence: group.sequence, token, logprobs: None, logits: None });
-    }
-}
-
-fn shape() -> ModelShape {
-    ModelShape {
-        family: "toy".into(),
-        hidden: HIDDEN,
-        vocab: 1000,
-        heads: 1,
-        head_dim: 2,
-        query_rank: 1,
-        dense_width: 1,
-        expert_width: 1,
-        shared_width: 1,
-        experts: 1,
-        top_k: 1,
-        norm_expert_weight: false,
-        layers: vec![LayerKind::Dense; LAYERS],
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
-        max_positions: 4096,
-        tie_word_embeddings: false,
-        eos_token_ids: Vec::new(),
-        weight_format: WeightFormat::F32,
-    }
-}
-
-fn graph(attention: usize, split: bool) -> StageGraph {
-    let ffn = if split { "f" } else { "a" };
-    let mut layers = vec![serde_json::json!({ "kind": "mfa_attention", "on": "a" })];
-    let transfer =
-        |id: &str, from: &str, to: &str| serde_json::json!({ "kind": "transfer", "id": id, "from": from, "to": to });
-    if split {
-        layers.push(transfer("a2f", "a", "f"));
-    }
-    layers.push(serde_json::json!({ "kind": "dense_ffn", "on": ffn }));
-    if split {
-        layers.push(transfer("f2a", "f", "a"));
-    }
-    layers.push(serde_json::json!({ "kind": "combine", "on": "a" }));
-    let spec: DeploymentSpec = serde_json::from_value(serde_json::json!({
-        "version": 1, "name": "toy", "model": "none",
-        "devices": if split {
-            serde_json::json!({ "a": { "backend": "cpu", "count": attention }, "f": { "backend": "cpu" } })
-        } else {
-            serde_json::json!({ "a": { "backend": "cpu", "count": attention } })
-        },
-        "stages": [{ "kind": "embed", "on": "a" }, { "layers": layers }, { "kind": "sampling", "on": "a" }],
-        "limits": { "sequences": 8, "rows_per_micro_batch": 8, "prefill_chunk": 4, "kv_tokens": 512, "page_tokens": 8 },
-        "schedule": { "policy": "ping_pong", "micro_batches": 3 },
-    }))
-    .expect("the toy graph is well formed");
-    StageGraph::build(&spec, &shape(), KindRegistry::shared()).expect("the toy graph unrolls")
-}
-
-struct Setup {
-    attention: usize,
-    split: bool,
-    policy: Box<dyn Policy>,
-    micro_batches: usize,
-    prefill_chunk: usize,
-    rows: usize,
-    /// Which stage misbehaves at which call.
-    misdeed: Option<(Toy, usize, Misdeed)>,
-}
-
-impl Setup {
-    fn simple(policy: Box<dyn Policy>, micro_batches: usize) -> Self {
-        Self { attention: 1, split: true, policy, micro_batches, prefill_chunk: 4, rows: 8, misdeed: None }
-    }
-
-    fn parts(&self) -> EngineParts {
-        let graph = Arc::new(graph(self.attention, self.split));
-        let table = TaskTable::new(&graph);
-        let orders = self.policy.orders(&table, self.micro_batches);
-        let plan = Arc::new(Plan::compile(table, self.micro_batches, &orders).expect("built-in policies make plans"));
-        let mut devices: Vec<DeviceParts> = graph.devices.iter().map(|_| DeviceParts::default()).collect();
-        for (index, stage) in graph.stages.iter().enumerate() {
-            let toy = match stage.kind.as_str() {
-                "embed" => Toy::Embed,
-                "mfa_attention" => Toy::Attention,
-                "dense_ffn" => Toy::Ffn,
-                "combine" => Toy::Combine,
-                _ => Toy::Sampling,
-            };
-            for device in &stage.devices {
-                let misdeed = self.misdeed.filter(|(other, ..)| *other == toy);
-                let misdeed = misdeed.map_or((0, Misdeed::None), |(_, call, misdeed)| (call, misdeed));
-                devices[*device].stages.insert(index, Box::new(ToyStage { toy, calls: 0, misdeed }));
-            }
-        }
-        let planner = PlannerConfig {
-            micro_batches: self.micro_batches,
-            devices: self.attention,
-            sequences: 8,
-            sequences_per_device: 8,
-            rows_per_device: self.rows,
-            rows_per_micro_batch: self.rows * self.attention,
-            prefill_chunk: self.prefill_chunk,
-            pages_per_device: 1 << 14,
-            page_tokens: 8,
-            max_positions: 1 << 20,
-        };
-        let attention = graph.devices_of_role(Role::Embed);
-        let widths = Widths { hidden: HIDDEN, top_k: 1 };
-        EngineParts { graph, plan, planner, widths, devices, attention, spans_per_lane: 64, probe: None }
-    }
-}
-
-fn request(id: u64, prompt: Vec<u32>, tokens: usize) -> SequenceRequest {
-    SequenceRequest {
-        id,
-        prompt: Arc::from(prompt),
-        max_new_tokens: tokens,
-        stop_token_ids: Arc::from([]),
-        sampling: SamplingParams::default(),
-        detail: TokenDetail::default(),
-    }
-}
+use toy::{Misdeed, Setup, Toy, policy, reference, request};
 
 /// Tokens and finish reasons by sequence, or the failure. Nothing here may take long: a hang is a failed test.
 fn run(setup: &Setup, requests: Vec<SequenceRequest>) -> Result<BTreeMap<u64, (Vec<u32>, FinishReason)>, EngineError> {
@@ -265,10 +43,6 @@ fn run(setup: &Setup, requests: Vec<SequenceRequest>) -> Result<BTreeMap<u64, (V
     Ok(done)
 }
 
-fn policy(ping_pong: bool) -> Box<dyn Policy> {
-    if ping_pong { Box::new(PingPong) } else { Box::new(Sequential) }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -279,7 +53,7 @@ proptest! {
         rows in 1usize..9, prompts in prop::collection::vec((prop::collection::vec(0u32..900, 1..20), 1usize..12), 1..16),
     ) {
         let setup = Setup {
-            attention, split, policy: policy(ping_pong), micro_batches, prefill_chunk, rows, misdeed: None,
+            attention, split, prefill_chunk, rows, ..Setup::simple(policy(ping_pong), micro_batches)
         };
         let requests = prompts.iter().enumerate().map(|(i, (prompt, tokens))| request(i as u64, prompt.clone(), *tokens));
         let done = run(&setup, requests.collect()).expect("nothing fails here");

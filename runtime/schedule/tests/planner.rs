@@ -239,6 +239,7 @@ fn an_id_is_taken_until_its_sequence_is_gone() {
     planner.cancel(2, &mut events);
     assert_eq!(submit(&mut planner, 2), Ok(()), "cancelled in the queue");
     planner.plan(0, &mut batches, &mut events);
+    planner.preempt(1);
     planner.cancel(1, &mut events);
     assert_eq!(submit(&mut planner, 1), Err(SubmitError::DuplicateId(1)), "its rows are in flight");
     planner.plan(0, &mut batches, &mut events);
