@@ -3,7 +3,7 @@
 //! Age decides. A sequence may have pages that no older one lacks; if there are none, the youngest of the device gives all of
 //! its own back and queues again, in front. Pages come back only at the plan call of the micro-batch that a sequence is in: until
 //! then rows of it may be in flight. Whoever lacks pages meanwhile has a *claim*, which younger ones and admissions leave alone,
-//! so the oldest of a device waits at most until every micro-batch was planned once, and no one waits for ever: alone, every
+//! so the oldest running sequence of a device waits at most until every micro-batch was planned once, and no one waits for ever: alone, every
 //! accepted sequence fits.
 
 use super::StepPlanner;
@@ -92,6 +92,11 @@ impl StepPlanner {
                 }
                 // Its rows of this step are not planned yet: sequences are asked oldest first.
                 Some(youngest) if youngest > index => self.preempt_now(youngest),
+                // Younger ones leave first, or they would stay while it queues.
+                _ if coming(&self.running[index + 1..], device) > 0 => {
+                    self.running[index].claim = lacks;
+                    return Growth::Waits;
+                }
                 _ => {
                     self.preempt_now(index);
                     return Growth::Left;

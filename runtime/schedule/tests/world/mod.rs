@@ -241,9 +241,11 @@ impl World {
     }
 
     /// Whoever was submitted first of all that live never waits for long, once it has run and unless someone wants it to.
+    /// With several devices it may have to queue until a younger one on another device ends: that it ends is all that holds.
     fn check_oldest(&self) {
         let living = self.seen.values().filter(|seen| seen.finished.is_none());
         if let Some(oldest) = living.min_by_key(|seen| seen.order)
+            && self.config.devices == 1
             && oldest.admitted
             && !oldest.forced
         {
