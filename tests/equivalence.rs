@@ -50,13 +50,14 @@ prop_compose! {
     fn layouts()(
         split: bool, attention in 1usize..4, rounds: bool, router_on_ffn: bool, ping_pong: bool, micro_batches in 1usize..7,
         prefill_chunk in 1usize..33, rows in 16usize..65, page_tokens in 1usize..80, threads in 1u32..3,
-        sequences in 1usize..17, kv_tokens in 64usize..2048,
+        sequences in 1usize..17, kv_tokens_per_device in 64usize..1024,
     ) -> Layout {
         let policy = if ping_pong { "ping_pong" } else { "sequential" };
         let cores = if threads == 1 { vec![] } else { vec![0, 1] };
         let router_on_ffn = router_on_ffn && split;
         Layout {
-            split, attention, rounds, router_on_ffn, policy, micro_batches, prefill_chunk, rows, page_tokens, cores, sequences, kv_tokens,
+            split, attention, rounds, router_on_ffn, policy, micro_batches, prefill_chunk, rows, page_tokens, cores, sequences,
+            kv_tokens: kv_tokens_per_device * attention,
             ..Layout::default()
         }
     }
