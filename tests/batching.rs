@@ -101,7 +101,10 @@ fn alone(layout: &Layout, folder: &str, asks: &[Ask]) -> Vec<Answer> {
     asks.iter().map(|ask| run(&plain.spec(), &model, std::slice::from_ref(ask), None).remove(0)).collect()
 }
 
-fn bits(answers: &[Answer]) -> Vec<(Vec<u32>, Vec<Vec<u32>>, Option<FinishReason>)> {
+/// Tokens, logits as bits, and how it ended.
+type Bits = (Vec<u32>, Vec<Vec<u32>>, Option<FinishReason>);
+
+fn bits(answers: &[Answer]) -> Vec<Bits> {
     let row = |row: &Vec<f32>| row.iter().map(|value| value.to_bits()).collect();
     answers.iter().map(|a| (a.tokens.clone(), a.logits.iter().map(row).collect(), a.finish)).collect()
 }

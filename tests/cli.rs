@@ -169,7 +169,7 @@ fn a_relay_is_refused_by_name() {
     let requests = folder.path().join("requests.jsonl");
     write_lines(&requests, &[json!({ "prompt_token_ids": [1] })]);
     let arguments = ["run", path_text(&path), "--model", path_text(&model), "--requests", path_text(&requests)];
-    refused(&arguments, "`relay` over `between`");
+    refused(&arguments, "`a2f`, `relay`");
 }
 
 #[test]
@@ -241,7 +241,7 @@ fn broken_requests_and_arguments_are_refused() {
     refused(&[&base[..], &["--requests", file, "--out", "x.json", "--trace", "x.json"]].concat(), "both name x.json");
     refused(&[&base[..], &["--requests", file, "--schedule", "pingpong"]].concat(), "ping_pong");
     refused(&[&base[..], &["--requests", file, "--schedule", "ping_pong:0"]].concat(), "ping_pong:0");
-    refused(&[&base[..], &["--requests", file, "--schedule", "greedy"]].concat(), "greedy");
+    refused(&[&base[..], &["--requests", file, "--schedule", "custom"]].concat(), "order");
     refused(&[&base[..], &["--requests", "no/such/file"]].concat(), "no/such/file");
     refused(&["run", "graphs/step3-2a2f.json", "--requests", file], "cuda");
 }

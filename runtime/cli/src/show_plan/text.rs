@@ -120,13 +120,27 @@ fn waits(plan: &Plan, lane: usize, task: &PlannedTask) -> String {
     }
     let mut by_work: Vec<(String, Vec<String>)> = Vec::new();
     for (of, what, names) in by_group {
-        let who = if of == group(plan, lane) { format!("its peers in {of}") } else { span_of(&names) };
+        let who = match names[..] {
+            _ if of == group(plan, lane) => format!("its peers in {of}"),
+            // One device of a group, at the same place as this one in its own: every device of a rail says the same.
+            [name]
+                if place_in_group(name).is_some() && place_in_group(name) == place_in_group(&plan.lanes[lane].name) =>
+            {
+                format!("{of} on its rail")
+            }
+            _ => span_of(&names),
+        };
         match by_work.iter_mut().find(|known| known.0 == what) {
             Some(known) => known.1.push(who),
             None => by_work.push((what, vec![who])),
         }
     }
     by_work.iter().map(|(what, who)| format!("{}: {what}", who.join(", "))).collect::<Vec<_>>().join(" and ")
+}
+
+/// The `i` of `name.i`.
+fn place_in_group(name: &str) -> Option<&str> {
+    name.rsplit_once('.').map(|(_, place)| place)
 }
 
 fn table(lines: &[Line], out: &mut String) {
