@@ -1,9 +1,12 @@
 //! Every broken graph of the table in `runtime/graph/tests/broken`, through the real binary: exit code 2, every fault with its
 //! pointer and line in the JSON, no panic.
 
+#[path = "../runtime/graph/tests/broken/case.rs"]
+mod case;
 #[path = "../runtime/graph/tests/broken/cases.rs"]
 mod cases;
 
+use case::{Case, case, edited};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -13,23 +16,6 @@ mod common {
     pub const TINY: &str = include_str!("../graphs/tiny-ping-pong.json");
     pub const ONE_DEVICE: &str = include_str!("../graphs/one-device.json");
     pub const STEP3: &str = include_str!("../graphs/step3-2a2f.json");
-}
-
-/// An edit of a good graph and what must be said about it.
-pub struct Case {
-    name: &'static str,
-    base: &'static str,
-    edits: &'static [(&'static str, &'static str)],
-    expect: &'static [(&'static str, &'static str, usize)],
-}
-
-const fn case(
-    name: &'static str,
-    base: &'static str,
-    edits: &'static [(&'static str, &'static str)],
-    expect: &'static [(&'static str, &'static str, usize)],
-) -> Case {
-    Case { name, base, edits, expect }
 }
 
 /// The model that the table's tiny graphs are judged with: six layers, the first and the last dense.
@@ -48,10 +34,9 @@ fn tiny_model() -> tempfile::TempDir {
 
 /// What `check --format json` says of the edited graph, with the exit code.
 fn check(case: &Case, tiny: &Path) -> (Option<i32>, Value, String) {
-    let edited = case.edits.iter().fold(case.base.to_owned(), |text, (from, to)| text.replacen(from, to, 1));
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("graph.json");
-    std::fs::write(&path, edited).expect("the temporary folder can be written");
+    std::fs::write(&path, edited(case)).expect("the temporary folder can be written");
     let model = if case.base == common::STEP3 { Path::new("models/step3") } else { tiny };
     let output = Command::new(env!("CARGO_BIN_EXE_rally"))
         .current_dir(env!("CARGO_MANIFEST_DIR"))

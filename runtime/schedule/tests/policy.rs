@@ -1,58 +1,12 @@
 //! Policies give complete orders; wrong orders are refused before anything runs.
 
+mod common;
+
+use common::{shape, spec};
 use rally_graph::kinds::KindRegistry;
-use rally_graph::model::{LayerKind, ModelShape, WeightFormat};
 use rally_graph::plan::{Plan, PlanError, TaskRole, TaskTable, Turn};
-use rally_graph::spec::DeploymentSpec;
 use rally_graph::stage_graph::StageGraph;
 use rally_schedule::policy::{PingPong, Policy, Schedule, ScheduleError, Sequential};
-
-fn shape(layers: usize) -> ModelShape {
-    ModelShape {
-        family: "toy".into(),
-        hidden: 4,
-        vocab: 10,
-        heads: 1,
-        head_dim: 2,
-        query_rank: 1,
-        dense_width: 1,
-        expert_width: 1,
-        shared_width: 1,
-        experts: 1,
-        top_k: 1,
-        norm_expert_weight: false,
-        layers: (0..layers).map(|layer| if layer == 0 { LayerKind::Dense } else { LayerKind::Moe }).collect(),
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
-        max_positions: 64,
-        tie_word_embeddings: false,
-        eos_token_ids: Vec::new(),
-        weight_format: WeightFormat::F32,
-    }
-}
-
-fn spec(attention: usize, ffn: usize) -> DeploymentSpec {
-    serde_json::from_value(serde_json::json!({
-        "version": 1, "name": "toy", "model": "none",
-        "devices": { "a": { "backend": "cpu", "count": attention }, "f": { "backend": "cpu", "count": ffn } },
-        "stages": [
-            { "kind": "embed", "on": "a" },
-            { "layers": [
-                { "kind": "mfa_attention", "on": "a" },
-                { "kind": "router", "on": "a", "on_layers": "moe" },
-                { "kind": "transfer", "id": "a2f", "from": "a", "to": "f" },
-                { "kind": "expert_ffn", "on": "f", "on_layers": "moe" },
-                { "kind": "dense_ffn", "on": "f", "on_layers": "dense" },
-                { "kind": "transfer", "id": "f2a", "from": "f", "to": "a" },
-                { "kind": "combine", "on": "a" },
-            ]},
-            { "kind": "sampling", "on": "a" },
-        ],
-        "limits": { "sequences": 8, "rows_per_micro_batch": 8, "prefill_chunk": 4, "kv_tokens": 512, "page_tokens": 8 },
-        "schedule": { "policy": "ping_pong", "micro_batches": 3 },
-    }))
-    .expect("the toy graph is well formed")
-}
 
 fn table(attention: usize, ffn: usize, layers: usize) -> (StageGraph, TaskTable) {
     let graph = StageGraph::build(&spec(attention, ffn), &shape(layers), KindRegistry::shared())

@@ -2,40 +2,15 @@
 //!
 //! The full messages are kept in `messages.txt`, so that a change of wording is read and not only counted.
 
+mod case;
 mod cases;
 #[path = "../common/mod.rs"]
 mod common;
 
+use case::{Case, case, edited};
 use cases::CASES;
 use common::{ONE_DEVICE, STEP3, TINY};
 use rally_graph::model::ModelShape;
-
-/// An edit of a good graph and what must be said about it.
-struct Case {
-    name: &'static str,
-    base: &'static str,
-    edits: &'static [(&'static str, &'static str)],
-    expect: &'static [(&'static str, &'static str, usize)],
-}
-
-const fn case(
-    name: &'static str,
-    base: &'static str,
-    edits: &'static [(&'static str, &'static str)],
-    expect: &'static [(&'static str, &'static str, usize)],
-) -> Case {
-    Case { name, base, edits, expect }
-}
-
-fn edited(case: &Case) -> String {
-    let mut text = case.base.to_owned();
-    for (from, to) in case.edits {
-        let changed = text.replacen(from, to, 1);
-        assert_ne!(changed, text, "{}: `{from}` is not in the graph", case.name);
-        text = changed;
-    }
-    text
-}
 
 fn shape_for(base: &str) -> ModelShape {
     if base == STEP3 { common::step3() } else { common::tiny() }
