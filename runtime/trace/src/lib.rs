@@ -9,6 +9,7 @@ mod overlap;
 pub mod path;
 pub mod recording;
 pub mod stages;
+pub mod stragglers;
 pub mod window;
 pub mod work;
 
