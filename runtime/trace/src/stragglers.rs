@@ -167,6 +167,17 @@ impl Baseline {
     }
 }
 
+impl Baseline {
+    /// As [`Baseline::expected`] between known sizes; beyond them, fewer rows take no less and more rows proportionally more. 0
+    /// where nothing is known.
+    pub(crate) fn cautious_ns(&self, lane: usize, stage: StageIndex, part: u8, rows: u32) -> f64 {
+        let expected = self.expected(lane, stage, part, rows).unwrap_or(0.0);
+        let most =
+            self.cells.get(&(lane, stage, part)).and_then(|points| points.last()).map_or(rows, |point| point.rows);
+        if rows > most { expected * f64::from(rows) / f64::from(most.max(1)) } else { expected }
+    }
+}
+
 impl Point {
     fn of(rows: u32, mut durations_ns: Vec<u64>) -> Self {
         durations_ns.sort_unstable();
