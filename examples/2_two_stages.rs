@@ -5,8 +5,8 @@
 mod common;
 
 use rally::engine::Widths;
-use rally::engine::schedule::batch::DeviceBatch;
 use rally::engine::exchange::Exchange;
+use rally::engine::schedule::batch::DeviceBatch;
 use rally::engine::stage::TaskContext;
 use rally::engine::values::Values;
 use rally::graph::stage_graph::ResolvedStage;

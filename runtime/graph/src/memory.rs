@@ -121,9 +121,7 @@ fn weights(stage: &StageAt<'_>, device: DeviceIndex, shape: &ModelShape) -> u64 
         stage.info.weights_bytes(&WeightPart { shape, layer, counts, position, held })
     };
     match stage.section {
-        Section::Layers => {
-            layers_of(stage, shape).map(|(layer, _)| bytes(Some(layer))).fold(0, u64::saturating_add)
-        }
+        Section::Layers => layers_of(stage, shape).map(|(layer, _)| bytes(Some(layer))).fold(0, u64::saturating_add),
         Section::Before | Section::After => bytes(None),
     }
 }

@@ -12,6 +12,7 @@
 mod expand;
 
 use crate::kinds::Role;
+use crate::routes::FfnLayout;
 use crate::stage_graph::{DeviceIndex, Payload, ResolvedStage, Section, StageGraph, StageIndex};
 use expand::expand;
 use petgraph::graph::NodeIndex;
@@ -97,6 +98,8 @@ pub struct TaskTable {
     pub entries: Vec<TaskId>,
     /// Tasks that end a step (nothing inside it follows them).
     pub exits: Vec<TaskId>,
+    /// The FFN of every layer: how rows are divided over its copies.
+    pub ffns: Vec<Option<FfnLayout>>,
 }
 
 impl TaskTable {
@@ -123,7 +126,7 @@ impl TaskTable {
             role: stage.role,
             section: stage.section,
         };
-        Self { stages: graph.stages.iter().map(label).collect(), tasks, lanes, entries, exits }
+        Self { stages: graph.stages.iter().map(label).collect(), tasks, lanes, entries, exits, ffns: FfnLayout::by_layer(graph) }
     }
 
     /// A task in words: `a2f` send, layer 3.
