@@ -5,6 +5,7 @@
 mod common;
 
 use rally::engine::Widths;
+use rally::engine::exchange::Exchange;
 use rally::engine::schedule::batch::DeviceBatch;
 use rally::engine::stage::TaskContext;
 use rally::engine::values::Values;
@@ -37,6 +38,7 @@ fn main() -> anyhow::Result<()> {
         last_tokens: &mut [],
         samples: &mut Vec::new(),
         team: &Team::serial(),
+        exchange: Exchange::ALONE,
     })?;
 
     for row in 0..2 {

@@ -41,7 +41,7 @@ impl Probe for Sums {
 fn check(parts: [f32; 4], f2a: &'static str, want: f32) {
     for (copies, rail) in [(1, false), (1, true), (2, false), (2, true)] {
         let f = vec![2; 2 * copies];
-        let places = Places { a: vec![2], f, expert: [2, 2, copies], dense: [4, copies], rail, dense_apart: false };
+        let places = Places { a: vec![2], f, expert: [2, 2, copies], dense: [4, copies], rail, ..Places::default() };
         let layout = Layout { places: Some(places), f2a, ..Layout::default() };
         let shape = ModelShape { layers: vec![LayerKind::Dense], ..small_shape() };
         let spec = layout.spec();

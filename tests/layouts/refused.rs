@@ -55,10 +55,3 @@ fn rails_into_a_group_that_copies_share() {
     let places = Places { f: vec![2], expert: [1, 1, 2], dense: [2, 1], rail: true, ..two_and_two() };
     check(&graph(places), "transfer `a2f` with `rail` routing to a group that several replicas share");
 }
-
-#[test]
-fn a_split_output_projection() {
-    let mut graph = graph(two_and_two());
-    layers(&mut graph)[0]["shard"] = json!({ "o_proj": 2 });
-    check(&graph, "stage `mfa_attention` with a sharded o_proj");
-}

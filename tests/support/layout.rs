@@ -45,6 +45,10 @@ pub struct Places {
     /// The dense FFN on a device `d` of its own.
     pub dense_apart: bool,
     pub rail: bool,
+    /// Which experts each expert shard holds; consecutive parts if absent.
+    pub placement: Option<Vec<Vec<u32>>>,
+    /// Slices of the output projection inside a group; 0: the key is left out.
+    pub o_proj: usize,
 }
 
 impl Places {
@@ -152,7 +156,11 @@ impl Layout {
             })
         };
         let moe = if places.dense_apart { "moe" } else { "all" };
-        let mut layers = vec![json!({ "kind": "mfa_attention", "on": a, "kv_dtype": self.kv })];
+        let mut attention = json!({ "kind": "mfa_attention", "on": a, "kv_dtype": self.kv });
+        if places.o_proj > 0 {
+            attention["shard"] = json!({ "o_proj": places.o_proj });
+        }
+        let mut layers = vec![attention];
         let router = |on: &[String]| json!({ "kind": "router", "on": on, "on_layers": "moe" });
         if !self.router_on_ffn {
             layers.push(router(&a));
@@ -164,7 +172,11 @@ impl Layout {
         if self.router_on_ffn {
             layers.push(router(&f));
         }
-        layers.push(json!({ "kind": "expert_ffn", "on": f, "on_layers": "moe", "shard": shard }));
+        let mut experts = json!({ "kind": "expert_ffn", "on": f, "on_layers": "moe", "shard": shard });
+        if let Some(placement) = &places.placement {
+            experts["placement"] = json!(placement);
+        }
+        layers.push(experts);
         let shard = json!({ "tensor": dense_t, "replicas": dense_r });
         layers.push(json!({ "kind": "dense_ffn", "on": d, "on_layers": "dense", "shard": shard }));
         layers.push(transfer("f2a", &f, &a, self.f2a, moe));

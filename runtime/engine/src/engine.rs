@@ -284,12 +284,15 @@ fn build_lane(
     let mut positions = Vec::with_capacity(planned.tasks.len());
     for task in &planned.tasks {
         let template = &parts.plan.table.tasks[task.task];
-        if template.role == TaskRole::Compute && stages[template.stage].is_none() {
+        let work = stages[template.stage].as_ref();
+        if template.role == TaskRole::Compute && work.is_none() {
             let stage = parts.graph.stages[template.stage].id.clone();
             return Err(EngineError::MissingStage { device: parts.graph.devices[device].name.clone(), stage });
         }
+        let sizes = work.map(|work| work.exchanges()).unwrap_or_default();
         positions.push(Position {
             moves: wiring.moves(template, task.micro_batch),
+            legs: wiring.legs(template, task.micro_batch, &sizes),
             dtype: parts.graph.stages[template.stage]
                 .transfer
                 .as_ref()

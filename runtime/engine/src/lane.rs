@@ -2,6 +2,7 @@
 
 use crate::control::Control;
 use crate::engine::EngineError;
+use crate::exchange::{Exchange, Legs};
 use crate::slot::Header;
 use crate::span::{LaneReport, Recorder, Span};
 use crate::stage::{Probe, Sample, Stage, TaskContext};
@@ -11,7 +12,7 @@ use crate::values::Values;
 use crate::wiring::Moves;
 use rally_graph::plan::{Plan, PlannedTask, TaskRole};
 use rally_graph::spec::WireDtype;
-use rally_graph::stage_graph::StageGraph;
+use rally_graph::stage_graph::{Payload, StageGraph};
 use rally_kernels::team::Team;
 use rally_schedule::batch::DeviceBatch;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use std::sync::Arc;
 /// What a lane knows about one position of its list beyond the plan.
 pub(crate) struct Position {
     pub(crate) moves: Moves,
+    /// What a part of a stage hands on, where the stage's devices exchange rows.
+    pub(crate) legs: Option<Legs>,
     pub(crate) dtype: WireDtype,
     /// First task of a step on this device: the descriptor is fetched before it.
     pub(crate) begins_step: bool,
@@ -138,12 +141,9 @@ impl Lane {
             self.values[m].rows = self.batches[m].rows;
         }
         let mut header = Header { step, layer: template.layer.unwrap_or(0), rows: self.values[m].rows };
-        let moved = match template.role {
-            TaskRole::Compute => {
-                self.compute(m, template.stage, header)?;
-                Moved { rows: header.rows, bytes: 0 }
-            }
-            TaskRole::Send | TaskRole::Exchange | TaskRole::Receive => {
+        let moved = match template.payload {
+            Payload::None => self.compute(m, at, template.stage, header)?,
+            Payload::Input | Payload::RoutedInput | Payload::Output => {
                 header.rows = self.batches[m].rows;
                 let position = &self.positions[at];
                 let (values, scratch) = (&mut self.values[m], &mut self.scratch);
@@ -151,8 +151,11 @@ impl Lane {
                     .run(&position.moves)?
             }
         };
+        let inside = template.role == TaskRole::Exchange && template.payload != Payload::None;
+        let is_part = self.positions[at].legs.as_ref().is_some_and(|legs| !legs.outgoing.is_empty());
         if moved.rows > 0
-            && template.role != TaskRole::Exchange
+            && !inside
+            && !is_part
             && let Some(probe) = &self.probe
         {
             probe.after(&self.graph.stages[template.stage].id, template.layer, &self.batches[m], &self.values[m]);
@@ -160,9 +163,12 @@ impl Lane {
         Ok((moved.rows, moved.bytes))
     }
 
-    fn compute(&mut self, m: usize, stage: usize, header: Header) -> Result<(), EngineError> {
-        if header.rows == 0 {
-            return Ok(());
+    fn compute(&mut self, m: usize, at: usize, stage: usize, header: Header) -> Result<Moved, EngineError> {
+        let legs = self.positions[at].legs.as_ref();
+        let arrived = legs.map_or(Ok(0), |legs| legs.begin(header))?;
+        let rows = if legs.is_some_and(Legs::is_between) { arrived } else { header.rows };
+        if rows == 0 {
+            return Ok(Moved::default());
         }
         let work = self.stages[stage].as_mut().expect("the engine checked that every compute task has its stage");
         let mut context = TaskContext {
@@ -173,12 +179,14 @@ impl Lane {
             last_tokens: &mut self.last_tokens,
             samples: &mut self.samples,
             team: &self.team,
+            exchange: Exchange::new(legs),
         };
         work.run(&mut context).map_err(|source| EngineError::Stage {
             stage: self.graph.stages[stage].id.clone(),
             layer: header.layer,
             source,
-        })
+        })?;
+        Ok(Moved { rows, bytes: legs.map_or(Ok(0), Legs::bytes)? })
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod control;
 mod engine;
+pub mod exchange;
 mod lane;
 pub mod slot;
 pub mod span;

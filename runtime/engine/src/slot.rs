@@ -107,6 +107,28 @@ impl Slot {
         bytes + count * 8
     }
 
+    /// Empties it for the rows that [`Slot::push_rows`] brings one after the other. `header.rows` is set to 0.
+    pub fn begin(&mut self, header: Header) {
+        self.header = Header { rows: 0, ..header };
+    }
+
+    /// Adds f32 rows of `width` values behind those that are there.
+    pub fn push_rows(&mut self, source: &[f32], width: usize) {
+        let rows = source.len() / width;
+        let start = wire::encoded_bytes(StorageDtype::F32, self.header.rows, width);
+        let bytes = wire::encoded_bytes(StorageDtype::F32, rows, width);
+        wire::encode(StorageDtype::F32, source, rows, width, &mut self.rows[start..start + bytes]);
+        self.header.rows += rows;
+    }
+
+    /// Copies f32 rows of `width` values, from row `first` on, as many as `target` holds.
+    pub fn read_rows(&self, first: usize, width: usize, target: &mut [f32]) {
+        let rows = target.len() / width;
+        let start = wire::encoded_bytes(StorageDtype::F32, first, width);
+        let bytes = wire::encoded_bytes(StorageDtype::F32, rows, width);
+        wire::decode(StorageDtype::F32, &self.rows[start..start + bytes], rows, width, target);
+    }
+
     /// The header last sent.
     pub fn header(&self) -> Header {
         self.header

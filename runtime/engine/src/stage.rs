@@ -1,5 +1,7 @@
 //! The stage trait: what a lane calls, and what it hands over.
 
+use crate::exchange::{Exchange, ExchangeSize};
+use crate::slot::SlotBusy;
 use crate::values::Values;
 use rally_kernels::team::Team;
 use rally_schedule::batch::{DeviceBatch, SequenceId};
@@ -9,8 +11,14 @@ use rally_schedule::batch::{DeviceBatch, SequenceId};
 /// A stage reads and writes [`TaskContext::values`]; it never waits for another lane, and in a steady step it allocates
 /// nothing.
 pub trait Stage: Send {
-    /// Does the rows of one micro-batch in one layer. Not called when there are none.
+    /// Does the rows of one micro-batch in one layer. Not called when there are none. A stage whose devices exchange rows
+    /// ([`Exchanges`](rally_graph::routes::Exchanges)) is called once a part, and [`TaskContext::exchange`] says which it is.
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError>;
+
+    /// What one device sends to another after each part but the last: the same on all devices of the stage.
+    fn exchanges(&self) -> Vec<ExchangeSize> {
+        Vec::new()
+    }
 }
 
 /// What a task works on.
@@ -29,6 +37,8 @@ pub struct TaskContext<'a> {
     pub samples: &'a mut Vec<Sample>,
     /// Threads of this device.
     pub team: &'a Team,
+    /// What the stage's devices hand each other; [`Exchange::ALONE`] for most.
+    pub exchange: Exchange<'a>,
 }
 
 /// A sampled token.
@@ -65,6 +75,12 @@ pub enum StageError {
         /// Size of the vocabulary.
         vocab: usize,
     },
+    /// Another task has the rows of an exchange. A fault of ours.
+    #[error(transparent)]
+    SlotBusy(#[from] SlotBusy),
+    /// A stage that reaches for an exchange which the graph does not give it. A fault of the stage.
+    #[error("the stage exchanges rows with other devices, but this graph gives it no such peer")]
+    NoExchange,
     /// A fault of a stage that is not built in.
     #[error("{0}")]
     Other(String),

@@ -185,7 +185,7 @@ fn round(values: &mut [f32], rows: usize, hidden: usize, dtype: WireDtype, bytes
 }
 
 /// `rows`: how many must be there, where the destination knows.
-fn expect_header(got: Header, want: Header, rows: Option<usize>) -> Result<(), EngineError> {
+pub(crate) fn expect_header(got: Header, want: Header, rows: Option<usize>) -> Result<(), EngineError> {
     // In the first cycle tasks that lag look into slots that nobody has filled yet.
     let nothing_yet = want.step == u64::MAX && got == Header::default();
     let right = (got.step, got.layer) == (want.step, want.layer) && rows.is_none_or(|rows| rows == got.rows);

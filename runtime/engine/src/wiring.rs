@@ -1,9 +1,10 @@
 //! Which slots a transfer task reads and writes, and which rows: worked out once, before the lanes start.
 
+use crate::exchange::{ExchangeSize, Legs};
 use crate::slot::Slot;
 use crate::values::Widths;
 use rally_graph::plan::{TaskRole, TaskTemplate};
-use rally_graph::routes::{FfnLayout, Rails, Share};
+use rally_graph::routes::{Exchanges, FfnLayout, Rails, Share};
 use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::{DeviceIndex, Payload, ResolvedTransfer, StageGraph, StageIndex};
 use std::collections::HashMap;
@@ -57,11 +58,13 @@ pub(crate) struct Reduce {
 /// One part of y: the rows that each replica computed.
 pub(crate) type Part = Vec<(Share, SharedSlot)>;
 
-/// A rail's way home has two legs with the same ends: parts inside the group, and their sum.
+/// Ways between the same two ends. A rail's way home has two: parts inside the group, and their sum.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Leg {
     Rows,
     Sum,
+    /// Out of this part of a stage.
+    Part(usize),
 }
 
 /// The slots of a run, made when first asked for, and what says who uses which.
@@ -120,6 +123,30 @@ impl<'a> Wiring<'a> {
             (TaskRole::Send | TaskRole::Exchange, true, _) => self.send_output(&end),
             (TaskRole::Receive, true, _) => self.sum(&end),
         }
+    }
+
+    /// What `task`, a part of a stage whose devices exchange rows, hands on; `sizes` are the stage's.
+    pub(crate) fn legs(&mut self, task: &TaskTemplate, micro_batch: usize, sizes: &[ExchangeSize]) -> Option<Legs> {
+        let stage = &self.graph.stages[task.stage];
+        let exchanges = Exchanges::of(self.graph, stage, task.layer?)?;
+        let peers = exchanges.peers_of(task.device);
+        let size = |part: usize| sizes.get(part).copied().unwrap_or_default();
+        let mut slot = |from: DeviceIndex, to: DeviceIndex, part: usize| {
+            let ExchangeSize { rows, width, own } = size(part);
+            let rows = if own || from != to { rows } else { 0 };
+            let make = || Arc::new(Mutex::new(Slot::new(rows, width, 0, WireDtype::F32)));
+            Arc::clone(self.made.entry((task.stage, micro_batch, from, to, Leg::Part(part))).or_insert_with(make))
+        };
+        let mut legs = Legs { part: task.part, ..Legs::default() };
+        if let Some(before) = task.part.checked_sub(1) {
+            legs.incoming = peers.iter().map(|peer| slot(*peer, task.device, before)).collect();
+            legs.incoming_width = size(before).width;
+        }
+        if task.part + 1 < exchanges.parts {
+            legs.outgoing = peers.iter().map(|peer| slot(task.device, *peer, task.part)).collect();
+            legs.outgoing_width = size(task.part).width;
+        }
+        Some(legs)
     }
 
     fn slot(&mut self, end: &End<'_>, from: DeviceIndex, to: DeviceIndex, leg: Leg) -> SharedSlot {

@@ -11,6 +11,7 @@ pub mod memory;
 pub mod model;
 pub mod order;
 pub mod parse;
+pub mod placement;
 pub mod plan;
 pub mod render;
 pub mod repair;

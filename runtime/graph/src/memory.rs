@@ -7,6 +7,7 @@ use crate::hardware::{self, Machine};
 use crate::kinds::weights::{routing_row_bytes, wire_row_bytes};
 use crate::kinds::{KindRegistry, Role, WeightPart};
 use crate::model::{LayerKind, ModelShape};
+use crate::placement::ExpertPlacement;
 use crate::resolve::{Resolved, StageAt};
 use crate::spec::{Backend, ComputeDtype, DeploymentSpec};
 use crate::stage_graph::{DeviceIndex, Section};
@@ -112,13 +113,16 @@ fn layers_of<'a>(stage: &'a StageAt<'_>, shape: &'a ModelShape) -> impl Iterator
 
 fn weights(stage: &StageAt<'_>, device: DeviceIndex, shape: &ModelShape) -> u64 {
     let Some(index) = stage.on.iter().position(|on| *on == device) else { return 0 };
-    let counts = stage.counts();
-    let part = |layer| WeightPart { shape, layer, counts, position: counts.position(index) };
+    let (counts, position) = (stage.counts(), stage.counts().position(index));
+    let bytes = |layer: Option<usize>| {
+        let placed = layer.filter(|_| stage.spec.placement.is_some());
+        let placed = placed.map(|layer| ExpertPlacement::of(stage.spec, layer, shape.experts, counts.experts));
+        let held = placed.as_ref().map(|placed| placed.held_by(position.expert));
+        stage.info.weights_bytes(&WeightPart { shape, layer, counts, position, held })
+    };
     match stage.section {
-        Section::Layers => layers_of(stage, shape)
-            .map(|(layer, _)| stage.info.weights_bytes(&part(Some(layer))))
-            .fold(0, u64::saturating_add),
-        Section::Before | Section::After => stage.info.weights_bytes(&part(None)),
+        Section::Layers => layers_of(stage, shape).map(|(layer, _)| bytes(Some(layer))).fold(0, u64::saturating_add),
+        Section::Before | Section::After => bytes(None),
     }
 }
 
@@ -181,7 +185,7 @@ fn slots(resolved: &Resolved<'_>, device: DeviceIndex, shape: &ModelShape, rows:
         .iter()
         .map(|stage| {
             let counts = stage.counts();
-            let part = WeightPart { shape, layer: None, counts, position: Default::default() };
+            let part = WeightPart { shape, layer: None, counts, position: Default::default(), held: None };
             let rows = match stage.role() {
                 Role::Sampling => rows.sampled,
                 Role::Ffn => rows.total,

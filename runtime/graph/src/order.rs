@@ -266,6 +266,8 @@ impl<'a> Lane<'a> {
             TaskRole::Compute => named(&tasks[index]),
             TaskRole::Send => previous().or_else(next),
             TaskRole::Receive => next().or_else(previous),
+            // A further part of a stage stands where the stage does.
+            TaskRole::Exchange if self.table.tasks[tasks[index]].part > 0 => named(&tasks[index]),
             // A rail's exchange belongs to the FFN: after it with y, before it with u.
             TaskRole::Exchange if self.table.tasks[tasks[index]].payload == Payload::Output => previous().or_else(next),
             TaskRole::Exchange => next().or_else(previous),

@@ -12,6 +12,7 @@
 mod expand;
 
 use crate::kinds::Role;
+use crate::routes::FfnLayout;
 use crate::stage_graph::{DeviceIndex, Payload, ResolvedStage, Section, StageGraph, StageIndex};
 use expand::expand;
 use petgraph::graph::NodeIndex;
@@ -31,8 +32,9 @@ pub enum TaskRole {
     Send,
     /// A transfer's decoding on a destination device.
     Receive,
-    /// A device's part of what a rail's group does inside itself: u is passed on to the others before they receive it, parts
-    /// of y are given to those who sum and send them.
+    /// A device's part of what a group does inside itself. On rails: u is passed on to the others before they receive it, parts
+    /// of y are given to those who sum and send them. Of a stage whose devices work on each other's rows: a further part of
+    /// it, on what the peers left ([`Exchanges`](crate::routes::Exchanges)).
     Exchange,
 }
 
@@ -47,8 +49,10 @@ pub struct TaskTemplate {
     pub layer: Option<usize>,
     /// What a transfer carries here.
     pub payload: Payload,
-    /// Its part.
+    /// What it does of the instance.
     pub role: TaskRole,
+    /// Part of a stage that is done in several, from 0.
+    pub part: usize,
     /// Device it runs on.
     pub device: DeviceIndex,
     /// Tasks of the same micro-batch and step that come before it.
@@ -94,6 +98,8 @@ pub struct TaskTable {
     pub entries: Vec<TaskId>,
     /// Tasks that end a step (nothing inside it follows them).
     pub exits: Vec<TaskId>,
+    /// The FFN of every layer: how rows are divided over its copies.
+    pub ffns: Vec<Option<FfnLayout>>,
 }
 
 impl TaskTable {
@@ -120,7 +126,7 @@ impl TaskTable {
             role: stage.role,
             section: stage.section,
         };
-        Self { stages: graph.stages.iter().map(label).collect(), tasks, lanes, entries, exits }
+        Self { stages: graph.stages.iter().map(label).collect(), tasks, lanes, entries, exits, ffns: FfnLayout::by_layer(graph) }
     }
 
     /// A task in words: `a2f` send, layer 3.
@@ -137,11 +143,15 @@ impl TaskTable {
     }
 
     /// Splits a lane's tasks where it must wait for another lane: inside a segment nothing is waited for, but for the other
-    /// devices of the own group in a rail's exchange, which are at the same place (as in any collective operation).
+    /// devices of the own group in an exchange, which are at the same place (as in any collective operation).
     pub fn segments(&self, lane: usize) -> Vec<&[TaskId]> {
         let lane = &self.lanes[lane];
-        let waits = |before: &TaskTemplate| before.device != lane.device && before.role != TaskRole::Exchange;
-        let foreign = |task: &TaskId| self.tasks[*task].after.iter().any(|before| waits(&self.tasks[*before]));
+        let inside = |task: &TaskTemplate, before: &TaskTemplate| {
+            before.role == TaskRole::Exchange || (task.part > 0 && task.node == before.node)
+        };
+        let waits = |task: &TaskTemplate, before: &TaskTemplate| before.device != lane.device && !inside(task, before);
+        let foreign = |task: &TaskTemplate| task.after.iter().any(|before| waits(task, &self.tasks[*before]));
+        let foreign = |task: &TaskId| foreign(&self.tasks[*task]);
         let starts: Vec<usize> = (0..lane.tasks.len()).filter(|i| *i == 0 || foreign(&lane.tasks[*i])).collect();
         let ends = starts.iter().skip(1).copied().chain([lane.tasks.len()]);
         starts.iter().zip(ends).map(|(start, end)| &lane.tasks[*start..end]).collect()

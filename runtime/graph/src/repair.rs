@@ -45,7 +45,9 @@ impl Touched {
 
     /// Whether a stage's shards were put right.
     pub(crate) fn reaches_shards(&self) -> bool {
-        self.pointers.iter().any(|pointer| pointer.starts_with("/stages") && pointer.contains("/shard"))
+        self.pointers.iter().any(|pointer| {
+            pointer.starts_with("/stages") && (pointer.contains("/shard") || pointer.contains("/placement"))
+        })
     }
 
     /// Whether stages, what joins them, or the devices they run on were put right.

@@ -5,7 +5,8 @@
 use crate::kinds::Role;
 use crate::shard::{ShardCounts, part};
 use crate::spec::Routing;
-use crate::stage_graph::{DeviceIndex, ResolvedTransfer, StageGraph};
+use crate::stage_graph::{DeviceIndex, ResolvedStage, ResolvedTransfer, StageGraph};
+use std::collections::HashSet;
 use std::ops::Range;
 
 /// The `index`-th of `parts` consecutive parts of a device's rows.
@@ -120,6 +121,54 @@ impl FfnLayout {
             fresh && groups == self.home_groups
         })
     }
+}
+
+/// How a stage's devices work on each other's rows: in parts, with an exchange inside each group of peers between two parts.
+///
+/// * `shard.o_proj`: attention, then every peer's slice of the output projection for the rows of all peers, then the sum of
+///   the slices' parts and what follows it.
+/// * Copied experts: the rows of each expert on the holder that is given them, then the sum on the experts' homes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exchanges {
+    /// Parts of the stage, at least 2.
+    pub parts: usize,
+    /// Devices that exchange with each other, in order: of slices, or of expert shards.
+    pub peers: Vec<Vec<DeviceIndex>>,
+}
+
+impl Exchanges {
+    /// The exchanges of a stage in a layer; `None` where every device works alone.
+    pub fn of(graph: &StageGraph, stage: &ResolvedStage, layer: usize) -> Option<Self> {
+        let counts = ShardCounts::of(stage.spec.shard.as_ref());
+        match stage.role {
+            Role::Attention if counts.o_proj > 1 => {
+                let groups = by_group(graph, &stage.devices);
+                let peers = groups.iter().flat_map(|group| group.chunks(counts.o_proj)).map(<[_]>::to_vec).collect();
+                Some(Self { parts: 3, peers })
+            }
+            Role::Ffn if copies_experts(stage, layer) && counts.product() == stage.devices.len() => {
+                let same = |replica: usize, tensor: usize| {
+                    let device = |expert: usize| (replica * counts.experts + expert) * counts.tensor + tensor;
+                    (0..counts.experts).map(|expert| stage.devices[device(expert)]).collect()
+                };
+                let places = (0..counts.replicas).flat_map(|replica| (0..counts.tensor).map(move |t| (replica, t)));
+                Some(Self { parts: 2, peers: places.map(|(replica, tensor)| same(replica, tensor)).collect() })
+            }
+            _ => None,
+        }
+    }
+
+    /// The peers of a device, itself among them.
+    pub fn peers_of(&self, device: DeviceIndex) -> &[DeviceIndex] {
+        Rails::group(&self.peers, device)
+    }
+}
+
+/// Whether some expert of the layer is on more than one shard.
+fn copies_experts(stage: &ResolvedStage, layer: usize) -> bool {
+    let lists = stage.spec.placement.as_ref().and_then(|placement| placement.in_layer(layer));
+    let mut seen = HashSet::new();
+    lists.is_some_and(|lists| lists.iter().flat_map(|held| &held.0).any(|expert| !seen.insert(*expert)))
 }
 
 /// Devices by group, groups and devices in the order in which they first appear.

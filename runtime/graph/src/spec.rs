@@ -196,10 +196,29 @@ pub struct StageSpec {
     /// How weights are divided over the devices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shard: Option<ShardSpec>,
+    /// `expert_ffn`: which experts each expert shard holds, in the order of `shard`; an expert on several shards is copied, and
+    /// its rows are spread over them. Consecutive parts if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<PlacementSpec>,
     /// Settings of a kind that is not built in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub options: Option<serde_json::Map<String, serde_json::Value>>,
 }
+
+/// Which expert shard holds which experts: a list for each shard, the same in every layer, or such lists by layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum PlacementSpec {
+    /// The same in every layer.
+    Everywhere(Vec<HeldExperts>),
+    /// By layers: `moe`, a number, or an inclusive range such as `4..59`.
+    ByLayer(IndexMap<String, Vec<HeldExperts>>),
+}
+
+/// Ids of the experts that one expert shard holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct HeldExperts(#[schemars(length(min = 1), inner(range(max = 65_535)))] pub Vec<u32>);
 
 /// A name, or a list of names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -17,7 +17,7 @@ fn spec(graph: &str) -> DeploymentSpec {
 fn weights(kind: &str, format: WeightFormat, counts: ShardCounts, position: ShardPosition) -> u64 {
     let shape = rally_graph::model::ModelShape { weight_format: format, ..common::step3() };
     let info: &dyn StageKindInfo = KindRegistry::shared().get(kind).expect("the kind is built in");
-    info.weights_bytes(&WeightPart { shape: &shape, layer: Some(10), counts, position })
+    info.weights_bytes(&WeightPart { shape: &shape, layer: Some(10), counts, position, held: None })
 }
 
 #[test]

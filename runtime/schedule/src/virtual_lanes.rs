@@ -4,12 +4,15 @@
 //! for other lanes by their progress counters, and the lane that ends a micro-batch's step last plans its next one. What comes
 //! out has the shape of a run's report. Nothing here looks at a clock: the same inputs give the same report.
 
+mod rows;
+
+use self::rows::RowFlow;
 use crate::batch::{DeviceBatch, SequenceId, SequenceRequest};
 use crate::planner::{FinishReason, PlannerConfig, PlannerEvent, StepPlanner, SubmitError};
 use crate::span::{CounterSample, Gap, LaneReport, Span};
 use rally_graph::kinds::Role;
 use rally_graph::plan::{Plan, PlannedTask, TaskId, TaskRole, TaskTable};
-use rally_graph::stage_graph::{DeviceIndex, Payload};
+use rally_graph::stage_graph::DeviceIndex;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
@@ -171,10 +174,8 @@ struct World<'a> {
     arrivals: VecDeque<Arrival>,
     micro_batches: Vec<MicroBatchState>,
     lanes: Vec<LaneState>,
-    /// What tasks work on, by device and micro-batch.
-    loads: Vec<Vec<Load>>,
-    /// What sends put on their edges, by task and micro-batch.
-    sent: Vec<Load>,
+    /// Where rows are.
+    rows: RowFlow<'a>,
     /// The step that runs, by attention device and micro-batch.
     batches: Vec<Vec<DeviceBatch>>,
     counters: Vec<CounterSample>,
@@ -206,7 +207,6 @@ impl<'a> World<'a> {
             samples: Vec::new(),
             arrived: plan.exits_at_start(m),
         };
-        let devices = plan.table.tasks.iter().map(|task| task.device + 1).max().unwrap_or(0);
         Self {
             run,
             plan,
@@ -215,8 +215,7 @@ impl<'a> World<'a> {
             arrivals: arrivals.into(),
             micro_batches: (0..plan.micro_batches).map(micro_batch).collect(),
             lanes: plan.lanes.iter().map(|planned| lane(&planned.name)).collect(),
-            loads: vec![vec![Load::default(); plan.micro_batches]; devices],
-            sent: vec![Load::default(); plan.table.tasks.len() * plan.micro_batches],
+            rows: RowFlow::new(plan, run.attention),
             batches: vec![vec![DeviceBatch::default(); plan.micro_batches]; config.devices],
             counters: Vec::new(),
             sequences: BTreeMap::new(),
@@ -260,38 +259,24 @@ impl<'a> World<'a> {
     /// What the task works on, found as a real lane finds it: in descriptors and slots.
     fn begin(&mut self, lane: usize, planned: &PlannedTask) -> Load {
         let template = &self.plan.table.tasks[planned.task];
-        let (device, m, count) = (template.device, planned.micro_batch, self.plan.micro_batches);
+        let (device, m) = (template.device, planned.micro_batch);
         let attention = self.run.attention.iter().position(|attention| *attention == device);
         if let Some(own) = attention
             && self.plan.table.entries.contains(&planned.task)
         {
             std::mem::swap(&mut self.micro_batches[m].planned[own], &mut self.batches[own][m]);
-            self.loads[device][m] = batch_load(&self.batches[own][m]);
+            self.rows.begin_step(device, m, batch_load(&self.batches[own][m]));
         }
-        match (template.role, attention) {
-            (TaskRole::Receive, Some(own)) if template.payload == Payload::Output => {
-                self.loads[device][m] = batch_load(&self.batches[own][m]);
+        if let (TaskRole::Compute, Some(own)) = (template.role, attention)
+            && self.plan.table.stages[template.stage].role == Role::Sampling
+        {
+            for group in &self.batches[own][m].groups {
+                let sample = group.sample.map(|s| (group.sequence, (self.run.token)(group.sequence, s.token_index)));
+                self.lanes[lane].samples.extend(sample);
             }
-            (TaskRole::Receive, _) => {
-                let sends = template.after.iter().map(|send| self.sent[send * count + m]);
-                self.loads[device][m] = sends.fold(Load::default(), |sum, load| Load {
-                    rows: sum.rows + load.rows,
-                    context: sum.context + load.context,
-                });
-            }
-            // Rails and copies of the FFN are not modelled yet: a send carries all rows of its device, an exchange passes on as
-            // many, and what real lanes divide over replicas counts whole here.
-            (TaskRole::Send | TaskRole::Exchange, _) => self.sent[planned.task * count + m] = self.loads[device][m],
-            (TaskRole::Compute, Some(own)) if self.plan.table.stages[template.stage].role == Role::Sampling => {
-                for group in &self.batches[own][m].groups {
-                    let sample =
-                        group.sample.map(|s| (group.sequence, (self.run.token)(group.sequence, s.token_index)));
-                    self.lanes[lane].samples.extend(sample);
-                }
-            }
-            (TaskRole::Compute, _) => {}
         }
-        self.loads[device][m]
+        let own = attention.map(|own| batch_load(&self.batches[own][m])).unwrap_or_default();
+        self.rows.of_task(planned.task, m, own)
     }
 
     fn end_task(&mut self, index: usize, now: u64) -> Result<(), SubmitError> {

@@ -10,6 +10,7 @@ use rally_engine::{DeviceParts, EngineParts, Widths};
 use rally_graph::kinds::Role;
 use rally_graph::model::ModelShape;
 use rally_graph::plan::TaskTable;
+use rally_graph::routes::Exchanges;
 use rally_graph::spec::{ComputeDtype, DeploymentSpec, LayersBlock, Limits, StageEntry, StageSpec, WireDtype};
 use rally_graph::stage_graph::{self, StageGraph};
 use std::collections::{BTreeSet, HashMap};
@@ -102,9 +103,11 @@ pub fn assemble(
         for (index, stage) in graph.stages.iter().enumerate().filter(|(_, stage)| stage.devices.contains(&device)) {
             let layers: BTreeSet<usize> =
                 graph.graph.node_weights().filter(|i| i.stage == index).filter_map(|i| i.layer).collect();
+            let exchanges = layers.iter().find_map(|layer| Exchanges::of(&graph, stage, *layer));
             let mut context = BuildContext {
                 stage,
                 device,
+                peers: exchanges.map(|exchanges| exchanges.peers_of(device).to_vec()).unwrap_or_default(),
                 layers: layers.into_iter().collect(),
                 shape,
                 weights,

@@ -6,13 +6,19 @@
 //! Sharded, a device computes a part of y: its experts (consecutive ids), its columns of the inner width, and the shared expert
 //! only beside the first experts. Rows that none of its experts serves get zeros. Who receives the parts sums them.
 //!
+//! Where experts have copies (`placement`), a device first computes the rows it was given of experts whose home is elsewhere and
+//! sends them there; then each home adds all terms of its experts in that same order. So copies change no bit.
+//!
 //! Weights of layer N: `mlp.{gate,up,down}_proj`, `moe.{gate,up,down}_proj` (stacked over experts, or one by one),
 //! `share_expert.{gate,up,down}_proj`.
 
 use super::registry::{BuildContext, BuildError};
+use super::spread::Spread;
 use crate::checkpoint::{CheckpointError, Part};
+use rally_engine::exchange::ExchangeSize;
 use rally_engine::stage::{Stage, StageError, TaskContext};
 use rally_engine::values::Values;
+use rally_graph::placement::ExpertPlacement;
 use rally_graph::shard::{ShardCounts, ShardPosition, part};
 use rally_kernels::activation::{add_in_place, axpy, swiglu_in_place};
 use rally_kernels::linear::linear;
@@ -113,10 +119,6 @@ impl Share {
         part(width, self.counts.tensor, self.at.tensor)
     }
 
-    fn experts(&self, experts: usize) -> Range<usize> {
-        part(experts, self.counts.experts, self.at.expert)
-    }
-
     /// The shared expert goes with the first routed ones.
     fn has_shared(&self) -> bool {
         self.at.expert == 0
@@ -146,8 +148,8 @@ impl Stage for DenseFfn {
 }
 
 struct MoeLayer {
-    /// Id of the first expert here.
-    first: usize,
+    placed: ExpertPlacement,
+    /// Those that the shard holds, in ascending id.
     experts: Vec<SwiGlu>,
     /// On the first expert shard alone.
     shared: Option<SwiGlu>,
@@ -156,28 +158,54 @@ struct MoeLayer {
 impl MoeLayer {
     fn load(context: &BuildContext<'_>, layer: usize, share: &Share) -> Result<Self, CheckpointError> {
         let shape = context.shape;
-        let ids = share.experts(shape.experts);
+        let placed = ExpertPlacement::of(&context.stage.spec, layer, shape.experts, share.counts.experts);
         let inner = share.inner(shape.expert_width);
-        let load = |expert| SwiGlu::load_expert(context, layer, expert, inner.clone());
+        let load = |expert: &usize| SwiGlu::load_expert(context, layer, *expert, inner.clone());
         let shared = || {
             let prefix = format!("model.layers.{layer}.share_expert");
             SwiGlu::load_plain(context, &prefix, shape.shared_width, share.inner(shape.shared_width))
         };
         Ok(Self {
-            first: ids.start,
-            experts: ids.map(load).collect::<Result<_, _>>()?,
+            experts: placed.held_by(share.at.expert).iter().map(load).collect::<Result<_, _>>()?,
             shared: share.has_shared().then(shared).transpose()?,
+            placed,
         })
+    }
+
+    /// The experts that a shard holds, in ascending id.
+    fn here(&self, shard: usize) -> impl Iterator<Item = (usize, &SwiGlu)> {
+        self.placed.held_by(shard).iter().copied().zip(&self.experts)
+    }
+
+    /// Most experts of one row that a shard computes for another.
+    fn lent_at_once(&self, top_k: usize) -> usize {
+        let placed = &self.placed;
+        let lent = |from: usize, to: usize| placed.held_by(from).iter().filter(|id| placed.home(**id) == to).count();
+        let pairs = (0..placed.shards()).flat_map(|from| (0..placed.shards()).map(move |to| (from, to)));
+        pairs.filter(|(from, to)| from != to).map(|(from, to)| lent(from, to)).max().unwrap_or(0).min(top_k)
     }
 }
 
 struct ExpertFfn {
     layers: Vec<Option<MoeLayer>>,
+    work: ExpertWork,
+    exchange: ExchangeSize,
+}
+
+/// Buffers of the work on one layer.
+struct ExpertWork {
+    /// Expert shard of this device.
+    shard: usize,
     scratch: Scratch,
     /// Rows of one expert, gathered, `[rows, hidden]`.
     gathered: Vec<f32>,
-    /// Row and weight of each.
-    members: Vec<(usize, f32)>,
+    /// Row of each, and its place in the routing.
+    members: Vec<(usize, usize)>,
+    spread: Spread,
+    /// What a row of the shared expert costs, in rows of a routed one.
+    shared_cost: f64,
+    /// By shard, rows taken of those that it sent.
+    taken: Vec<usize>,
 }
 
 pub(super) fn build_expert(context: &mut BuildContext<'_>) -> Result<Box<dyn Stage>, BuildError> {
@@ -187,52 +215,128 @@ pub(super) fn build_expert(context: &mut BuildContext<'_>) -> Result<Box<dyn Sta
     for layer in &context.layers {
         layers[*layer] = Some(MoeLayer::load(context, *layer, &share)?);
     }
-    let rows = context.gathered_rows();
+    let (rows, shards) = (context.gathered_rows(), share.counts.experts);
     let width = share.inner(shape.expert_width).len().max(share.inner(shape.shared_width).len());
-    Ok(Box::new(ExpertFfn {
-        layers,
+    let lent = layers.iter().flatten().map(|layer| layer.lent_at_once(shape.top_k)).max().unwrap_or(0);
+    let work = ExpertWork {
+        shard: share.at.expert,
         scratch: Scratch::new(rows, width, shape.hidden),
         gathered: vec![0.0; rows * shape.hidden],
         members: Vec::with_capacity(rows),
-    }))
+        spread: Spread::new(if lent > 0 { rows } else { 0 }, shape.top_k, shards),
+        shared_cost: shape.shared_width as f64 / shape.expert_width as f64,
+        taken: vec![0; shards],
+    };
+    let exchange = ExchangeSize { rows: rows * lent, width: shape.hidden, own: false };
+    Ok(Box::new(ExpertFfn { layers, work, exchange }))
 }
 
 impl Stage for ExpertFfn {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
-        let (rows, hidden) = (task.values.rows, task.values.widths.hidden);
         let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
-        task.values.y[..rows * hidden].fill(0.0);
-        let Scratch { gate, up, out } = &mut self.scratch;
-        for (index, expert) in layer.experts.iter().enumerate() {
-            let id = layer.first + index;
-            gather(task.values, id as u32, &mut self.members, &mut self.gathered);
-            let count = self.members.len();
-            if count == 0 {
-                continue;
-            }
-            expert.run(task.team, &self.gathered[..count * hidden], count, gate, up, out);
-            for (answer, (row, weight)) in out.chunks_exact(hidden).zip(&self.members) {
-                axpy(*weight, answer, &mut task.values.y[row * hidden..(row + 1) * hidden]);
-            }
+        match (task.exchange.peers(), task.exchange.part()) {
+            (0, _) => self.work.all(layer, task),
+            (_, 0) => self.work.lend(layer, task),
+            _ => self.work.settle(layer, task),
         }
-        if let Some(shared) = &layer.shared {
-            shared.run(task.team, &task.values.u[..rows * hidden], rows, gate, up, out);
-            add_in_place(&mut task.values.y[..rows * hidden], &out[..rows * hidden]);
-        }
-        Ok(())
+    }
+
+    fn exchanges(&self) -> Vec<ExchangeSize> {
+        vec![self.exchange]
     }
 }
 
-/// Copies the rows of `values.u` that go to `expert`, in row order.
-fn gather(values: &Values, expert: u32, members: &mut Vec<(usize, f32)>, gathered: &mut [f32]) {
-    let (hidden, top_k) = (values.widths.hidden, values.widths.top_k);
-    members.clear();
-    for row in 0..values.rows {
-        let chosen = row * top_k..(row + 1) * top_k;
-        if let Some(place) = values.expert_ids[chosen.clone()].iter().position(|id| *id == expert) {
-            let target = members.len() * hidden;
-            gathered[target..target + hidden].copy_from_slice(&values.u[row * hidden..(row + 1) * hidden]);
-            members.push((row, values.expert_weights[chosen.start + place]));
+impl ExpertWork {
+    /// A layer whose experts have no copies.
+    fn all(&mut self, layer: &MoeLayer, task: &mut TaskContext<'_>) -> Result<(), StageError> {
+        task.values.y[..task.values.rows * task.values.widths.hidden].fill(0.0);
+        for (id, expert) in layer.here(self.shard) {
+            self.gather(task.values, id, |_, _| true);
+            self.compute(expert, task);
+            self.add(task.values);
+        }
+        self.add_shared(layer, task);
+        Ok(())
+    }
+
+    /// The rows given to this device of experts whose home is elsewhere: in ascending id to each home, an expert's in row order.
+    fn lend(&mut self, layer: &MoeLayer, task: &mut TaskContext<'_>) -> Result<(), StageError> {
+        self.level(layer, task.values);
+        let (hidden, own) = (task.values.widths.hidden, self.shard);
+        for (id, expert) in layer.here(own).filter(|(id, _)| layer.placed.home(*id) != own) {
+            self.gather(task.values, id, |spread, place| spread.holder(place) == own);
+            self.compute(expert, task);
+            task.exchange.send(layer.placed.home(id), &self.scratch.out[..self.members.len() * hidden])?;
+        }
+        Ok(())
+    }
+
+    /// All terms of the experts at home here: those given to this device are computed now, the others have arrived.
+    fn settle(&mut self, layer: &MoeLayer, task: &mut TaskContext<'_>) -> Result<(), StageError> {
+        self.level(layer, task.values);
+        self.taken.fill(0);
+        let (hidden, own) = (task.values.widths.hidden, self.shard);
+        task.values.y[..task.values.rows * hidden].fill(0.0);
+        for (id, expert) in layer.here(own).filter(|(id, _)| layer.placed.home(*id) == own) {
+            self.gather(task.values, id, |spread, place| spread.holder(place) == own);
+            self.compute(expert, task);
+            self.add(task.values);
+            self.gather(task.values, id, |spread, place| spread.holder(place) != own);
+            for (index, (_, place)) in self.members.iter().enumerate() {
+                let from = self.spread.holder(*place);
+                let target = &mut self.scratch.out[index * hidden..(index + 1) * hidden];
+                task.exchange.receive(from, self.taken[from], target)?;
+                self.taken[from] += 1;
+            }
+            self.add(task.values);
+        }
+        self.add_shared(layer, task);
+        Ok(())
+    }
+
+    fn level(&mut self, layer: &MoeLayer, values: &Values) {
+        self.spread.level(&layer.placed, values, (values.rows as f64 * self.shared_cost).round() as usize);
+    }
+
+    /// Copies the rows of u that go to `expert` and that `wanted` takes, in row order. It gets the place in the routing.
+    fn gather(&mut self, values: &Values, expert: usize, wanted: impl Fn(&Spread, usize) -> bool) {
+        let (hidden, top_k) = (values.widths.hidden, values.widths.top_k);
+        self.members.clear();
+        for (row, chosen) in values.expert_ids[..values.rows * top_k].chunks_exact(top_k).enumerate() {
+            let Some(place) = chosen.iter().position(|id| *id as usize == expert) else { continue };
+            let place = row * top_k + place;
+            if wanted(&self.spread, place) {
+                let target = self.members.len() * hidden;
+                self.gathered[target..target + hidden].copy_from_slice(&values.u[row * hidden..(row + 1) * hidden]);
+                self.members.push((row, place));
+            }
+        }
+    }
+
+    /// The expert's answers to the gathered rows, into `scratch.out`.
+    fn compute(&mut self, expert: &SwiGlu, task: &TaskContext<'_>) {
+        let (count, hidden) = (self.members.len(), task.values.widths.hidden);
+        if count > 0 {
+            let Scratch { gate, up, out } = &mut self.scratch;
+            expert.run(task.team, &self.gathered[..count * hidden], count, gate, up, out);
+        }
+    }
+
+    /// Weighs the answers in `scratch.out` and adds them to their rows' y.
+    fn add(&self, values: &mut Values) {
+        let hidden = values.widths.hidden;
+        for (answer, (row, place)) in self.scratch.out.chunks_exact(hidden).zip(&self.members) {
+            let weight = values.expert_weights[*place];
+            axpy(weight, answer, &mut values.y[row * hidden..(row + 1) * hidden]);
+        }
+    }
+
+    fn add_shared(&mut self, layer: &MoeLayer, task: &mut TaskContext<'_>) {
+        let count = task.values.rows * task.values.widths.hidden;
+        if let Some(shared) = &layer.shared {
+            let Scratch { gate, up, out } = &mut self.scratch;
+            shared.run(task.team, &task.values.u[..count], task.values.rows, gate, up, out);
+            add_in_place(&mut task.values.y[..count], &out[..count]);
         }
     }
 }

@@ -2,12 +2,16 @@
 //! and the norm that makes the FFN's input u (Step-3 paper, section 4; `spec` of the layer in the crate's documentation).
 //!
 //! It keeps K and V of every layer it runs in, in pages. All rows of a chunk are stored before any is attended, and attention
-//! reads them as stored, so a chunk's size changes no bit.
+//! reads them as stored, so a chunk's size changes no bit. With `shard.o_proj` the output projection is split over a group's
+//! devices (`o_proj.rs`).
 //!
 //! Weights of layer N: `input_layernorm`, `self_attn.{q_proj, inter_norm, wq, k_proj, v_proj, o_proj}`,
 //! `post_attention_layernorm`.
 
+use super::o_proj::Split;
 use super::registry::{BuildContext, BuildError};
+use crate::checkpoint::Part;
+use rally_engine::exchange::ExchangeSize;
 use rally_engine::slot::storage_dtype;
 use rally_engine::stage::{Stage, StageError, TaskContext};
 use rally_graph::model::ModelShape;
@@ -45,18 +49,16 @@ struct MfaAttention {
     v: Vec<f32>,
     attended: Vec<f32>,
     projected: Vec<f32>,
+    split: Option<Split>,
     scratch: AttentionScratch,
 }
 
 pub(super) fn build(context: &mut BuildContext<'_>) -> Result<Box<dyn Stage>, BuildError> {
-    if context.stage.spec.shard.and_then(|shard| shard.o_proj).unwrap_or(1) > 1 {
-        let what = format!("stage `{}` with a sharded o_proj", context.stage.id);
-        return Err(BuildError::NotRunnable { what });
-    }
     let shape = context.shape;
+    let split = Split::of(context);
     let mut layers: Vec<Option<Layer>> = shape.layers.iter().map(|_| None).collect();
     for layer in &context.layers {
-        layers[*layer] = Some(load_layer(context, *layer)?);
+        layers[*layer] = Some(load_layer(context, *layer, split.as_ref())?);
     }
     let (rows, width) = (context.attention_rows(), shape.heads * shape.head_dim);
     Ok(Box::new(MfaAttention {
@@ -73,25 +75,29 @@ pub(super) fn build(context: &mut BuildContext<'_>) -> Result<Box<dyn Stage>, Bu
         v: vec![0.0; rows * shape.head_dim],
         attended: vec![0.0; rows * width],
         projected: vec![0.0; rows * shape.hidden],
+        split,
         scratch: AttentionScratch::default(),
     }))
 }
 
-fn load_layer(context: &BuildContext<'_>, layer: usize) -> Result<Layer, BuildError> {
+fn load_layer(context: &BuildContext<'_>, layer: usize, split: Option<&Split>) -> Result<Layer, BuildError> {
     let ModelShape { hidden, query_rank, head_dim, heads, .. } = *context.shape;
     let vector = |name: &str, len| context.weights.vector(&format!("model.layers.{layer}.{name}.weight"), len);
     let matrix =
         |name: &str, rows, cols| context.matrix(&format!("model.layers.{layer}.self_attn.{name}.weight"), rows, cols);
+    let width = heads * head_dim;
+    let columns = split.map_or(0..width, Split::columns);
+    let o_proj = format!("model.layers.{layer}.self_attn.o_proj.weight");
     let dtype = storage_dtype(context.stage.spec.kv_dtype.unwrap_or_default());
     let pages = context.planner.pages_per_device as usize;
     Ok(Layer {
         input_norm: vector("input_layernorm", hidden)?,
         q_proj: matrix("q_proj", query_rank, hidden)?,
         inter_norm: vector("self_attn.inter_norm", query_rank)?,
-        wq: matrix("wq", heads * head_dim, query_rank)?,
+        wq: matrix("wq", width, query_rank)?,
         k_proj: matrix("k_proj", head_dim, hidden)?,
         v_proj: matrix("v_proj", head_dim, hidden)?,
-        o_proj: matrix("o_proj", hidden, heads * head_dim)?,
+        o_proj: context.weights.matrix(&o_proj, hidden, width, Part::cols(hidden, columns))?,
         post_norm: vector("post_attention_layernorm", hidden)?,
         kv: KvPool::new(pages, context.planner.page_tokens, head_dim, head_dim, dtype),
     })
@@ -99,11 +105,28 @@ fn load_layer(context: &BuildContext<'_>, layer: usize) -> Result<Layer, BuildEr
 
 impl Stage for MfaAttention {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
-        self.project(task);
-        self.append(task);
-        self.attend(task);
+        match task.exchange.part() {
+            0 => {
+                self.project(task);
+                self.append(task);
+                self.attend(task);
+                if let Some(split) = &mut self.split {
+                    return split.send_slices(task, &self.attended);
+                }
+                self.project_out(task);
+            }
+            1 => return self.project_slice(task),
+            _ => {
+                let split = self.split.as_mut().ok_or(StageError::NoExchange)?;
+                split.sum(task, &mut self.projected)?;
+            }
+        }
         self.finish(task);
         Ok(())
+    }
+
+    fn exchanges(&self) -> Vec<ExchangeSize> {
+        self.split.as_ref().map(Split::exchanges).unwrap_or_default()
     }
 }
 
@@ -153,15 +176,25 @@ impl MfaAttention {
         }
     }
 
-    /// o_proj, x += o, u.
-    fn finish(&mut self, task: &mut TaskContext<'_>) {
+    fn project_out(&mut self, task: &TaskContext<'_>) {
         let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
         let (rows, hidden) = (task.batch.rows, task.values.widths.hidden);
         let attended = &self.attended[..rows * layer.wq.rows()];
-        let projected = &mut self.projected[..rows * hidden];
-        linear(task.team, attended, rows, &layer.o_proj, projected);
+        linear(task.team, attended, rows, &layer.o_proj, &mut self.projected[..rows * hidden]);
+    }
+
+    fn project_slice(&mut self, task: &TaskContext<'_>) -> Result<(), StageError> {
+        let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        let split = self.split.as_mut().ok_or(StageError::NoExchange)?;
+        split.project(task, &layer.o_proj)
+    }
+
+    /// x += o, u.
+    fn finish(&mut self, task: &mut TaskContext<'_>) {
+        let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        let (rows, hidden) = (task.batch.rows, task.values.widths.hidden);
         let x = &mut task.values.x[..rows * hidden];
-        add_in_place(x, projected);
+        add_in_place(x, &self.projected[..rows * hidden]);
         rms_norm(x, rows, &layer.post_norm, self.eps, &mut task.values.u[..rows * hidden]);
     }
 }

@@ -4,8 +4,10 @@ mod combine;
 mod embed;
 mod ffn;
 mod mfa_attention;
+mod o_proj;
 mod registry;
 mod router;
 mod sampling;
+mod spread;
 
 pub use registry::{BuildContext, BuildError, StageRegistry};

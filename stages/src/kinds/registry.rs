@@ -26,6 +26,8 @@ pub struct BuildContext<'a> {
     pub planner: PlannerConfig,
     /// Attention devices of the deployment.
     pub attention_devices: usize,
+    /// Devices that this one exchanges rows with inside the stage, itself among them; empty where it works alone.
+    pub peers: Vec<DeviceIndex>,
     /// Matrices that several stages of this device share, by tensor name.
     pub shared: &'a mut HashMap<String, Arc<Matrix>>,
 }
@@ -51,7 +53,7 @@ impl<'a> BuildContext<'a> {
             page_tokens: 64,
             max_positions: shape.max_positions,
         };
-        Self { stage, device: 0, layers, shape, weights, planner, attention_devices: 1, shared }
+        Self { stage, device: 0, layers, shape, weights, planner, attention_devices: 1, peers: Vec::new(), shared }
     }
 
     /// Most rows of a micro-batch on a device that holds sequences.
@@ -91,12 +93,6 @@ pub enum BuildError {
     UnknownKind {
         /// The kind.
         kind: String,
-    },
-    /// A graph that this version can check and plan but not run.
-    #[error("{what} can be checked but not run by this version")]
-    NotRunnable {
-        /// What it is.
-        what: String,
     },
 }
 

@@ -172,7 +172,7 @@ impl StageKindInfo for ExpertFfn {
         Role::Ffn
     }
     fn keys(&self) -> &[Key] {
-        const KEYS: &[Key] = &[Key::required("on"), Key::shard(FFN_SHARDS)];
+        const KEYS: &[Key] = &[Key::required("on"), Key::shard(FFN_SHARDS), Key::optional("placement")];
         KEYS
     }
     fn reads(&self) -> &[Value] {
@@ -186,7 +186,10 @@ impl StageKindInfo for ExpertFfn {
     }
     fn weights_bytes(&self, query: &WeightPart<'_>) -> u64 {
         let (shape, counts, at) = (query.shape, query.counts, query.position);
-        let experts = part(shape.experts, counts.experts, at.expert).len() as u64;
+        let experts = match query.held {
+            Some(held) => held.len() as u64,
+            None => part(shape.experts, counts.experts, at.expert).len() as u64,
+        };
         let routed = experts * swiglu_bytes(shape, part(shape.expert_width, counts.tensor, at.tensor).len());
         let shared = match at.expert {
             0 => swiglu_bytes(shape, part(shape.shared_width, counts.tensor, at.tensor).len()),

@@ -125,6 +125,8 @@ pub struct WeightPart<'a> {
     pub counts: ShardCounts,
     /// Which part is asked for.
     pub position: ShardPosition,
+    /// Experts of the part, where the graph places them by name; else they follow from the position.
+    pub held: Option<&'a [usize]>,
 }
 
 /// What a kind of stage needs and weighs. Register your own with [`KindRegistry::register`]; it takes `options`.

@@ -1,7 +1,7 @@
 //! From stage instances to tasks: who computes, sends, receives and exchanges, and what each needs before it.
 
 use super::{TaskId, TaskRole, TaskTemplate};
-use crate::routes::Rails;
+use crate::routes::{Exchanges, Rails};
 use crate::stage_graph::{DeviceIndex, Payload, ResolvedTransfer, StageGraph};
 use petgraph::Incoming;
 use petgraph::graph::NodeIndex;
@@ -33,10 +33,7 @@ impl Expansion<'_> {
             .collect();
         let stage = self.graph.stage(node);
         let outputs = match &stage.transfer {
-            None => {
-                let devices = stage.devices.iter();
-                devices.map(|device| self.push(node, TaskRole::Compute, *device, self.own(*device, &before))).collect()
-            }
+            None => self.compute(node, &before),
             Some(transfer) => match (Rails::of(self.graph, transfer), self.graph.graph[node].payload) {
                 (None, _) => self.broadcast(node, transfer, &before),
                 (Some(rails), Payload::Output) => self.reduce_scatter(node, &rails, &before),
@@ -44,6 +41,22 @@ impl Expansion<'_> {
             },
         };
         self.outputs.insert(node, outputs);
+    }
+
+    /// A stage whose devices work on each other's rows goes on in a further task after each exchange.
+    fn compute(&mut self, node: NodeIndex, before: &[TaskId]) -> Vec<TaskId> {
+        let (graph, stage) = (self.graph, self.graph.stage(node));
+        let exchanges = graph.graph[node].layer.and_then(|layer| Exchanges::of(graph, stage, layer));
+        let mut tasks =
+            self.on_each(node, TaskRole::Compute, &[stage.devices.clone()], |this, device| this.own(device, before));
+        for part in 1..exchanges.as_ref().map_or(1, |exchanges| exchanges.parts) {
+            let peers = exchanges.iter().flat_map(|exchanges| &exchanges.peers).cloned().collect::<Vec<_>>();
+            tasks = self.on_each(node, TaskRole::Exchange, &peers, |this, device| {
+                this.of_devices(&tasks, Rails::group(&peers, device))
+            });
+            tasks.iter().for_each(|task| self.tasks[*task].part = part);
+        }
+        tasks
     }
 
     fn broadcast(&mut self, node: NodeIndex, transfer: &ResolvedTransfer, before: &[TaskId]) -> Vec<TaskId> {
@@ -103,7 +116,7 @@ impl Expansion<'_> {
         after.sort_unstable();
         let instance = self.graph.graph[node];
         let (stage, layer, payload) = (instance.stage, instance.layer, instance.payload);
-        self.tasks.push(TaskTemplate { node, stage, layer, payload, role, device, after });
+        self.tasks.push(TaskTemplate { node, stage, layer, payload, role, part: 0, device, after });
         self.tasks.len() - 1
     }
 }

@@ -3,7 +3,7 @@
 use crate::kinds::{KindRegistry, Role, Value};
 use crate::model::{LayerKind, ModelShape};
 use crate::resolve::{LayerCase, Resolved, StageAt};
-use crate::spec::{Backend, DeploymentSpec, PolicyKind, Routing, TransportKind, WireDtype};
+use crate::spec::{Backend, DeploymentSpec, HeldExperts, PlacementSpec, PolicyKind, Routing, TransportKind, WireDtype};
 use crate::stage_graph::Section;
 use crate::words;
 use serde::Serialize;
@@ -300,7 +300,23 @@ fn notes(stage: &StageAt<'_>) -> Vec<String> {
             parts.iter().filter_map(|(name, count)| count.map(|count| format!("{name} {count}"))).collect();
         notes.push(written.join(" × "));
     }
+    notes.extend(spec.placement.as_ref().map(placed));
     notes
+}
+
+/// The experts of every shard, where that is short; else how many there are.
+fn placed(placement: &PlacementSpec) -> String {
+    let PlacementSpec::Everywhere(shards) = placement else { return "experts placed by layer".into() };
+    let ids = |HeldExperts(ids): &HeldExperts| {
+        let mut ids: Vec<usize> = ids.iter().map(|id| *id as usize).collect();
+        ids.sort_unstable();
+        words::runs(&ids)
+    };
+    let lists = shards.iter().map(ids).collect::<Vec<_>>().join(" | ");
+    match lists.chars().count() {
+        ..=60 => format!("experts {lists}"),
+        _ => format!("{} placed by list", words::plural(shards.iter().map(|held| held.0.len() as u64).sum(), "expert")),
+    }
 }
 
 fn lane_note(resolved: &Resolved<'_>, devices: &[usize]) -> String {

@@ -9,6 +9,7 @@ mod dataflow;
 mod devices;
 mod limits;
 mod names;
+mod placement;
 mod schedule;
 mod shards;
 mod structure;

@@ -1,5 +1,6 @@
 //! Shards: that the parts add up to the devices, that none is empty, and that fp8 tiles are not cut.
 
+use super::placement;
 use crate::diagnostic::Reporter;
 use crate::kinds::Role;
 use crate::model::{FP8_TILE, ModelShape, WeightFormat};
@@ -13,7 +14,10 @@ pub(super) fn check(resolved: &Resolved<'_>, shape: Option<&ModelShape>, out: &m
     let before = out.len();
     for stage in &resolved.stages {
         match stage.role() {
-            Role::Ffn => ffn(resolved, stage, shape, out),
+            Role::Ffn => {
+                ffn(resolved, stage, shape, out);
+                placement::check(stage, shape, out);
+            }
             Role::Attention => output_projection(resolved, stage, shape, out),
             _ => {}
         }

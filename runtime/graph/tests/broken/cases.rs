@@ -430,6 +430,84 @@ pub(super) const CASES: &[Case] = &[
         &[("shard-product", "/stages/1/layers/0/shard/o_proj", 22)],
     ),
     case(
+        "a placement for more shards than there are",
+        TINY,
+        &[(
+            EXPERTS,
+            r#"{ "kind": "expert_ffn", "on": "ffn", "on_layers": "moe", "placement": [[0, 1, 2, 3], [4, 5, 6, 7]] },"#,
+        )],
+        &[("placement-shards", "/stages/1/layers/3/placement", 17)],
+    ),
+    case(
+        "an expert that the model does not have",
+        TINY,
+        &[(
+            EXPERTS,
+            r#"{ "kind": "expert_ffn", "on": "ffn", "on_layers": "moe", "placement": [[0, 1, 2, 3, 4, 5, 6, 7, 8]] },"#,
+        )],
+        &[("unknown-expert", "/stages/1/layers/3/placement/0/8", 17)],
+    ),
+    case(
+        "an expert twice on a shard",
+        TINY,
+        &[(
+            EXPERTS,
+            r#"{ "kind": "expert_ffn", "on": "ffn", "on_layers": "moe", "placement": [[0, 1, 2, 3, 4, 5, 6, 7, 2]] },"#,
+        )],
+        &[("duplicate-expert", "/stages/1/layers/3/placement/0/8", 17)],
+    ),
+    case(
+        "experts that no shard holds",
+        TINY,
+        &[(EXPERTS, r#"{ "kind": "expert_ffn", "on": "ffn", "on_layers": "moe", "placement": [[0, 1, 2, 5, 6]] },"#)],
+        &[("missing-expert", "/stages/1/layers/3/placement", 17)],
+    ),
+    case(
+        "a shard without experts",
+        TINY,
+        &[(EXPERTS, r#"{ "kind": "expert_ffn", "on": "ffn", "on_layers": "moe", "placement": [[]] },"#)],
+        &[("empty-list", "/stages/1/layers/3/placement/0", 17)],
+    ),
+    case(
+        "an expert id that is no number",
+        TINY,
+        &[(EXPERTS, r#"{ "kind": "expert_ffn", "on": "ffn", "on_layers": "moe", "placement": [["0"]] },"#)],
+        &[("wrong-type", "/stages/1/layers/3/placement/0/0", 17)],
+    ),
+    case(
+        "a placement that is no list",
+        TINY,
+        &[(EXPERTS, r#"{ "kind": "expert_ffn", "on": "ffn", "on_layers": "moe", "placement": 4 },"#)],
+        &[("wrong-type", "/stages/1/layers/3/placement", 17)],
+    ),
+    case(
+        "a placement by layer with gaps and an overlap",
+        TINY,
+        &[(
+            EXPERTS,
+            r#"{ "kind": "expert_ffn", "on": "ffn", "on_layers": "moe", "placement": { "1..2": [[0, 1, 2, 3, 4, 5, 6, 7]], "2": [[0, 1, 2, 3, 4, 5, 6, 7]] } },"#,
+        )],
+        &[
+            ("placement-gap", "/stages/1/layers/3/placement", 17),
+            ("placement-overlap", "/stages/1/layers/3/placement/2", 17),
+        ],
+    ),
+    case(
+        "a placement for layers that cannot be selected",
+        TINY,
+        &[(
+            EXPERTS,
+            r#"{ "kind": "expert_ffn", "on": "ffn", "on_layers": "moe", "placement": { "2..1": [[0, 1, 2, 3, 4, 5, 6, 7]], "moe": [[0, 1, 2, 3, 4, 5, 6, 7]] } },"#,
+        )],
+        &[("bad-on-layers", "/stages/1/layers/3/placement/2..1", 17)],
+    ),
+    case(
+        "a placement of a dense FFN",
+        TINY,
+        &[(DENSE, r#"{ "kind": "dense_ffn", "on": "ffn", "on_layers": "dense", "placement": [[0]] },"#)],
+        &[("unknown-key", "/stages/1/layers/4/placement", 18)],
+    ),
+    case(
         "an expert shard of a dense FFN",
         STEP3,
         &[(r#""shard": { "tensor": 8, "replicas": 2 }"#, r#""shard": { "tensor": 8, "experts": 2 }"#)],

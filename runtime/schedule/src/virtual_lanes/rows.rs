@@ -1,0 +1,148 @@
+//! Which rows every task of a virtual run works on, followed along the edges as real lanes move them.
+//!
+//! Rails, copies of the FFN and exchanges inside a stage included. Rows are counted exactly; the context of a share of rows is
+//! taken to be that share of the whole.
+
+use super::Load;
+use rally_graph::plan::{Plan, TaskId, TaskRole, TaskTable, TaskTemplate};
+use rally_graph::routes::Share;
+use rally_graph::stage_graph::{DeviceIndex, Payload};
+
+/// Rows that came from an attention device.
+type Origin = (DeviceIndex, Load);
+
+/// The rows of one micro-batch on one device.
+#[derive(Clone, Default)]
+struct Held {
+    load: Load,
+    /// Where they came from, if a transfer brought them.
+    origins: Vec<Origin>,
+}
+
+/// Where rows are.
+pub(super) struct RowFlow<'a> {
+    table: &'a TaskTable,
+    attention: &'a [DeviceIndex],
+    micro_batches: usize,
+    /// By device and micro-batch.
+    held: Vec<Held>,
+    /// By task and micro-batch: what it worked on when it last ran, which is what it sent.
+    sent: Vec<Load>,
+}
+
+impl<'a> RowFlow<'a> {
+    pub(super) fn new(plan: &'a Plan, attention: &'a [DeviceIndex]) -> Self {
+        let (table, micro_batches) = (&plan.table, plan.micro_batches);
+        let devices = table.tasks.iter().map(|task| task.device + 1).max().unwrap_or(0);
+        let held = vec![Held::default(); devices * micro_batches];
+        Self { table, attention, micro_batches, held, sent: vec![Load::default(); table.tasks.len() * micro_batches] }
+    }
+
+    /// A device's descriptor of a new step.
+    pub(super) fn begin_step(&mut self, device: DeviceIndex, micro_batch: usize, load: Load) {
+        self.held[device * self.micro_batches + micro_batch].load = load;
+    }
+
+    /// What a task that starts now works on; `own` are the rows of its device's own descriptor.
+    pub(super) fn of_task(&mut self, task: TaskId, micro_batch: usize, own: Load) -> Load {
+        let template = &self.table.tasks[task];
+        let place = template.device * self.micro_batches + micro_batch;
+        let sent = |before: &TaskId| self.sent[before * self.micro_batches + micro_batch];
+        let load = match (template.role, template.payload) {
+            (TaskRole::Receive, Payload::Output) => {
+                self.held[place].load = own;
+                own
+            }
+            (TaskRole::Receive, _) => {
+                let origins = self.arrivals(template, micro_batch);
+                let load = origins.iter().map(|(_, load)| *load).sum();
+                self.held[place] = Held { load, origins };
+                load
+            }
+            (TaskRole::Exchange, Payload::Input | Payload::RoutedInput) => {
+                self.along_rail(template, micro_batch).iter().map(|(_, load)| *load).sum()
+            }
+            (TaskRole::Send, Payload::Output) if self.on_rail(template) => self.going_home(task, place),
+            // A part between two exchanges works on the rows of all peers.
+            (TaskRole::Exchange, Payload::None) if self.goes_on(task) => template.after.iter().map(sent).sum(),
+            (TaskRole::Compute | TaskRole::Send | TaskRole::Exchange, _) => self.held[place].load,
+        };
+        let kept = match template.part {
+            // What a part hands back to each peer are that peer's rows.
+            0 => load,
+            _ => self.held[place].load,
+        };
+        self.sent[task * self.micro_batches + micro_batch] = kept;
+        load
+    }
+
+    /// FFN input that a receive finds: straight from the sources, or as the group's devices passed it on.
+    fn arrivals(&self, template: &TaskTemplate, micro_batch: usize) -> Vec<Origin> {
+        let befores = template.after.iter().map(|before| &self.table.tasks[*before]);
+        let exchanges: Vec<&TaskTemplate> = befores.filter(|before| before.role == TaskRole::Exchange).collect();
+        match exchanges.is_empty() {
+            true => self.along_rail(template, micro_batch),
+            false => exchanges.into_iter().flat_map(|exchange| self.along_rail(exchange, micro_batch)).collect(),
+        }
+    }
+
+    /// The share of every send before `template` that the replica of its device gets.
+    fn along_rail(&self, template: &TaskTemplate, micro_batch: usize) -> Vec<Origin> {
+        let ffn = template.layer.and_then(|layer| self.table.ffns[layer].as_ref());
+        let replica = ffn.and_then(|ffn| Some((ffn, ffn.replica_of(template.device)?)));
+        let share = |source: DeviceIndex| {
+            let index = self.attention.iter().position(|device| *device == source).unwrap_or(0);
+            replica.map_or(Share::ALL, |(ffn, replica)| ffn.share(index, replica))
+        };
+        let origin = |send: &TaskId| {
+            let source = self.table.tasks[*send].device;
+            (source, self.sent[send * self.micro_batches + micro_batch].part(share(source)))
+        };
+        template.after.iter().map(origin).collect()
+    }
+
+    /// Whether a send of y carries a group's sums.
+    fn on_rail(&self, template: &TaskTemplate) -> bool {
+        let exchanges = |before: &TaskId| {
+            let before = &self.table.tasks[*before];
+            before.role == TaskRole::Exchange && before.payload == Payload::Output
+        };
+        template.after.iter().any(exchanges)
+    }
+
+    /// The rows of those devices that wait for this send.
+    fn going_home(&self, task: TaskId, place: usize) -> Load {
+        let homes = self.table.tasks.iter().filter(|other| other.after.contains(&task)).map(|home| home.device);
+        let origins = &self.held[place].origins;
+        match origins.is_empty() {
+            true => homes.map(|_| self.held[place].load).sum(),
+            false => homes
+                .filter_map(|home| origins.iter().find(|(device, _)| *device == home).map(|(_, load)| *load))
+                .sum(),
+        }
+    }
+
+    /// Whether another part of the stage follows.
+    fn goes_on(&self, task: TaskId) -> bool {
+        let node = self.table.tasks[task].node;
+        let next = self.table.tasks[task + 1..].iter().take_while(|other| other.node == node);
+        next.into_iter().any(|other| other.part > self.table.tasks[task].part)
+    }
+}
+
+impl Load {
+    /// A share of the rows.
+    fn part(self, share: Share) -> Self {
+        let rows = share.of(self.rows).len();
+        Self { rows, context: (self.context * rows).checked_div(self.rows).unwrap_or(0) }
+    }
+}
+
+impl std::iter::Sum for Load {
+    fn sum<I: Iterator<Item = Self>>(loads: I) -> Self {
+        loads.fold(Self::default(), |sum, load| Self {
+            rows: sum.rows + load.rows,
+            context: sum.context + load.context,
+        })
+    }
+}
