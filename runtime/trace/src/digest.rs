@@ -50,7 +50,7 @@ fn step_line(analysis: &Analysis) -> String {
         1 => "1 step".to_owned(),
         count => format!("mean of {count} steps"),
     };
-    let parts = parts(shares).into_iter().filter(|(_, ns)| *ns > 0);
+    let parts = parts(shares).into_iter().filter(|(_, ns)| *ns * 200 >= shares.length_ns().max(1));
     let parts: Vec<String> = parts.map(|(name, ns)| format!("{name} {}", percent(ns, shares.length_ns()))).collect();
     format!("step    {} ({steps}); its critical path: {}", ms(analysis.step_ms()), parts.join(", "))
 }

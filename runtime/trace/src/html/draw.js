@@ -4,7 +4,7 @@
 // what. So a frame costs about the same whatever the trace holds.
 'use strict';
 
-const LEFT = 132, AXIS = 26, BAR = 30, ROW = 46, CHART_END = 10, COUNTERS = 54;
+const LEFT = 132, AXIS = 36, BAR = 32, ROW = 60, CHART_END = 10, COUNTERS = 54;
 /** Most bars of a lane, for each pixel of width. */
 const DENSEST = 1.5;
 /** Most arrows and most pieces of the path in view. */
@@ -105,8 +105,8 @@ class Chart {
     const base = steps.n ? steps.start[view.step] : 0;
     for (let tick = Math.ceil((view.from - base) / unit); base + tick * unit < view.to; tick++) {
       const x = Math.round(this.x(base + tick * unit)) + 0.5;
-      this.line(x, AXIS - 6, x, this.height - CHART_END);
-      context.fillText(`${tick > 0 ? '+' : ''}${tick ? (tick < 0 ? '−' : '') + time(Math.abs(tick * unit)) : '0'}`, x + 4, AXIS - 14);
+      this.line(x, AXIS - 5, x, this.height - CHART_END);
+      context.fillText(`${tick > 0 ? '+' : ''}${tick ? (tick < 0 ? '−' : '') + time(Math.abs(tick * unit)) : '0'}`, x + 4, AXIS - 11);
     }
     this.drawSteps();
   }
@@ -123,6 +123,7 @@ class Chart {
     for (let i = first; i < last; i++) {
       const x = Math.round(this.x(steps.start[i])) + 0.5;
       this.line(x, 0, x, this.height - CHART_END);
+      context.fillText(`step ${steps.number[i]}`, x + 4, 8);
     }
     context.restore();
   }
@@ -159,7 +160,7 @@ class Chart {
       const x = this.x(bubbles.start[i]), width = this.x(bubbles.end[i]) - x;
       if (width < 0.5) continue;
       context.fillStyle = palette.bubble(trace.causes[bubbles.cause[i]]);
-      context.fillRect(x, top + 7, width, BAR - 14);
+      context.fillRect(x, top + 8, width, BAR - 16);
     }
   }
 
@@ -235,7 +236,7 @@ class Chart {
     context.beginPath();
     let before = null;
     for (let i = first; i < last; i += stride) {
-      const { spans } = lanes[path.lane[i]], y = this.top(path.lane[i]) + BAR + 3;
+      const { spans } = lanes[path.lane[i]], y = this.top(path.lane[i]) + BAR + 4;
       const [x0, x1] = [this.x(spans.start[path.first[i]]), this.x(spans.end[path.first[i] + path.count[i] - 1])];
       if (before === null) context.moveTo(x0, y);
       else if (stride === 1) { context.lineTo(x0, before); context.lineTo(x0, y); } else context.moveTo(x0, y);
@@ -303,7 +304,7 @@ class Chart {
     if (trace.counters.length) {
       COUNTER_LINES.forEach(([key, colour, name], index) => {
         context.fillStyle = palette.get(colour);
-        context.fillText(`${name} ≤ ${this.most(key)}`, LEFT - 10, this.top(trace.lanes.length) + 10 + index * 13);
+        context.fillText(`${name} ≤ ${this.most(key)}`, LEFT - 10, this.top(trace.lanes.length) + 11 + index * 12.5);
       });
     }
   }
