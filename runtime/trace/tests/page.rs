@@ -6,6 +6,7 @@ mod toy;
 
 use browser::Browser;
 use rally_engine::schedule::virtual_lanes::VirtualTask;
+use rally_trace::digest::digest;
 use rally_trace::html::{PageText, write};
 use std::fs::File;
 use std::io::BufWriter;
@@ -19,7 +20,8 @@ fn page(ran: &Ran, title: &str) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("trace.html");
     let mut file = BufWriter::new(File::create(&path).expect("the folder can be written"));
-    let text = PageText { title: title.into(), subtitle: "virtual lanes".into() };
+    let text =
+        PageText { title: title.into(), subtitle: "virtual lanes".into(), digest: digest(&ran.recording(), None) };
     write(&mut file, &ran.recording(), &text).expect("the page is written");
     drop(file);
     (folder, path)
