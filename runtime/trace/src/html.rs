@@ -5,7 +5,6 @@
 
 mod pack;
 
-use crate::digest::digest;
 use crate::path::critical_path;
 use crate::recording::Recording;
 use crate::window::Window;
@@ -36,6 +35,8 @@ pub struct PageText {
     pub title: String,
     /// Below it: schedule, machine, figures.
     pub subtitle: String,
+    /// A digest's lines.
+    pub digest: Vec<String>,
 }
 
 /// Writes the page.
@@ -47,7 +48,7 @@ pub fn write(out: &mut dyn Write, recording: &Recording<'_>, text: &PageText) ->
             "TITLE" => out.write_all(title.as_bytes())?,
             "SUBTITLE" => out.write_all(escape(&text.subtitle).as_bytes())?,
             "STYLE" => out.write_all(STYLE.as_bytes())?,
-            "DATA" => data(out, recording)?,
+            "DATA" => data(out, recording, &text.digest)?,
             "SCRIPT" => SCRIPTS.iter().try_for_each(|script| out.write_all(script.as_bytes()))?,
             _ => {}
         }
@@ -61,10 +62,10 @@ fn write_json(out: &mut dyn Write, value: &Value) -> io::Result<()> {
     out.write_all(value.to_string().replace('<', "\\u003c").as_bytes())
 }
 
-fn data(out: &mut dyn Write, recording: &Recording<'_>) -> io::Result<()> {
+fn data(out: &mut dyn Write, recording: &Recording<'_>, digest: &[String]) -> io::Result<()> {
     let all = Window::all(recording);
     write!(out, "{{\"digest\":")?;
-    write_json(out, &json!(digest(recording)))?;
+    write_json(out, &json!(digest))?;
     write!(out, ",\"stages\":")?;
     write_json(out, &stages(recording))?;
     write!(out, ",\"causes\":{}", json!(Cause::ALL.map(Cause::name)))?;

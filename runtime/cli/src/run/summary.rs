@@ -28,7 +28,7 @@ impl Summary<'_> {
     /// How fast it was, on what, and where the time went: at most 20 lines.
     pub fn digest(&self) -> Vec<String> {
         let mut lines = vec![self.speed(), self.setting()];
-        lines.extend(digest::digest(&self.recording()));
+        lines.extend(digest::digest(&self.recording(), Some(crate::doctor::available_cores())));
         lines.truncate(digest::MOST_LINES);
         lines
     }
@@ -39,8 +39,9 @@ impl Summary<'_> {
         if !page {
             return chrome::write(out, &self.recording());
         }
-        let subtitle = format!("{} · {}", self.setting(), self.speed());
-        html::write(out, &self.recording(), &PageText { title: self.deployment.spec.name.clone(), subtitle })
+        let [speed, setting, digest @ ..] = &self.digest()[..] else { return Ok(()) };
+        let (title, subtitle) = (self.deployment.spec.name.clone(), format!("{setting} · {speed}"));
+        html::write(out, &self.recording(), &PageText { title, subtitle, digest: digest.to_vec() })
     }
 
     fn recording(&self) -> Recording<'_> {

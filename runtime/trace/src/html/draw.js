@@ -4,7 +4,7 @@
 // what. So a frame costs about the same whatever the trace holds.
 'use strict';
 
-const LEFT = 132, AXIS = 26, BAR = 30, ROW = 46, CHART_END = 10, COUNTERS = 54;
+const LEFT = 132, AXIS = 36, BAR = 32, ROW = 60, CHART_END = 10, COUNTERS = 54;
 /** Most bars of a lane, for each pixel of width. */
 const DENSEST = 1.5;
 /** Most arrows and most pieces of the path in view. */
@@ -101,14 +101,20 @@ class Chart {
     context.strokeStyle = palette.get('--line');
     context.fillStyle = palette.get('--soft');
     context.textAlign = 'left';
-    const { steps } = this.trace;
-    const base = steps.n ? steps.start[view.step] : 0;
+    const base = this.origin();
     for (let tick = Math.ceil((view.from - base) / unit); base + tick * unit < view.to; tick++) {
       const x = Math.round(this.x(base + tick * unit)) + 0.5;
-      this.line(x, AXIS - 6, x, this.height - CHART_END);
-      context.fillText(`${tick > 0 ? '+' : ''}${tick ? (tick < 0 ? '−' : '') + time(Math.abs(tick * unit)) : '0'}`, x + 4, AXIS - 14);
+      this.line(x, AXIS - 5, x, this.height - CHART_END);
+      context.fillText(`${tick > 0 ? '+' : ''}${tick ? (tick < 0 ? '−' : '') + time(Math.abs(tick * unit)) : '0'}`, x + 4, AXIS - 11);
     }
     this.drawSteps();
+  }
+
+  /** Times count from the begin of the step in view, or of the trace where many steps are. */
+  origin() {
+    const { from, steps } = this.trace, { step } = this.view;
+    const near = steps.n > 0 && this.view.length < 4 * ((steps.start[step + 1] ?? this.trace.to) - steps.start[step]);
+    return near ? steps.start[step] : from;
   }
 
   /** Where steps begin, unless they are too many to tell apart. */
@@ -123,6 +129,7 @@ class Chart {
     for (let i = first; i < last; i++) {
       const x = Math.round(this.x(steps.start[i])) + 0.5;
       this.line(x, 0, x, this.height - CHART_END);
+      context.fillText(`step ${steps.number[i]}`, x + 4, 8);
     }
     context.restore();
   }
@@ -149,7 +156,25 @@ class Chart {
         context.fillRect(x, y - height, 1, height);
         y -= height;
       });
+      if (this.show.bubbles) this.drawBubbleColumn(lane.bubbles, x, from, to, y);
     }
+  }
+
+  /** Shares of causes on top of the work, from a sample where a pixel has many bubbles. */
+  drawBubbleColumn(bubbles, x, from, to, y) {
+    const { context, palette, trace: { causes } } = this;
+    const [first, last] = visible(bubbles, from, to), stride = Math.max(1, Math.ceil((last - first) / 32));
+    const shares = causes.map(() => 0);
+    for (let i = first; i < last; i += stride) {
+      shares[bubbles.cause[i]] += (Math.min(bubbles.end[i], to) - Math.max(bubbles.start[i], from)) * stride / (to - from);
+    }
+    shares.forEach((share, cause) => {
+      const height = Math.min(1, share) * BAR;
+      if (height < 0.2) return;
+      context.fillStyle = palette.bubble(causes[cause]);
+      context.fillRect(x, y - height, 1, height);
+      y -= height;
+    });
   }
 
   drawBubbles(lane, top) {
@@ -159,7 +184,7 @@ class Chart {
       const x = this.x(bubbles.start[i]), width = this.x(bubbles.end[i]) - x;
       if (width < 0.5) continue;
       context.fillStyle = palette.bubble(trace.causes[bubbles.cause[i]]);
-      context.fillRect(x, top + 7, width, BAR - 14);
+      context.fillRect(x, top + 8, width, BAR - 16);
     }
   }
 
@@ -222,12 +247,12 @@ class Chart {
     context.fill();
   }
 
-  /** The critical path: a line under its tasks, and lines where it goes from lane to lane. */
+  /** The critical path: a line under its tasks, and lines where it goes from lane to lane unless they would hide the rest. */
   drawPath() {
     const { context, view, trace: { path, pathStart, lanes }, palette } = this;
     const first = Math.max(0, firstIndex(path.n, (i) => pathStart[i] > view.from) - 1);
     const last = firstIndex(path.n, (i) => pathStart[i] >= view.to);
-    const stride = Math.max(1, Math.ceil((last - first) / MOST_RUNS));
+    const stride = Math.max(1, Math.ceil((last - first) / MOST_RUNS)), joined = last - first < this.width / 8;
     context.save();
     context.strokeStyle = palette.get('--path');
     context.lineWidth = 2.5;
@@ -235,10 +260,10 @@ class Chart {
     context.beginPath();
     let before = null;
     for (let i = first; i < last; i += stride) {
-      const { spans } = lanes[path.lane[i]], y = this.top(path.lane[i]) + BAR + 3;
+      const { spans } = lanes[path.lane[i]], y = this.top(path.lane[i]) + BAR + 4;
       const [x0, x1] = [this.x(spans.start[path.first[i]]), this.x(spans.end[path.first[i] + path.count[i] - 1])];
       if (before === null) context.moveTo(x0, y);
-      else if (stride === 1) { context.lineTo(x0, before); context.lineTo(x0, y); } else context.moveTo(x0, y);
+      else if (joined) { context.lineTo(x0, before); context.lineTo(x0, y); } else context.moveTo(x0, y);
       context.lineTo(Math.max(x1, x0 + 0.5), y);
       before = y;
     }
@@ -303,7 +328,7 @@ class Chart {
     if (trace.counters.length) {
       COUNTER_LINES.forEach(([key, colour, name], index) => {
         context.fillStyle = palette.get(colour);
-        context.fillText(`${name} ≤ ${this.most(key)}`, LEFT - 10, this.top(trace.lanes.length) + 10 + index * 13);
+        context.fillText(`${name}, most ${this.most(key)}`, LEFT - 10, this.top(trace.lanes.length) + 11 + index * 12.5);
       });
     }
   }
