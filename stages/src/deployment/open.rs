@@ -1,7 +1,7 @@
 //! Opening a deployment: a graph without faults, its schedule, its tokenizer, its weights.
 
 use super::assemble::{self, AssembleError, AssembleOptions, planner_config};
-use super::check::{Checked, Choices, check_graph};
+use super::check::{Checked, Choices, check_graph, check_text};
 use crate::checkpoint::{Checkpoint, CheckpointError, RandomWeights, WeightSource};
 use crate::kinds::StageRegistry;
 use crate::text::{TextCodec, TextError};
@@ -53,7 +53,9 @@ pub struct Deployment {
     /// The schedule.
     pub schedule: Schedule,
     /// Where weights come from.
-    pub weights: Box<dyn WeightSource>,
+    pub weights: Arc<dyn WeightSource>,
+    /// Which weights these are: deployments with the same one may share what they have read.
+    pub weights_id: String,
     /// The graph file's text and places, for reports.
     pub positions: Positions,
     /// Warnings about the graph.
@@ -65,7 +67,15 @@ pub struct Deployment {
 impl Deployment {
     /// Opens a graph file and its model; reads no weights yet.
     pub fn open(path: &Path, choices: &Choices<'_>) -> Result<Self, GraphError> {
-        let checked = check_graph(path, choices);
+        Self::from_checked(check_graph(path, choices), choices)
+    }
+
+    /// Opens a graph that is no file, `text`, as if it stood at `path`.
+    pub fn open_text(path: &Path, text: &str, choices: &Choices<'_>) -> Result<Self, GraphError> {
+        Self::from_checked(check_text(path, text.as_bytes(), choices), choices)
+    }
+
+    fn from_checked(checked: Checked, choices: &Choices<'_>) -> Result<Self, GraphError> {
         if !checked.is_good() {
             return Err(GraphError::Faulty(Box::new(checked)));
         }
@@ -77,7 +87,8 @@ impl Deployment {
             None => Schedule::from_spec(&spec.schedule)?,
         };
         let mut deployment = Self {
-            weights: Box::new(RandomWeights::new(0, shape.weight_format)),
+            weights: Arc::new(RandomWeights::new(0, shape.weight_format)),
+            weights_id: String::new(),
             spec,
             shape,
             codec: None,
@@ -100,10 +111,13 @@ impl Deployment {
                 }
                 let checkpoint = Checkpoint::open(folder)?;
                 self.progress = Some((checkpoint.bytes_read(), checkpoint.total_bytes()));
-                self.weights = Box::new(checkpoint);
+                self.weights = Arc::new(checkpoint);
+                self.weights_id = folder.canonicalize().unwrap_or(folder.into()).display().to_string();
             }
             (None, ModelSource::Config(source)) => {
-                self.weights = Box::new(RandomWeights::parse(&source.weights, self.shape.weight_format)?);
+                self.weights = Arc::new(RandomWeights::parse(&source.weights, self.shape.weight_format)?);
+                // Values depend on the seed and on what the shapes ask for.
+                self.weights_id = format!("{} {:?}", source.weights, self.shape);
             }
             (None, ModelSource::Folder(_)) => unreachable!("a model folder was resolved with the graph"),
         }
@@ -129,7 +143,17 @@ impl Deployment {
 
     /// Loads the weights and makes the stages.
     pub fn assemble(&self, stages: &StageRegistry, options: AssembleOptions) -> Result<EngineParts, AssembleError> {
-        let graph = self.stage_graph()?;
-        assemble::assemble(&self.spec, graph, &self.shape, &*self.weights, &self.schedule, stages, options)
+        self.assemble_with(&self.schedule, &*self.weights, stages, options)
+    }
+
+    /// The same under another schedule, its weights taken from `weights`, which must be those of the same model.
+    pub fn assemble_with(
+        &self,
+        schedule: &Schedule,
+        weights: &dyn WeightSource,
+        stages: &StageRegistry,
+        options: AssembleOptions,
+    ) -> Result<EngineParts, AssembleError> {
+        assemble::assemble(&self.spec, self.stage_graph()?, &self.shape, weights, schedule, stages, options)
     }
 }
