@@ -2,8 +2,11 @@
 
 pub mod check;
 pub mod doctor;
+mod drive;
 pub mod error;
 mod graph_file;
+mod interrupt;
+mod load_args;
 pub mod output;
 mod report;
 pub mod requests;

@@ -5,6 +5,7 @@
 
 pub mod arrival;
 pub mod goodput;
+pub mod prompt;
 pub mod random;
 mod request;
 pub mod statistics;

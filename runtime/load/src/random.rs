@@ -54,12 +54,3 @@ impl SeededRandom {
         }
     }
 }
-
-/// `count` token ids of a vocabulary of `vocab`, those of request `request` under `seed`.
-pub fn token_ids(seed: u64, request: u64, count: usize, vocab: usize) -> Vec<u32> {
-    let mut random = SeededRandom::new(seed ^ TOKEN_SEED, request);
-    (0..count).map(|_| random.between(0, vocab - 1) as u32).collect()
-}
-
-/// Keeps prompts apart from the streams of lengths and arrivals, which use the seed as it is.
-const TOKEN_SEED: u64 = 0x746f_6b65_6e73;

@@ -1,8 +1,8 @@
-//! Arrival processes and synthetic lengths: what a seed fixes, and what the mean and the spread are.
+//! Arrival processes, synthetic lengths and prompts: what a seed fixes, and what the mean and the spread are.
 
 use proptest::prelude::*;
 use rally_load::arrival::ArrivalProcess;
-use rally_load::random::token_ids;
+use rally_load::prompt::PromptPool;
 use rally_load::synthetic::RandomLengths;
 
 fn gaps(process: ArrivalProcess, count: usize, seed: u64) -> Vec<f64> {
@@ -93,11 +93,13 @@ fn lengths_reach_both_ends_of_their_range() {
 }
 
 #[test]
-fn token_ids_are_valid_and_differ_between_requests() {
-    let ids = token_ids(7, 0, 1000, 50);
-    assert_eq!(ids, token_ids(7, 0, 1000, 50));
+fn prompts_are_valid_ids_that_a_seed_fixes() {
+    let pool = PromptPool::new(7, 1000, 50);
+    let ids = pool.prompt(0, 1000);
+    assert_eq!(ids, PromptPool::new(7, 1000, 50).prompt(0, 1000));
     assert!(ids.iter().all(|id| *id < 50));
     assert_eq!(ids.iter().collect::<std::collections::BTreeSet<_>>().len(), 50);
-    assert_ne!(ids, token_ids(7, 1, 1000, 50));
-    assert_ne!(ids, token_ids(8, 0, 1000, 50));
+    assert_ne!(ids, pool.prompt(1, 1000));
+    assert_ne!(ids, PromptPool::new(8, 1000, 50).prompt(0, 1000));
+    assert_eq!(PromptPool::new(7, 1, 1).prompt(3, 1), [0]);
 }

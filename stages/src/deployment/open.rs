@@ -42,6 +42,14 @@ fn first_fault(checked: &Checked) -> String {
     }
 }
 
+/// What `text` says, or else the graph.
+fn schedule(spec: &DeploymentSpec, text: Option<&str>) -> Result<Schedule, ScheduleError> {
+    match text {
+        Some(text) => Schedule::parse(text, &spec.schedule),
+        None => Schedule::from_spec(&spec.schedule),
+    }
+}
+
 /// A deployment that can be run.
 pub struct Deployment {
     /// The graph.
@@ -54,8 +62,9 @@ pub struct Deployment {
     pub schedule: Schedule,
     /// Where weights come from.
     pub weights: Arc<dyn WeightSource>,
-    /// Which weights these are: deployments with the same one may share what they have read.
-    pub weights_id: String,
+    /// The folder of the weights, or the rule that makes them.
+    pub weights_source: String,
+    schedule_text: Option<String>,
     /// The graph file's text and places, for reports.
     pub positions: Positions,
     /// Warnings about the graph.
@@ -82,13 +91,11 @@ impl Deployment {
         let (Some(spec), Some(shape)) = (checked.spec, checked.shape) else {
             unreachable!("a graph without faults has a spec and a model");
         };
-        let schedule = match choices.schedule {
-            Some(text) => Schedule::parse(text, &spec.schedule)?,
-            None => Schedule::from_spec(&spec.schedule)?,
-        };
+        let schedule = schedule(&spec, choices.schedule)?;
         let mut deployment = Self {
             weights: Arc::new(RandomWeights::new(0, shape.weight_format)),
-            weights_id: String::new(),
+            weights_source: String::new(),
+            schedule_text: choices.schedule.map(Into::into),
             spec,
             shape,
             codec: None,
@@ -112,12 +119,11 @@ impl Deployment {
                 let checkpoint = Checkpoint::open(folder)?;
                 self.progress = Some((checkpoint.bytes_read(), checkpoint.total_bytes()));
                 self.weights = Arc::new(checkpoint);
-                self.weights_id = folder.canonicalize().unwrap_or(folder.into()).display().to_string();
+                self.weights_source = folder.canonicalize().unwrap_or(folder.into()).display().to_string();
             }
             (None, ModelSource::Config(source)) => {
                 self.weights = Arc::new(RandomWeights::parse(&source.weights, self.shape.weight_format)?);
-                // Values depend on the seed and on what the shapes ask for.
-                self.weights_id = format!("{} {:?}", source.weights, self.shape);
+                self.weights_source = source.weights.clone();
             }
             (None, ModelSource::Folder(_)) => unreachable!("a model folder was resolved with the graph"),
         }
@@ -127,6 +133,17 @@ impl Deployment {
     /// Bytes of weights read so far, and about how many there are; absent for weights made from a seed.
     pub fn progress(&self) -> Option<(Arc<AtomicU64>, u64)> {
         self.progress.clone()
+    }
+
+    /// Which weights these are: deployments with the same id may share what they have read. (Weights made by a rule depend on
+    /// the shapes as well.)
+    pub fn weights_id(&self) -> String {
+        format!("{} {:?}", self.weights_source, self.shape)
+    }
+
+    /// The schedule once more, for whoever runs the deployment several times.
+    pub fn same_schedule(&self) -> Result<Schedule, ScheduleError> {
+        schedule(&self.spec, self.schedule_text.as_deref())
     }
 
     /// Sizes the step planner keeps to.
