@@ -55,8 +55,8 @@ impl fmt::Display for Machine {
         }
         write!(formatter, ", {}; rally {} ({})", self.os, self.rally, self.profile)?;
         match self.load_average {
-            Some(load) if load > 0.5 => write!(formatter, "; {load} other processes were running before"),
-            _ => Ok(()),
+            Some(load) => write!(formatter, "; load average before: {load}"),
+            None => Ok(()),
         }
     }
 }

@@ -58,7 +58,10 @@ fn ranged(values: &[f64], digits: usize) -> String {
 /// One row a contender.
 pub fn table(measurements: &[Measurement<'_>], merit: Merit) -> String {
     let first = &measurements[0];
-    let against = format!("× {}", first.name);
+    let against = match merit {
+        Merit::Throughput => format!("× {}", first.name),
+        Merit::Tpot => format!("speed × {}", first.name),
+    };
     let mut table = Table::new(&[
         "",
         "tokens/s",

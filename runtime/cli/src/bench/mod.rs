@@ -216,7 +216,8 @@ fn report(
 /// What was measured, on what, under which load.
 fn heading(machine: &Machine, load: &MadeLoad, warm_up: usize, measurements: &[Measurement<'_>]) -> Vec<String> {
     let rounds = measurements.iter().map(|measurement| measurement.rounds.summaries.len()).max().unwrap_or(0);
-    let order = if measurements.len() > 1 { "interleaved in rotating order, " } else { "" };
+    let order = if measurements.len() > 1 { ", interleaved in rotating order" } else { "" };
+    let (rounds, warm_up) = (counted(rounds, "round"), counted(warm_up, "warm-up request"));
     let mut lines = vec![
         measurements.first().map_or_else(String::new, |first| {
             let shape = &first.contender.deployment.shape;
@@ -224,13 +225,18 @@ fn heading(machine: &Machine, load: &MadeLoad, warm_up: usize, measurements: &[M
             format!("{name}, {} with {} layers from {source}", shape.family, shape.layers.len())
         }),
         machine.to_string(),
-        format!("{}; {rounds} rounds, {order}{warm_up} requests before each that do not count", load.words),
+        format!("{}; {rounds}{order}, each after {warm_up}", load.words),
     ];
     let undivided = measurements.iter().find(|measurement| measurement.contender.part == contender::Part::NoAfd);
     if let Some(undivided) = undivided {
         lines.push(no_afd_words(undivided.contender));
     }
     lines
+}
+
+/// `1 round`, `2 rounds`.
+fn counted(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
 /// What "no AFD" was.

@@ -74,6 +74,7 @@ impl Rounds {
         let already = engine.handle().preemptions();
         let mut client = LoadClient::new(plan.load, plan.prompts, FIRST_ID, &bar);
         let from_ns = client.begun().duration_since(engine.started()).as_nanos() as u64;
+        tracing::info!(contender = title, requests = plan.load.requests.len(), "measuring");
         let interrupted = drive(&engine, &mut client, plan.interrupts)?;
         bar.finish_and_clear();
         let preemptions = engine.handle().preemptions() - already;
