@@ -1,7 +1,7 @@
 //! Spans: when each task of a lane ran, and what the lane waited for before it. Their shape is the schedule crate's, where
 //! virtual lanes make the same.
 
-pub use rally_schedule::span::{CounterSample, LaneReport, Span};
+pub use rally_schedule::span::{CounterSample, LaneReport, Span, WaitedFor};
 use rally_schedule::span::{Gap, Ring};
 use std::time::Instant;
 
