@@ -100,25 +100,34 @@ pub fn table(measurements: &[Measurement<'_>], merit: Merit) -> String {
     table.to_string()
 }
 
-/// What the table says, in sentences.
-pub fn verdict(measurements: &[Measurement<'_>], merit: Merit) -> Vec<String> {
-    let score = |measurement: &&Measurement<'_>| {
+/// The best of `measurements` by the median of their rounds.
+fn best_of<'m, 'a>(measurements: impl Iterator<Item = &'m Measurement<'a>>, merit: Merit) -> Option<&'m Measurement<'a>>
+where
+    'a: 'm,
+{
+    let score = |measurement: &Measurement<'_>| {
         Spread::of(&measurement.each(|summary| merit.of(summary))).map_or(0.0, |spread| spread.median)
     };
-    let best = |part: Part| {
-        let of_part = measurements.iter().filter(|measurement| measurement.contender.part == part);
-        of_part.max_by(|a, b| score(a).total_cmp(&score(b)))
-    };
+    measurements.max_by(|a, b| score(a).total_cmp(&score(b)))
+}
+
+/// The best of those that were asked about.
+pub fn best<'m, 'a>(measurements: &'m [Measurement<'a>], merit: Merit) -> Option<&'m Measurement<'a>> {
+    best_of(measurements.iter().filter(|measurement| measurement.contender.part == Part::Candidate), merit)
+}
+
+/// What the table says, in sentences.
+pub fn verdict(measurements: &[Measurement<'_>], merit: Merit) -> Vec<String> {
     let mut sentences = Vec::new();
-    let Some(winner) = best(Part::Candidate) else { return sentences };
-    let others =
-        measurements.iter().filter(|other| other.contender.part == Part::Candidate && other.name != winner.name);
-    if let Some(second) = others.max_by(|a, b| score(a).total_cmp(&score(b)))
+    let Some(winner) = best(measurements, merit) else { return sentences };
+    let others = measurements.iter().filter(|other| other.contender.part == Part::Candidate);
+    if let Some(second) = best_of(others.filter(|other| !std::ptr::eq(*other, winner)), merit)
         && let Some(ratio) = merit.ratio(winner, second)
     {
         sentences.push(against(&winner.name, &second.name, ratio, merit));
     }
-    if let Some(undivided) = best(Part::NoAfd)
+    let undivided = measurements.iter().filter(|measurement| measurement.contender.part == Part::NoAfd);
+    if let Some(undivided) = best_of(undivided, merit)
         && let Some(ratio) = merit.ratio(winner, undivided)
     {
         sentences.push(disaggregate(&winner.name, ratio, merit));

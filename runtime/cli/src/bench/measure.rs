@@ -5,6 +5,7 @@
 use rally_engine::RunReport;
 use rally_graph::plan::{Plan, TaskRole};
 use rally_load::statistics::{mean, percentile};
+use rally_trace::digest::digest;
 use rally_trace::{Analysis, Cause, Recording, Window};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -110,11 +111,13 @@ pub struct Measured {
     /// Hidden share of each round.
     hidden: Vec<f64>,
     dropped_spans: u64,
+    /// Where the steps of the last round went, a line each.
+    pub digest: Vec<String>,
 }
 
 impl Measured {
-    /// Adds a round: what its lanes did from `from_ns` on.
-    pub fn add(&mut self, report: &mut RunReport, plan: &Plan, from_ns: u64) {
+    /// Adds a round: what its lanes did from `from_ns` on. The `last` one leaves a digest.
+    pub fn add(&mut self, report: &mut RunReport, plan: &Plan, from_ns: u64, last: bool) {
         for lane in &mut report.lanes {
             lane.spans.retain(|span| span.start_ns >= from_ns);
         }
@@ -142,6 +145,9 @@ impl Measured {
         self.transfer_ns += transfers.a_to_f_ns + transfers.f_to_a_ns;
         self.hidden.push(overlap.hidden_share);
         self.dropped_spans += recording.dropped_spans();
+        if last {
+            self.digest = digest(&recording);
+        }
     }
 
     /// The time that stage times allow, over the time that was measured, 0 to 1.

@@ -27,6 +27,7 @@ use rally_load::goodput::{Goal, GoalKind};
 use rally_load::prompt::PromptPool;
 use result::Measurement;
 use round::{Plan, Rounds};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -155,7 +156,7 @@ fn measure(contenders: &[Contender], plan: &Plan<'_>, repeats: usize) -> Result<
             // Rotated, so that nobody always runs on a cold machine or behind the same neighbour.
             let index = (round + place) % contenders.len();
             let title = format!("{} {}/{repeats}", contenders[index].name(alone), round + 1);
-            if rounds[index].run(&contenders[index], plan, &title)? {
+            if rounds[index].run(&contenders[index], plan, &title, round + 1 == repeats)? {
                 return Ok((rounds, true));
             }
         }
@@ -210,7 +211,20 @@ fn report(
             format!("{}\n\n{}\n{verdict}", heading.join("\n"), compare::table(several, merit))
         }
     };
-    print(&text)
+    print(&text)?;
+    digest(measurements, merit);
+    Ok(())
+}
+
+/// Where the steps of the best contender went, on stderr.
+fn digest(measurements: &[Measurement<'_>], merit: Merit) {
+    let Some(best) = compare::best(measurements, merit) else { return };
+    let mut lines = best.rounds.measured.digest.clone();
+    if measurements.len() > 1 {
+        lines.insert(0, format!("{}:", best.name));
+    }
+    // A digest that cannot be written is no reason to fail: the results are out already.
+    let _ = writeln!(io::stderr(), "\n{}", lines.join("\n"));
 }
 
 /// What was measured, on what, under which load.

@@ -58,7 +58,8 @@ impl Rounds {
     }
 
     /// Runs the contender once more. Returns whether Ctrl-C came; a round that it cut short counts only where there is no other.
-    pub fn run(&mut self, contender: &Contender, plan: &Plan<'_>, title: &str) -> Result<bool, CliError> {
+    /// The `last` one leaves a digest.
+    pub fn run(&mut self, contender: &Contender, plan: &Plan<'_>, title: &str, last: bool) -> Result<bool, CliError> {
         let options = AssembleOptions { spans_per_lane: SPANS_PER_LANE, probe: None };
         let weights = contender.weights.assembly();
         let parts = session::assemble_with(&contender.deployment, &contender.schedule, &weights, options)?;
@@ -85,7 +86,7 @@ impl Rounds {
         }
         let (timings, duration_s) = client.finish();
         self.summaries.push(Summary::of(&timings, duration_s, plan.goals));
-        self.measured.add(&mut report, &lane_plan, from_ns);
+        self.measured.add(&mut report, &lane_plan, from_ns, last || interrupted);
         self.timings.extend(timings);
         self.duration_s += duration_s;
         self.preemptions += preemptions;
