@@ -6,10 +6,12 @@ pub mod doctor;
 mod drive;
 pub mod error;
 mod graph_file;
+mod identity;
 mod interrupt;
 mod load_args;
 mod machine;
 pub mod output;
+pub mod profile;
 mod report;
 pub mod requests;
 pub mod run;
@@ -43,6 +45,8 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Measure a load on a deployment, or compare schedules, graphs and the undivided model under it.
     Bench(Box<bench::BenchArgs>),
+    /// Measure each stage over a grid of rows, context and experts, as a cost table.
+    Profile(Box<profile::ProfileArgs>),
     /// Say what this machine has, what is missing, and what that means.
     Doctor(doctor::DoctorArgs),
 }
@@ -90,6 +94,7 @@ fn dispatch(command: Command) -> Result<ExitCode, CliError> {
         Command::Show(args) => show::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Profile(args) => profile::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -9,7 +9,6 @@ use rally_graph::undivided::undivided;
 use rally_load::LoadLimits;
 use rally_stages::checkpoint::SharedWeights;
 use rally_stages::deployment::{Choices, Deployment};
-use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -55,33 +54,6 @@ impl Contender {
             (Part::Candidate, false) => format!("{} {}", self.deployment.spec.name, self.schedule.label),
         }
     }
-
-    /// The graph, as results name it: with a hash, so that a figure cannot be held against another version of the file.
-    pub fn graph_json(&self) -> Value {
-        json!({
-            "name": self.deployment.spec.name,
-            "path": self.path.display().to_string(),
-            "hash": format!("{:016x}", fnv1a(self.deployment.positions.text().as_bytes())),
-        })
-    }
-
-    /// The model, as results name it.
-    pub fn model_json(&self) -> Value {
-        let shape = &self.deployment.shape;
-        json!({
-            "family": shape.family,
-            "layers": shape.layers.len(),
-            "hidden": shape.hidden,
-            "experts": shape.experts,
-            "vocab": shape.vocab,
-            "weights": self.deployment.weights_source,
-        })
-    }
-}
-
-/// FNV-1a, 64 bits.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Opens everything that is to be measured, in the order of the arguments. Reads no weights yet.
