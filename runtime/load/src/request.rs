@@ -82,6 +82,18 @@ impl Load {
             .count()
     }
 
+    /// Positions that a decoded token attends to, on average over all of them; 0 for an empty load.
+    pub fn mean_context(&self) -> f64 {
+        let sum: f64 = self
+            .requests
+            .iter()
+            .map(|request| {
+                request.output_tokens as f64 * (request.prompt_tokens as f64 + request.output_tokens as f64 / 2.0)
+            })
+            .sum();
+        if self.requests.is_empty() { 0.0 } else { sum / self.output_tokens() as f64 }
+    }
+
     /// Tokens to be generated, over all requests.
     pub fn output_tokens(&self) -> usize {
         self.requests.iter().map(|request| request.output_tokens).sum()

@@ -3,10 +3,12 @@
 use super::BenchArgs;
 use crate::error::{Blame, CliError};
 use crate::session::{self, SessionArgs};
+use rally_engine::schedule::cost_table::CostTable;
+use rally_engine::schedule::greedy::Greedy;
 use rally_engine::schedule::policy::Schedule;
 use rally_graph::kinds::KindRegistry;
 use rally_graph::undivided::undivided;
-use rally_load::LoadLimits;
+use rally_load::{Load, LoadLimits};
 use rally_stages::checkpoint::SharedWeights;
 use rally_stages::deployment::{Choices, Deployment};
 use std::collections::HashMap;
@@ -57,6 +59,7 @@ impl Contender {
 }
 
 /// Opens everything that is to be measured, in the order of the arguments. Reads no weights yet.
+/// What each `greedy` among them orders by is set by [`measured_costs`].
 pub fn open_all(args: &BenchArgs) -> Result<Vec<Contender>, CliError> {
     let mut opened = Opened::default();
     let main = Rc::new(session::open(&args.session)?);
@@ -77,6 +80,24 @@ pub fn open_all(args: &BenchArgs) -> Result<Vec<Contender>, CliError> {
         opened.add(&other, path, None, Part::NoAfd)?;
     }
     Ok(opened.contenders)
+}
+
+/// Makes every `greedy` order by the table in `path`, for micro-batches as `load` makes them.
+pub fn measured_costs(contenders: &mut [Contender], path: &Path, load: &Load) -> Result<(), CliError> {
+    let mistake = |what: String| CliError::Mistake(format!("--costs {}: {what}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| mistake(format!("cannot be read: {error}")))?;
+    let table = CostTable::from_json(&text).map_err(|error| mistake(error.to_string()))?;
+    let mut taken = false;
+    for contender in contenders {
+        let planner = contender.deployment.planner_config().or_mistake()?;
+        let most = load.max_concurrency.unwrap_or(usize::MAX).min(load.requests.len()).min(planner.sequences);
+        let rows = most.div_ceil(contender.schedule.micro_batches);
+        taken |= contender.schedule.order_by(&Greedy { costs: table.stage_costs(load.mean_context()), rows });
+    }
+    match taken {
+        true => Ok(()),
+        false => Err(mistake("only `greedy` orders by costs, and none is measured here".into())),
+    }
 }
 
 #[derive(Default)]

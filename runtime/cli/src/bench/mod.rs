@@ -47,6 +47,9 @@ pub struct BenchArgs {
     /// Add what it has to beat: `no-afd`, the undivided model on the same devices, each a share of the sequences.
     #[arg(long, value_enum)]
     baseline: Option<Baseline>,
+    /// A cost table of `rally profile` that `greedy` orders by, instead of assumed costs.
+    #[arg(long, value_name = "F.json")]
+    costs: Option<PathBuf>,
     /// Requests before each round that do not count.
     #[arg(long, value_name = "N", default_value_t = 1)]
     warmup: usize,
@@ -82,8 +85,11 @@ struct Outputs {
 
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
-    let contenders = contender::open_all(args)?;
+    let mut contenders = contender::open_all(args)?;
     let load = make_load(args, &contenders)?;
+    if let Some(path) = &args.costs {
+        contender::measured_costs(&mut contenders, path, &load.load)?;
+    }
     let goals = goals(args, &contenders[0]);
     let outputs = open_outputs(args)?;
     let machine = Machine::here();

@@ -29,7 +29,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use store::{Identity, Store};
+use store::{Found, Identity, Store};
 
 /// Arguments of `rally profile`.
 #[derive(Debug, Args)]
@@ -70,17 +70,25 @@ pub fn run(args: &ProfileArgs) -> Result<ExitCode, CliError> {
     let machine = Machine::here();
     let identity = identity_of(args, &deployment, &machine, &axes);
     let (graph_json, model_json) = (identity.graph.clone(), identity.model.clone());
-    let (store, resumed) = Store::open(&args.out, identity)?;
+    let (store, found) = Store::open(&args.out, identity)?;
     let interrupts = interrupt::channel()?;
     let mut parts = session::assemble(&deployment, AssembleOptions::default())?;
     let graph = Arc::clone(&parts.graph);
     let subjects = grid::subjects(&graph, &bounds, &axes);
     let wanted = points(&subjects, &graph);
-    if wanted == 0 {
-        return Err(CliError::Mistake("the graph's limits leave no point of this grid: ask for fewer rows".into()));
+    if let Some(empty) = subjects.iter().find(|subject| subject.points.is_empty()) {
+        return Err(CliError::Mistake(format!(
+            "stage `{}` can have none of these points under the graph's limits: ask for fewer rows, less context, or other \
+             numbers of experts",
+            graph.stages[empty.stage].id
+        )));
     }
-    if resumed {
-        eprintln!("going on with {} of {wanted} points that an earlier run measured", store.count());
+    match found {
+        Found::Same => eprintln!("going on with {} of {wanted} points that an earlier run measured", store.count()),
+        Found::Other => {
+            eprintln!("what an earlier run left is of another machine, model, graph or grid: starting over")
+        }
+        Found::Nothing => {}
     }
     let mut profile = Profile { store, bounds, graph, args, interrupts, bar: bar(wanted) };
     interrupt::begin_work();
@@ -175,6 +183,7 @@ impl Profile<'_> {
             if self.interrupts.try_recv().is_ok() {
                 return Ok(true);
             }
+            tracing::info!(stage = id, rows, along, "timing");
             let this = &*self;
             let timed =
                 on_lane(&device.name, &device.cores, |team| this.point(subject, &mut stage, *rows, *along, team));

@@ -31,6 +31,17 @@ struct Partial {
     stages: Vec<StageCost>,
 }
 
+/// What an earlier run left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing.
+    Nothing,
+    /// Points of this profile.
+    Same,
+    /// Points of another one, or a file that is none.
+    Other,
+}
+
 /// Points measured so far.
 pub struct Store {
     path: PathBuf,
@@ -42,20 +53,21 @@ pub struct Store {
 const WRITE_EVERY: Duration = Duration::from_secs(1);
 
 impl Store {
-    /// Finds what an earlier run left beside `out`. Returns whether there was something of use.
-    pub fn open(out: &Path, identity: Identity) -> Result<(Self, bool), CliError> {
+    /// Takes up what an earlier run of the same profile left beside `out`.
+    pub fn open(out: &Path, identity: Identity) -> Result<(Self, Found), CliError> {
         let mut name = out.as_os_str().to_owned();
         name.push(".partial");
         let path = PathBuf::from(name);
-        let found = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice::<Partial>(&bytes).ok(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        let (partial, found) = match std::fs::read(&path) {
+            Ok(bytes) => match serde_json::from_slice::<Partial>(&bytes) {
+                Ok(partial) if partial.identity == identity => (Some(partial), Found::Same),
+                _ => (None, Found::Other),
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (None, Found::Nothing),
             Err(error) => return Err(CliError::Mistake(format!("{}: cannot be read: {error}", path.display()))),
         };
-        let found = found.filter(|partial| partial.identity == identity);
-        let resumed = found.is_some();
-        let partial = found.unwrap_or(Partial { identity, stages: Vec::new() });
-        Ok((Self { path, partial, written: Instant::now() }, resumed))
+        let partial = partial.unwrap_or(Partial { identity, stages: Vec::new() });
+        Ok((Self { path, partial, written: Instant::now() }, found))
     }
 
     /// Points that are there.
