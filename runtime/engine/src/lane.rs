@@ -202,7 +202,7 @@ pub(crate) fn stand_apart(plan: &Plan, graph: &StageGraph) -> bool {
     })
 }
 
-fn pin(cores: &[u32]) {
+pub(crate) fn pin(cores: &[u32]) {
     // One core: the lane itself. Several: the device's team is pinned and the lane only starts its work.
     if let [core] = cores
         && let Some(ids) = core_affinity::get_core_ids()

@@ -7,6 +7,7 @@ mod lane;
 pub mod slot;
 pub mod span;
 pub mod stage;
+pub mod stage_timer;
 mod sync;
 mod telemetry;
 mod transfer;

@@ -3,6 +3,7 @@
 
 pub mod batch;
 pub mod cost;
+pub mod cost_table;
 pub mod costs;
 pub mod greedy;
 pub mod pages;

@@ -191,6 +191,16 @@ impl Schedule {
         Ok(schedule)
     }
 
+    /// Makes a `greedy` schedule order by `greedy`'s costs instead of assumed ones; any other stays as it is. Returns whether it
+    /// was one.
+    pub fn order_by(&mut self, greedy: &Greedy) -> bool {
+        let asked = self.policy.name() == greedy.name();
+        if asked {
+            self.policy = Box::new(greedy.clone());
+        }
+        asked
+    }
+
     /// The plan of this schedule, proved.
     pub fn plan(&self, table: TaskTable) -> Result<Plan, ScheduleError> {
         let orders = self.policy.checked_orders(&table, self.micro_batches)?;

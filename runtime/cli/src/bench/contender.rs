@@ -1,0 +1,142 @@
+//! What is measured: schedules of the graph, other graphs, and the undivided model on the same devices.
+
+use super::BenchArgs;
+use crate::error::{Blame, CliError};
+use crate::session::{self, SessionArgs};
+use rally_engine::schedule::cost_table::CostTable;
+use rally_engine::schedule::greedy::Greedy;
+use rally_engine::schedule::policy::Schedule;
+use rally_graph::kinds::KindRegistry;
+use rally_graph::undivided::undivided;
+use rally_load::{Load, LoadLimits};
+use rally_stages::checkpoint::SharedWeights;
+use rally_stages::deployment::{Choices, Deployment};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// What a contender is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// What was asked about.
+    Candidate,
+    /// The undivided model on the same devices.
+    NoAfd,
+}
+
+/// A deployment under one schedule.
+pub struct Contender {
+    /// The graph and its model.
+    pub deployment: Rc<Deployment>,
+    /// The schedule, its label as given.
+    pub schedule: Schedule,
+    /// The model's weights, shared with contenders of the same model.
+    pub weights: Rc<SharedWeights>,
+    /// The graph file.
+    pub path: PathBuf,
+    /// What it is for.
+    pub part: Part,
+}
+
+impl Contender {
+    /// Longest sequence it takes.
+    pub fn limits(&self) -> Result<LoadLimits, CliError> {
+        let config = self.deployment.planner_config().or_mistake()?;
+        let capacity = config.pages_per_device as usize * config.page_tokens;
+        // The last token is never fed back, so it needs no place in the cache.
+        Ok(LoadLimits { total_tokens: config.max_positions.min(capacity.saturating_add(1)) })
+    }
+
+    /// Name in tables. `alone`: all contenders are schedules of one graph.
+    pub fn name(&self, alone: bool) -> String {
+        match (self.part, alone) {
+            (Part::NoAfd, _) => "no AFD".into(),
+            (Part::Candidate, true) => self.schedule.label.clone(),
+            (Part::Candidate, false) => format!("{} {}", self.deployment.spec.name, self.schedule.label),
+        }
+    }
+}
+
+/// Opens everything that is to be measured, in the order of the arguments. Reads no weights yet.
+/// What each `greedy` among them orders by is set by [`measured_costs`].
+pub fn open_all(args: &BenchArgs) -> Result<Vec<Contender>, CliError> {
+    let mut opened = Opened::default();
+    let main = Rc::new(session::open(&args.session)?);
+    let path = &args.session.graph;
+    if args.compare.is_empty() {
+        opened.add(&main, path, None, Part::Candidate)?;
+    }
+    for schedule in &args.compare {
+        opened.add(&main, path, Some(schedule), Part::Candidate)?;
+    }
+    for path in &args.against_graph {
+        let session = SessionArgs { graph: path.clone(), schedule: None, ..args.session.clone() };
+        let other = Rc::new(session::open(&session)?);
+        opened.add(&other, path, None, Part::Candidate)?;
+    }
+    if args.baseline.is_some() {
+        let other = Rc::new(open_undivided(&args.session, &main)?);
+        opened.add(&other, path, None, Part::NoAfd)?;
+    }
+    Ok(opened.contenders)
+}
+
+/// Makes every `greedy` order by the table in `path`, for micro-batches as `load` makes them.
+pub fn measured_costs(contenders: &mut [Contender], path: &Path, load: &Load) -> Result<(), CliError> {
+    let mistake = |what: String| CliError::Mistake(format!("--costs {}: {what}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| mistake(format!("cannot be read: {error}")))?;
+    let table = CostTable::from_json(&text).map_err(|error| mistake(error.to_string()))?;
+    let mut taken = false;
+    for contender in contenders {
+        let planner = contender.deployment.planner_config().or_mistake()?;
+        let most = load.max_concurrency.unwrap_or(usize::MAX).min(load.requests.len()).min(planner.sequences);
+        let rows = most.div_ceil(contender.schedule.micro_batches);
+        taken |= contender.schedule.order_by(&Greedy { costs: table.stage_costs(load.mean_context()), rows });
+    }
+    match taken {
+        true => Ok(()),
+        false => Err(mistake("only `greedy` orders by costs, and none is measured here".into())),
+    }
+}
+
+#[derive(Default)]
+struct Opened {
+    contenders: Vec<Contender>,
+    weights: HashMap<String, Rc<SharedWeights>>,
+}
+
+impl Opened {
+    fn add(
+        &mut self,
+        deployment: &Rc<Deployment>,
+        path: &Path,
+        schedule: Option<&str>,
+        part: Part,
+    ) -> Result<(), CliError> {
+        let spec = &deployment.spec.schedule;
+        let schedule = match schedule {
+            Some(text) => Schedule::parse(text, spec).or_mistake()?,
+            None => deployment.same_schedule().or_mistake()?,
+        };
+        let fresh = || Rc::new(SharedWeights::new(Arc::clone(&deployment.weights)));
+        let weights = Rc::clone(self.weights.entry(deployment.weights_id()).or_insert_with(fresh));
+        self.contenders.push(Contender {
+            deployment: Rc::clone(deployment),
+            schedule,
+            weights,
+            path: path.into(),
+            part,
+        });
+        Ok(())
+    }
+}
+
+/// The undivided deployment of the same devices, judged like any graph.
+fn open_undivided(session: &SessionArgs, main: &Deployment) -> Result<Deployment, CliError> {
+    let mistake = |what: String| CliError::Mistake(format!("--baseline no-afd: {what}"));
+    let spec = undivided(&main.spec, KindRegistry::shared()).map_err(|error| mistake(error.to_string()))?;
+    let text = serde_json::to_string_pretty(&spec).or_failure()?;
+    let choices = Choices { schedule: None, ..session.choices() };
+    Deployment::open_text(&session.graph, &text, &choices).map_err(|error| mistake(error.to_string()))
+}

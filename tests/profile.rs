@@ -1,0 +1,145 @@
+//! `rally profile` through the real binary: what is measured, that an interrupted run goes on, that `greedy` takes the table.
+
+use rally::schedule::cost_table::{CostPart, CostTable, TaskSize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const GRAPH: &str = "graphs/tiny-ping-pong.json";
+const GRID: [&str; 6] = ["--rows", "1,4", "--contexts", "16,64", "--experts", "3,8"];
+
+fn rally(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rally"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).env("NO_COLOR", "1").stdin(Stdio::null()).args(arguments);
+    command
+}
+
+fn profile(out: &Path, more: &[&str]) -> Command {
+    let out = out.to_str().expect("temporary paths are text");
+    rally(&[&["profile", GRAPH, "--out", out], &GRID[..], more].concat())
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[track_caller]
+fn ends_well(mut command: Command) -> Output {
+    let output = command.output().expect("the binary starts");
+    assert!(output.status.success(), "{}", said(&output));
+    output
+}
+
+/// Stage, part, device, rows, along.
+type Key = (String, String, String, u64, u64);
+
+/// Every point, whatever its form: of a table or of a part of one.
+fn points(path: &Path) -> BTreeMap<Key, Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let json: Value = serde_json::from_str(&text).expect("it is whole");
+    let mut points = BTreeMap::new();
+    for stage in json["stages"].as_array().expect("stages") {
+        let word = |key: &str| stage[key].as_str().expect("a word").to_owned();
+        for point in stage["points"].as_array().expect("points") {
+            let count = |key: &str| point[key].as_u64().expect("a count");
+            let key = (word("stage"), word("part"), word("device"), count("rows"), count("along"));
+            assert!(points.insert(key, point.clone()).is_none(), "a point comes once");
+        }
+    }
+    points
+}
+
+#[test]
+fn the_grid_is_measured_and_read_back() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("costs.json");
+    ends_well(profile(&out, &["--point-ms", "1"]));
+    let keys: Vec<Key> = points(&out).into_keys().collect();
+    let of = |stage: &str, part: &str| -> Vec<(u64, u64)> {
+        keys.iter().filter(|key| key.0 == stage && key.1 == part).map(|key| (key.3, key.4)).collect()
+    };
+    assert_eq!(of("mfa_attention", "compute"), [(1, 16), (1, 64), (4, 16), (4, 64)]);
+    // One row reaches the three experts it chooses.
+    assert_eq!(of("expert_ffn", "compute"), [(1, 3), (4, 3), (4, 8)]);
+    for (stage, part) in [("embed", "compute"), ("dense_ffn", "compute"), ("a2f", "send"), ("f2a", "receive")] {
+        assert_eq!(of(stage, part), [(1, 0), (4, 0)], "{stage} {part}");
+    }
+    let text = std::fs::read_to_string(&out).expect("there");
+    let table = CostTable::from_json(&text).expect("a table is read by its reader");
+    let size = TaskSize { rows: 3, context: 40.0, experts: None };
+    for (stage, part) in
+        [("mfa_attention", CostPart::Compute), ("expert_ffn", CostPart::Compute), ("a2f", CostPart::Send)]
+    {
+        let seconds = table.seconds(stage, part, "ffn", size).expect("it was measured");
+        assert!(seconds > 0.0 && seconds < 1.0, "{stage}: {seconds}");
+    }
+    assert!(!folder.path().join("costs.json.partial").exists(), "nothing is left beside a finished table");
+    let greedy = ["bench", GRAPH, "--schedule", "greedy", "--batch", "3", "--costs", out.to_str().expect("text")];
+    ends_well(rally(&greedy));
+    let other = rally(&[&greedy[..2], &greedy[4..]].concat()).output().expect("the binary starts");
+    assert_eq!(other.status.code(), Some(2));
+    assert!(said(&other).contains("only `greedy` orders by costs"), "{}", said(&other));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_profile_goes_on() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (out, whole) = (folder.path().join("costs.json"), folder.path().join("whole.json"));
+    let partial = folder.path().join("costs.json.partial");
+    let slow = ["--point-ms", "100"];
+    let mut child = profile(&out, &slow)
+        .env("RALLY_LOG", "info")
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("starts");
+    let mut lines = BufReader::new(child.stderr.take().expect("stderr is a pipe"));
+    let mut line = String::new();
+    // The second stage has begun: the first one's points are there, and most are not.
+    while !line.contains("mfa_attention") {
+        line.clear();
+        assert!(lines.read_line(&mut line).expect("stderr can be read") > 0, "it ended before it was interrupted");
+    }
+    std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill is there");
+    assert!(killed.success());
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    assert!(!out.exists(), "no table before it is whole");
+    let kept = points(&partial);
+    let resumed = ends_well(profile(&out, &slow));
+    assert!(said(&resumed).contains(&format!("going on with {} of", kept.len())), "{}", said(&resumed));
+    assert!(!partial.exists());
+    ends_well(profile(&whole, &["--point-ms", "1"]));
+    let (resumed, uninterrupted) = (points(&out), points(&whole));
+    assert!(!kept.is_empty() && kept.len() < resumed.len());
+    assert_eq!(resumed.keys().collect::<Vec<_>>(), uninterrupted.keys().collect::<Vec<_>>());
+    for (key, point) in kept {
+        assert_eq!(resumed[&key], point, "{key:?} is not measured twice");
+    }
+    // Another grid does not take these points for its own.
+    std::fs::write(&partial, "half a fi").expect("written");
+    let again = ends_well(profile(&out, &["--point-ms", "1"]));
+    assert!(said(&again).contains("starting over"), "{}", said(&again));
+}
+
+#[test]
+fn mistakes_are_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("costs.json");
+    let out = out.to_str().expect("temporary paths are text");
+    for (arguments, expected) in [
+        (&["--rows", "1000"][..], "stage `embed` can have none of these points"),
+        (&["--contexts", "100000"], "stage `mfa_attention` can have none of these points"),
+        (&["--rows", "0"], "0"),
+        (&["--point-ms", "0"], "0"),
+    ] {
+        let output = rally(&[&["profile", GRAPH, "--out", out], arguments].concat()).output().expect("it starts");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(said(&output).contains(expected), "{arguments:?}: {}", said(&output));
+    }
+    let output = rally(&["profile", GRAPH, "--out", "no/such/folder/x.json"]).output().expect("it starts");
+    assert!(said(&output).contains("cannot be written"), "{}", said(&output));
+}
