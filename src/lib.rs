@@ -9,3 +9,4 @@ pub use rally_graph as graph;
 pub use rally_kernels as kernels;
 pub use rally_schedule as schedule;
 pub use rally_stages as stages;
+pub use rally_trace as trace;

@@ -11,6 +11,7 @@ use crossbeam::channel::Sender;
 use rally_graph::plan::Plan;
 use rally_schedule::batch::{DeviceBatch, SequenceId, SequenceRequest};
 use rally_schedule::planner::{FinishReason, PlannerEvent, StepPlanner, SubmitError};
+use rally_schedule::span::{CounterSample, Ring};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,7 @@ struct State {
     closed: bool,
     /// Reused between steps.
     planner_events: Vec<PlannerEvent>,
+    counters: Ring<CounterSample>,
 }
 
 /// Shared by all lanes of a run and its owner.
@@ -61,6 +63,8 @@ pub(crate) struct Control {
     exits: usize,
     sync: Arc<LaneSync>,
     events: Sender<RunEvent>,
+    /// Times count from here.
+    origin: Instant,
 }
 
 /// A lane that panicked while it held a lock has already aborted the run; the data is only looked at to shut down.
@@ -69,7 +73,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Control {
-    pub(crate) fn new(planner: StepPlanner, plan: &Plan, sync: Arc<LaneSync>, events: Sender<RunEvent>) -> Self {
+    /// `counters`: how many counter samples are kept; 0: none.
+    pub(crate) fn new(
+        planner: StepPlanner,
+        plan: &Plan,
+        sync: Arc<LaneSync>,
+        events: Sender<RunEvent>,
+        origin: Instant,
+        counters: usize,
+    ) -> Self {
         let config = *planner.config();
         let exits = plan.table.exits.len();
         let micro_batch = |m: usize| MicroBatchState {
@@ -80,11 +92,17 @@ impl Control {
         };
         Self {
             micro_batches: (0..config.micro_batches).map(|m| Mutex::new(micro_batch(m))).collect(),
-            state: Mutex::new(State { planner, closed: false, planner_events: Vec::new() }),
+            state: Mutex::new(State {
+                planner,
+                closed: false,
+                planner_events: Vec::new(),
+                counters: Ring::new(counters),
+            }),
             changed: Condvar::new(),
             exits,
             sync,
             events,
+            origin,
         }
     }
 
@@ -148,22 +166,35 @@ impl Control {
         std::mem::swap(&mut lock(&self.micro_batches[micro_batch]).batches[device], batch);
     }
 
-    /// An exit task of `micro_batch` is done in `cycle`; the last one plans the next step. `samples` is emptied.
-    pub(crate) fn end_step(&self, micro_batch: usize, cycle: u64, samples: &mut Vec<Sample>) {
+    /// Counter samples, oldest first, and how many were lost. Takes them.
+    pub(crate) fn take_counters(&self) -> (Vec<CounterSample>, u64) {
+        std::mem::replace(&mut lock(&self.state).counters, Ring::new(0)).into_parts()
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.origin.elapsed().as_nanos() as u64
+    }
+
+    /// An exit task of `micro_batch` is done in `cycle`; the last one plans the next step. `samples` is emptied. Returns since
+    /// when there was nothing to plan, if the lane was held up for want of work.
+    pub(crate) fn end_step(&self, micro_batch: usize, cycle: u64, samples: &mut Vec<Sample>) -> Option<u64> {
         let mut micro_batch_state = lock(&self.micro_batches[micro_batch]);
         micro_batch_state.samples.append(samples);
         micro_batch_state.arrived += 1;
         if micro_batch_state.arrived < self.exits {
-            return;
+            return None;
         }
         micro_batch_state.arrived = 0;
         let MicroBatchState { batches, samples, .. } = &mut *micro_batch_state;
-        let mut state = self.observe(samples);
-        state = self.await_work(state, cycle);
-        let State { planner, planner_events, .. } = &mut *state;
+        let (mut state, idle_from_ns) = self.await_work(self.observe(samples), cycle);
+        let State { planner, planner_events, counters, .. } = &mut *state;
         planner.plan(micro_batch, batches, planner_events);
         telemetry::queue(planner);
+        if counters.is_on() {
+            counters.push(planner.sample(self.now_ns(), micro_batch, batches));
+        }
         self.publish(planner_events, samples);
+        idle_from_ns
     }
 
     fn observe(&self, samples: &mut Vec<Sample>) -> MutexGuard<'_, State> {
@@ -177,18 +208,20 @@ impl Control {
         guard
     }
 
-    /// With nothing to do the lane that plans blocks here, and every other lane waits for it, parked.
-    fn await_work<'a>(&self, mut state: MutexGuard<'a, State>, cycle: u64) -> MutexGuard<'a, State> {
+    /// With nothing to do the lane that plans blocks here, and every other lane waits for it, parked. Returns since when.
+    fn await_work<'a>(&self, mut state: MutexGuard<'a, State>, cycle: u64) -> (MutexGuard<'a, State>, Option<u64>) {
+        let mut idle_from_ns = None;
         while state.planner.only_retired() && !self.sync.aborted() {
             if state.closed {
                 // Every micro-batch is empty from here on; a cycle more lets all lanes see the last descriptors through.
                 self.sync.finish_after(cycle + 1);
                 break;
             }
+            idle_from_ns.get_or_insert_with(|| self.now_ns());
             let waited = self.changed.wait_timeout(state, Duration::from_millis(100));
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        state
+        (state, idle_from_ns)
     }
 
     /// Sends planner events on, each token with its sample (order of tokens = order of samples).

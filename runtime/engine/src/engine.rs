@@ -3,7 +3,7 @@
 use crate::control::{Control, RunEvent};
 use crate::lane::{Lane, Position, stand_apart};
 use crate::slot::{Header, SlotBusy};
-use crate::span::{LaneReport, Recorder};
+use crate::span::{CounterSample, LaneReport, Recorder};
 use crate::stage::{Probe, Stage, StageError};
 use crate::sync::LaneSync;
 use crate::telemetry;
@@ -156,7 +156,14 @@ impl SubmitHandle {
 pub struct RunReport {
     /// By lane, in the plan's order.
     pub lanes: Vec<LaneReport>,
+    /// How full the run was, a sample a planned step, oldest first; empty unless spans were asked for.
+    pub counters: Vec<CounterSample>,
+    /// Samples that fell out of the ring.
+    pub dropped_counters: u64,
 }
+
+/// Most counter samples a run keeps: 2 MB.
+const MOST_COUNTERS: usize = 65_536;
 
 impl Engine {
     /// Allocates slots and values, and starts one thread a lane. Lanes wait, parked, until something is submitted.
@@ -165,8 +172,10 @@ impl Engine {
         let sync = Arc::new(LaneSync::new(parts.plan.lanes.len(), stand_apart(&parts.plan, &parts.graph)));
         let (sender, events) = unbounded();
         let planner = StepPlanner::new(parts.planner);
-        let control = Arc::new(Control::new(planner, &parts.plan, Arc::clone(&sync), sender));
         let started = Instant::now();
+        // A micro-batch's step has several spans on every lane and one sample, so this many reach back further than the spans.
+        let counters = parts.spans_per_lane.min(MOST_COUNTERS);
+        let control = Arc::new(Control::new(planner, &parts.plan, Arc::clone(&sync), sender, started, counters));
         let (graph, attention) = (Arc::clone(&parts.graph), parts.attention.clone());
         let mut wiring = Wiring::new(&graph, &attention, parts.planner.rows_per_device, parts.widths);
         let mut ready = Vec::new();
@@ -235,7 +244,8 @@ impl Engine {
     /// Waits for the lanes to end. Call [`Engine::close`] first.
     pub fn join(mut self) -> RunReport {
         let lanes = self.lanes.drain(..).map(|lane| lane.join().unwrap_or_default()).collect();
-        RunReport { lanes }
+        let (counters, dropped_counters) = self.control.take_counters();
+        RunReport { lanes, counters, dropped_counters }
     }
 }
 

@@ -102,22 +102,25 @@ impl Lane {
 
     fn turn(&mut self, plan: &Plan, cycle: u64, position: usize, task: &PlannedTask) -> Result<(), LaneEnd> {
         self.sync.check(cycle)?;
-        let ready_ns = self.recorder.now_ns();
+        self.recorder.ready();
         for wait in &task.waits {
             let target = plan.wait_target(wait, cycle as i64);
-            self.sync.wait(self.index, cycle, wait.lane, target as u64)?;
+            if self.sync.wait(self.index, cycle, wait.lane, target as u64)? {
+                self.recorder.waited(wait.lane);
+            }
         }
         // A task that lags in the very first cycle belongs to a step that never was; its micro-batch has no rows yet.
         let step = if task.behind { cycle.wrapping_sub(1) } else { cycle };
         let start_ns = self.recorder.now_ns();
         let (rows, bytes) = self.execute(plan, position, task, step)?;
         if rows > 0 {
-            let end_ns = self.recorder.now_ns();
             let (position, rows) = (position as u32, rows as u32);
-            self.recorder.record(Span { position, step, rows, bytes, ready_ns, start_ns, end_ns });
+            self.recorder.record(Span { position, step, rows, bytes, start_ns, ..Span::default() });
         }
-        if self.positions[position].ends_step {
-            self.control.end_step(task.micro_batch, cycle, &mut self.samples);
+        if self.positions[position].ends_step
+            && let Some(idle_from_ns) = self.control.end_step(task.micro_batch, cycle, &mut self.samples)
+        {
+            self.recorder.admission(idle_from_ns);
         }
         let done = cycle * plan.lanes[self.index].tasks.len() as u64 + position as u64 + 1;
         self.sync.complete(self.index, done, &task.wakes);

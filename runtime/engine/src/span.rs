@@ -1,17 +1,17 @@
-//! Spans: when each task of a lane ran, and how long the lane waited before it. Their shape is the schedule crate's, where
+//! Spans: when each task of a lane ran, and what the lane waited for before it. Their shape is the schedule crate's, where
 //! virtual lanes make the same.
 
-pub use rally_schedule::span::{LaneReport, Span};
+pub use rally_schedule::span::{CounterSample, LaneReport, Span};
+use rally_schedule::span::{Gap, Ring};
 use std::time::Instant;
 
 /// A bounded ring of spans and running sums. Owned by its lane.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     origin: Instant,
-    ring: Vec<Span>,
-    capacity: usize,
-    next: usize,
+    ring: Ring<Span>,
     report: LaneReport,
+    gap: Gap,
     first_ns: Option<u64>,
     last_ns: u64,
 }
@@ -19,35 +19,41 @@ pub(crate) struct Recorder {
 impl Recorder {
     pub(crate) fn new(name: &str, origin: Instant, capacity: usize) -> Self {
         let report = LaneReport { name: name.into(), ..LaneReport::default() };
-        Self { origin, ring: Vec::with_capacity(capacity), capacity, next: 0, report, first_ns: None, last_ns: 0 }
+        Self { origin, ring: Ring::new(capacity), report, gap: Gap::default(), first_ns: None, last_ns: 0 }
     }
 
     pub(crate) fn now_ns(&self) -> u64 {
         self.origin.elapsed().as_nanos() as u64
     }
 
+    /// The lane turns to its next task.
+    pub(crate) fn ready(&mut self) {
+        let origin = self.origin;
+        self.gap.ready(|| origin.elapsed().as_nanos() as u64);
+    }
+
+    /// The lane has waited for another one.
+    pub(crate) fn waited(&mut self, lane: usize) {
+        self.gap.waited(lane);
+    }
+
+    /// There was nothing to plan since `from_ns`, until now.
+    pub(crate) fn admission(&mut self, from_ns: u64) {
+        self.gap.admission(from_ns, self.now_ns());
+    }
+
+    /// A task with rows is over: `span` lacks its end and what was before it.
     pub(crate) fn record(&mut self, span: Span) {
+        let span = self.gap.end(Span { end_ns: self.now_ns(), ..span });
         self.first_ns.get_or_insert(span.start_ns);
         self.last_ns = span.end_ns;
         self.report.busy_ns += span.end_ns - span.start_ns;
         self.report.tasks += 1;
-        if self.capacity == 0 {
-            return;
-        }
-        if self.ring.len() < self.capacity {
-            self.ring.push(span);
-        } else {
-            self.ring[self.next] = span;
-            self.report.dropped_spans += 1;
-        }
-        self.next = (self.next + 1) % self.capacity;
+        self.ring.push(span);
     }
 
     pub(crate) fn into_report(mut self) -> LaneReport {
-        if self.ring.len() == self.capacity {
-            self.ring.rotate_left(self.next);
-        }
-        self.report.spans = self.ring;
+        (self.report.spans, self.report.dropped_spans) = self.ring.into_parts();
         self.report.active_ns = self.first_ns.map_or(0, |first| self.last_ns - first);
         self.report
     }

@@ -131,17 +131,17 @@ impl LaneSync {
         self.lanes[lane].progress.load(Ordering::Acquire) >= target
     }
 
-    /// Waits, as lane `own` in `cycle`, until `lane` has completed `target` tasks.
-    pub(crate) fn wait(&self, own: usize, cycle: u64, lane: usize, target: u64) -> Result<(), Stopped> {
+    /// Waits, as lane `own` in `cycle`, until `lane` has completed `target` tasks. Returns whether there was anything to wait for.
+    pub(crate) fn wait(&self, own: usize, cycle: u64, lane: usize, target: u64) -> Result<bool, Stopped> {
         if self.reached(lane, target) {
-            return Ok(());
+            return Ok(false);
         }
         let limit = if self.crowded { SPIN_CROWDED } else { SPIN };
         let began = Instant::now();
         loop {
             for _ in 0..64 {
                 if self.reached(lane, target) {
-                    return Ok(());
+                    return Ok(true);
                 }
                 std::hint::spin_loop();
             }
@@ -154,7 +154,8 @@ impl LaneSync {
                 std::thread::yield_now();
             }
         }
-        self.park(own, cycle, lane, target)
+        self.park(own, cycle, lane, target)?;
+        Ok(true)
     }
 
     fn park(&self, own: usize, cycle: u64, lane: usize, target: u64) -> Result<(), Stopped> {

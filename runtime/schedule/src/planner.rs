@@ -22,6 +22,7 @@ use self::sequence::{Leaving, Running, Sequence};
 use crate::batch::{DeviceBatch, SequenceId, SequenceRequest};
 use crate::cost::{CostLearner, CostModel};
 use crate::pages::PageAllocator;
+use crate::span::CounterSample;
 use std::collections::{HashSet, VecDeque};
 
 #[derive(Debug)]
@@ -218,6 +219,19 @@ impl StepPlanner {
         self.reserve_pages(micro_batch, batches);
         self.decode_rows(micro_batch, batches);
         self.prefill_rows(micro_batch, batches);
+    }
+
+    /// How full the run is now that `micro_batch` has been planned into `batches`.
+    pub fn sample(&self, at_ns: u64, micro_batch: usize, batches: &[DeviceBatch]) -> CounterSample {
+        let pages = self.config.pages_per_device as usize * self.config.devices;
+        CounterSample {
+            at_ns,
+            micro_batch: micro_batch as u32,
+            rows: batches.iter().map(|batch| batch.rows as u32).sum(),
+            running: self.running() as u32,
+            waiting: self.waiting() as u32,
+            used_pages: (pages - self.free_pages()) as u32,
+        }
     }
 
     /// A running sequence that has not ended.

@@ -1,7 +1,7 @@
-//! Spans and lane reports: what a run leaves behind, on real lanes and on virtual ones.
+//! Spans, counters and lane reports: what a run leaves behind, on real lanes and on virtual ones.
 
 /// One task, once. Times in nanoseconds since the run began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
     /// Index into the plan lane's task list.
     pub position: u32,
@@ -11,12 +11,110 @@ pub struct Span {
     pub rows: u32,
     /// Bytes it put on or took off an edge.
     pub bytes: u64,
-    /// When the lane began to wait for it.
+    /// For how long before `ready_ns` the lane had nothing to do at all: no sequence was there to be decoded.
+    pub admission_ns: u64,
+    /// When the lane began to wait for other lanes. Waits of tasks without rows, which leave no span, count with the next task
+    /// that has some. What lies between the span before and this, admission aside, is the host's: planning, handing over.
     pub ready_ns: u64,
     /// When it began.
     pub start_ns: u64,
     /// When it ended.
     pub end_ns: u64,
+    /// Index of the lane whose completion was awaited last before it, if any was.
+    pub waited_for: Option<u16>,
+}
+
+/// What a lane has done since its last span: how real and virtual lanes fill in what a span says about the time before it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Gap {
+    ready_ns: Option<u64>,
+    admission_ns: u64,
+    waited_for: Option<u16>,
+}
+
+impl Gap {
+    /// The lane turns to a task, and may have to wait for it. Only the first such moment counts, so `now_ns` may cost something.
+    pub fn ready(&mut self, now_ns: impl FnOnce() -> u64) {
+        if self.ready_ns.is_none() {
+            self.ready_ns = Some(now_ns());
+        }
+    }
+
+    /// It has waited for `lane`.
+    pub fn waited(&mut self, lane: usize) {
+        self.waited_for = Some(lane as u16);
+    }
+
+    /// There was nothing to plan from `from_ns` to `to_ns`. Waits just before were for tasks without rows: the same want of work.
+    pub fn admission(&mut self, from_ns: u64, to_ns: u64) {
+        let from_ns = self.ready_ns.take().map_or(from_ns, |ready_ns| ready_ns.min(from_ns));
+        self.admission_ns += to_ns - from_ns;
+        self.waited_for = None;
+    }
+
+    /// The gap ends with `span`, which gets told what it was.
+    pub fn end(&mut self, span: Span) -> Span {
+        let Self { ready_ns, admission_ns, waited_for } = std::mem::take(self);
+        Span { admission_ns, ready_ns: ready_ns.unwrap_or(span.start_ns), waited_for, ..span }
+    }
+}
+
+/// How full the run was when a step had been planned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CounterSample {
+    /// When, in nanoseconds since the run began.
+    pub at_ns: u64,
+    /// Micro-batch whose step was planned.
+    pub micro_batch: u32,
+    /// Rows it will have, all attention devices together.
+    pub rows: u32,
+    /// Sequences that hold pages.
+    pub running: u32,
+    /// Sequences in the queue.
+    pub waiting: u32,
+    /// KV pages in use, all attention devices together.
+    pub used_pages: u32,
+}
+
+/// A bounded ring: the newest entries, and how many older ones fell out. It never grows beyond the room it was made with.
+#[derive(Clone, Debug)]
+pub struct Ring<T> {
+    entries: Vec<T>,
+    capacity: usize,
+    next: usize,
+    dropped: u64,
+}
+
+impl<T> Ring<T> {
+    /// Room for `capacity` entries; 0 keeps nothing and counts nothing.
+    pub fn new(capacity: usize) -> Self {
+        Self { entries: Vec::with_capacity(capacity), capacity, next: 0, dropped: 0 }
+    }
+
+    /// Whether it keeps anything at all.
+    pub fn is_on(&self) -> bool {
+        self.capacity > 0
+    }
+
+    /// Adds an entry; a full ring loses its oldest.
+    pub fn push(&mut self, entry: T) {
+        if self.entries.len() < self.capacity {
+            self.entries.push(entry);
+        } else if self.capacity > 0 {
+            self.entries[self.next] = entry;
+            self.dropped += 1;
+            self.next += 1;
+            if self.next == self.capacity {
+                self.next = 0;
+            }
+        }
+    }
+
+    /// The entries, oldest first, and how many were lost.
+    pub fn into_parts(mut self) -> (Vec<T>, u64) {
+        self.entries.rotate_left(self.next);
+        (self.entries, self.dropped)
+    }
 }
 
 /// What a lane did in a run.

@@ -6,7 +6,7 @@
 
 use crate::batch::{DeviceBatch, SequenceId, SequenceRequest};
 use crate::planner::{FinishReason, PlannerConfig, PlannerEvent, StepPlanner, SubmitError};
-use crate::span::{LaneReport, Span};
+use crate::span::{CounterSample, Gap, LaneReport, Span};
 use rally_graph::kinds::Role;
 use rally_graph::plan::{Plan, PlannedTask, TaskId, TaskRole, TaskTable};
 use rally_graph::stage_graph::{DeviceIndex, Payload};
@@ -107,6 +107,8 @@ pub struct VirtualReport {
     pub lanes: Vec<VirtualLane>,
     /// End of the last task that had rows.
     pub wall_ns: u64,
+    /// How full the run was, a sample a planned step.
+    pub counters: Vec<CounterSample>,
     /// By id.
     pub sequences: BTreeMap<SequenceId, SequenceTimes>,
     /// KV pages free at the end, over all devices.
@@ -119,7 +121,7 @@ impl VirtualRun<'_> {
         arrivals.sort_by_key(|arrival| arrival.at_ns);
         let mut world = World::new(self, arrivals);
         for lane in 0..world.lanes.len() {
-            world.try_start(lane, 0);
+            world.try_start(lane, 0, lane);
         }
         while let Some(Reverse((now, _, lane))) = world.events.pop() {
             world.end_task(lane, now)?;
@@ -134,8 +136,8 @@ struct Running {
     start_ns: u64,
     step: u64,
     load: Load,
-    /// It is over, and its lane waits for work to plan.
-    observed: bool,
+    /// It is over, and since then its lane waits for work to plan.
+    held_from_ns: Option<u64>,
 }
 
 struct LaneState {
@@ -145,6 +147,8 @@ struct LaneState {
     done: u64,
     /// When it came to its next task.
     ready_ns: u64,
+    /// Since its last span.
+    gap: Gap,
     running: Option<Running>,
     report: LaneReport,
     first_ns: Option<u64>,
@@ -173,6 +177,7 @@ struct World<'a> {
     sent: Vec<Load>,
     /// The step that runs, by attention device and micro-batch.
     batches: Vec<Vec<DeviceBatch>>,
+    counters: Vec<CounterSample>,
     sequences: BTreeMap<SequenceId, SequenceTimes>,
     /// Ends of tasks: time, then in the order in which they were found.
     events: BinaryHeap<Reverse<(u64, u64, usize)>>,
@@ -188,6 +193,7 @@ impl<'a> World<'a> {
             position: 0,
             done: 0,
             ready_ns: 0,
+            gap: Gap::default(),
             running: None,
             report: LaneReport { name: name.clone(), ..LaneReport::default() },
             first_ns: None,
@@ -212,6 +218,7 @@ impl<'a> World<'a> {
             loads: vec![vec![Load::default(); plan.micro_batches]; devices],
             sent: vec![Load::default(); plan.table.tasks.len() * plan.micro_batches],
             batches: vec![vec![DeviceBatch::default(); plan.micro_batches]; config.devices],
+            counters: Vec::new(),
             sequences: BTreeMap::new(),
             events: BinaryHeap::new(),
             found: 0,
@@ -224,8 +231,8 @@ impl<'a> World<'a> {
         self.found += 1;
     }
 
-    /// Starts the lane's next task if it runs none and waits for nothing.
-    fn try_start(&mut self, index: usize, now: u64) {
+    /// Starts the lane's next task if it runs none and waits for nothing. `by`: the lane whose completion is the occasion.
+    fn try_start(&mut self, index: usize, now: u64, by: usize) {
         let (plan, lane) = (self.plan, &self.lanes[index]);
         let planned = &plan.lanes[index].tasks[lane.position];
         let cycle = lane.cycle;
@@ -234,14 +241,19 @@ impl<'a> World<'a> {
         if lane.running.is_some() || cycle > self.final_cycle || !planned.waits.iter().all(reached) {
             return;
         }
-        let waited = now > lane.ready_ns;
+        let (ready_ns, waited) = (lane.ready_ns, now > lane.ready_ns);
         let start_ns = now + if waited { self.run.costs.wake_ns() } else { 0 };
+        let gap = &mut self.lanes[index].gap;
+        gap.ready(|| ready_ns);
+        if waited {
+            gap.waited(by);
+        }
         let step = if planned.behind { cycle.wrapping_sub(1) } else { cycle };
         let load = self.begin(index, planned);
         let (task, micro_batch) = (planned.task, planned.micro_batch);
         let task = VirtualTask { table: &plan.table, task, micro_batch, step, load };
         let duration = if load.rows == 0 { 0 } else { self.run.costs.task_ns(&task) };
-        self.lanes[index].running = Some(Running { start_ns, step, load, observed: false });
+        self.lanes[index].running = Some(Running { start_ns, step, load, held_from_ns: None });
         self.schedule(start_ns + duration, index);
     }
 
@@ -287,11 +299,12 @@ impl<'a> World<'a> {
         let lane = &self.lanes[index];
         let planned = &plan.lanes[index].tasks[lane.position];
         let Some(running) = lane.running else { return Ok(()) };
-        if !running.observed {
-            self.record(index, running, now);
+        match running.held_from_ns {
+            None => self.record(index, running, now),
+            Some(from_ns) => self.lanes[index].gap.admission(from_ns, now),
         }
         let exits = plan.table.exits.contains(&planned.task);
-        if exits && !self.end_step(index, planned.micro_batch, running.observed, now)? {
+        if exits && !self.end_step(index, planned.micro_batch, running.held_from_ns.is_some(), now)? {
             return Ok(());
         }
         let lane = &mut self.lanes[index];
@@ -302,9 +315,9 @@ impl<'a> World<'a> {
         if lane.position == plan.lanes[index].tasks.len() {
             (lane.position, lane.cycle) = (0, lane.cycle + 1);
         }
-        self.try_start(index, now);
+        self.try_start(index, now, index);
         for waiter in &planned.wakes {
-            self.try_start(*waiter, now);
+            self.try_start(*waiter, now, index);
         }
         Ok(())
     }
@@ -314,9 +327,10 @@ impl<'a> World<'a> {
         if running.load.rows == 0 {
             return;
         }
-        let (position, rows, start_ns) = (lane.position as u32, running.load.rows as u32, running.start_ns);
-        let ready_ns = lane.ready_ns;
-        lane.report.spans.push(Span { position, step: running.step, rows, bytes: 0, ready_ns, start_ns, end_ns });
+        let Running { start_ns, step, .. } = running;
+        let (position, rows) = (lane.position as u32, running.load.rows as u32);
+        let span = Span { position, step, rows, start_ns, end_ns, ..Span::default() };
+        lane.report.spans.push(lane.gap.end(span));
         lane.report.busy_ns += end_ns - start_ns;
         lane.report.tasks += 1;
         lane.bubble_ns += start_ns - lane.last_ns;
@@ -344,7 +358,7 @@ impl<'a> World<'a> {
         if self.planner.only_retired() {
             if let Some(next) = self.arrivals.front().map(|arrival| arrival.at_ns) {
                 self.publish(now);
-                self.lanes[index].running = self.lanes[index].running.map(|r| Running { observed: true, ..r });
+                self.lanes[index].running = self.lanes[index].running.map(|r| Running { held_from_ns: Some(now), ..r });
                 self.schedule(next, index);
                 return Ok(false);
             }
@@ -352,6 +366,7 @@ impl<'a> World<'a> {
             self.final_cycle = self.final_cycle.min(self.lanes[index].cycle + 1);
         }
         self.planner.plan(m, &mut self.micro_batches[m].planned, &mut self.planner_events);
+        self.counters.push(self.planner.sample(now, m, &self.micro_batches[m].planned));
         self.publish(now);
         Ok(true)
     }
@@ -390,7 +405,7 @@ impl<'a> World<'a> {
         };
         let free_pages = self.planner.free_pages();
         let lanes = self.lanes.into_iter().map(lane).collect();
-        VirtualReport { lanes, wall_ns, sequences: self.sequences, free_pages }
+        VirtualReport { lanes, wall_ns, counters: self.counters, sequences: self.sequences, free_pages }
     }
 }
 
