@@ -2,12 +2,13 @@
 
 mod control;
 mod engine;
+pub mod figures;
 mod lane;
+pub mod meter;
 pub mod slot;
 pub mod span;
 pub mod stage;
 mod sync;
-mod telemetry;
 mod transfer;
 pub mod values;
 mod wiring;

@@ -11,6 +11,12 @@ use rally_schedule::batch::{DeviceBatch, SequenceId};
 pub trait Stage: Send {
     /// Does the rows of one micro-batch in one layer. Not called when there are none.
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError>;
+
+    /// Experts of a layer, for a stage that routes: its lane then counts the tokens of each. The ids it leaves in
+    /// [`Values::expert_ids`] are all below.
+    fn routed_experts(&self) -> usize {
+        0
+    }
 }
 
 /// What a task works on.
