@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --bench overlap`. The model has random weights and a dense FFN whose width is fitted so that both lanes are
 //! equally busy; it fits the caches, because two cores double arithmetic but share memory bandwidth. The ceiling of the ratio is
-//! what the run's own lane times allow: (attention + FFN) / max(attention, FFN).
+//! what the run's own lane times allow: (attention + FFN) / max(attention, FFN). Beside it the overlap efficiency of both, the
+//! bound of a run's own stage times over what it took, and the share of the work that was hidden.
 
 use rally::engine::schedule::batch::{SamplingParams, SequenceRequest, TokenDetail};
 use rally::engine::schedule::policy::Schedule;
@@ -14,6 +15,8 @@ use rally::graph::stage_graph::StageGraph;
 use rally::stages::checkpoint::RandomWeights;
 use rally::stages::deployment::{AssembleOptions, assemble};
 use rally::stages::kinds::StageRegistry;
+use rally::trace::analysis::Overlap;
+use rally::trace::{Analysis, Recording, Window};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -66,15 +69,23 @@ fn spec() -> DeploymentSpec {
     serde_json::from_str(text).expect("the graph above is well formed")
 }
 
-/// Seconds of a whole run, and what its lanes did.
-fn run(dense_width: usize, schedule: &str) -> (f64, RunReport) {
+/// A run.
+struct Run {
+    seconds: f64,
+    report: RunReport,
+    overlap: Overlap,
+}
+
+fn run(dense_width: usize, schedule: &str) -> Run {
     let (spec, shape) = (spec(), shape(dense_width));
     let weights = RandomWeights::new(7, WeightFormat::Bf16);
     let schedule = Schedule::parse(schedule, &spec.schedule).expect("a built-in schedule");
     let graph = StageGraph::build(&spec, &shape, KindRegistry::shared()).expect("the graph above unrolls");
-    let parts =
-        assemble(&spec, graph, &shape, &weights, &schedule, &StageRegistry::builtin(), AssembleOptions::default());
-    let engine = Engine::start(parts.expect("the graph above can run")).expect("threads can be had");
+    let options = AssembleOptions { spans_per_lane: 1 << 16, probe: None };
+    let parts = assemble(&spec, graph, &shape, &weights, &schedule, &StageRegistry::builtin(), options)
+        .expect("the graph above can run");
+    let plan = Arc::clone(&parts.plan);
+    let engine = Engine::start(parts).expect("threads can be had");
     let request = |id: u64| SequenceRequest {
         id,
         prompt: Arc::from((0..16).map(|i| (i * 7 + id as u32) % 256).collect::<Vec<u32>>()),
@@ -85,7 +96,10 @@ fn run(dense_width: usize, schedule: &str) -> (f64, RunReport) {
     };
     let began = Instant::now();
     let report = engine.run_to_end((0..SEQUENCES as u64).map(request), |_| ()).expect("the run ends well");
-    (began.elapsed().as_secs_f64(), report)
+    let seconds = began.elapsed().as_secs_f64();
+    let recording = Recording::new(&plan, &report.lanes, &report.counters);
+    let overlap = Analysis::of(&recording, Window::settled(&recording)).overlap;
+    Run { seconds, report, overlap }
 }
 
 fn busy_s(report: &RunReport) -> [f64; 2] {
@@ -96,7 +110,7 @@ fn busy_s(report: &RunReport) -> [f64; 2] {
 fn balanced_width() -> usize {
     let mut width = 512;
     for _ in 0..4 {
-        let [attention, ffn] = busy_s(&run(width, "sequential:2").1);
+        let [attention, ffn] = busy_s(&run(width, "sequential:2").report);
         width = ((width as f64 * attention / ffn / 16.0).round() as usize * 16).clamp(64, 8192);
     }
     width
@@ -105,15 +119,21 @@ fn balanced_width() -> usize {
 fn main() {
     let width = balanced_width();
     let (mut ratios, mut ceilings) = (Vec::new(), Vec::new());
+    // Efficiency and hidden share, of sequential and of ping-pong.
+    let mut overlaps = [const { (Vec::new(), Vec::new()) }; 2];
     for pair in 0..PAIRS {
         // Which of the two comes first alternates, so that a drift of the machine's speed favours neither.
         let (first, second) =
             if pair % 2 == 0 { ("sequential:2", "ping_pong:2") } else { ("ping_pong:2", "sequential:2") };
         let (a, b) = (run(width, first), run(width, second));
         let (sequential, ping_pong) = if pair % 2 == 0 { (a, b) } else { (b, a) };
-        let [attention, ffn] = busy_s(&sequential.1);
-        ratios.push(sequential.0 / ping_pong.0);
+        let [attention, ffn] = busy_s(&sequential.report);
+        ratios.push(sequential.seconds / ping_pong.seconds);
         ceilings.push((attention + ffn) / attention.max(ffn));
+        for ((efficiencies, hidden), run) in overlaps.iter_mut().zip([&sequential, &ping_pong]) {
+            efficiencies.push(run.overlap.efficiency);
+            hidden.push(run.overlap.hidden_share);
+        }
     }
     ratios.sort_by(f64::total_cmp);
     ceilings.sort_by(f64::total_cmp);
@@ -130,4 +150,15 @@ fn main() {
         ratios[PAIRS - 1],
         ratio / ceiling,
     );
+    for (schedule, (mut efficiencies, mut hidden)) in ["sequential:2", "ping_pong:2"].iter().zip(overlaps) {
+        efficiencies.sort_by(f64::total_cmp);
+        hidden.sort_by(f64::total_cmp);
+        println!(
+            "overlap efficiency of {schedule} = {:.2} (min {:.2}, max {:.2}, {PAIRS} runs); hidden share {:.2}; ceiling 1",
+            efficiencies[PAIRS / 2],
+            efficiencies[0],
+            efficiencies[PAIRS - 1],
+            hidden[PAIRS / 2],
+        );
+    }
 }

@@ -4,17 +4,27 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 /// What each crate may depend on, dev-dependencies aside.
-const ALLOWED: [(&str, &[&str]); 8] = [
+const ALLOWED: [(&str, &[&str]); 9] = [
     ("rally-ffi", &[]),
     ("rally-kernels", &[]),
     ("rally-graph", &[]),
+    ("rally-load", &[]),
     ("rally-schedule", &["rally-graph"]),
     ("rally-engine", &["rally-schedule", "rally-graph", "rally-kernels"]),
     ("rally-trace", &["rally-schedule", "rally-graph"]),
     ("rally-stages", &["rally-graph", "rally-engine", "rally-kernels", "rally-ffi"]),
     (
         "rally-cli",
-        &["rally-graph", "rally-schedule", "rally-engine", "rally-kernels", "rally-stages", "rally-trace", "rally-ffi"],
+        &[
+            "rally-graph",
+            "rally-schedule",
+            "rally-load",
+            "rally-engine",
+            "rally-kernels",
+            "rally-stages",
+            "rally-trace",
+            "rally-ffi",
+        ],
     ),
 ];
 

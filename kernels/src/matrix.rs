@@ -3,6 +3,7 @@
 //! Owns the memory. Multiplying is `linear`'s.
 
 use half::bf16;
+use std::sync::Arc;
 
 use crate::dtype::{bf16_to_f32, e4m3_to_f32};
 use crate::memory::AlignedBuffer;
@@ -13,14 +14,14 @@ pub const SCALE_TILE: usize = 128;
 /// Every stored row starts on a cache line and is padded with zeros to whole lines.
 const ROW_ALIGN_BYTES: usize = 64;
 
-/// A weight matrix `[rows = out, cols = in]`, row-major, numbers as stored.
-#[derive(Debug)]
+/// A weight matrix `[rows = out, cols = in]`, row-major, numbers as stored. A clone shares the numbers, which never change.
+#[derive(Clone, Debug)]
 pub struct Matrix {
     rows: usize,
     cols: usize,
     /// Elements from one row to the next.
     stride: usize,
-    storage: Storage,
+    storage: Arc<Storage>,
 }
 
 #[derive(Debug)]
@@ -34,13 +35,13 @@ impl Matrix {
     /// A matrix of singles; `values` is `[rows, cols]`.
     pub fn from_f32(rows: usize, cols: usize, values: Vec<f32>) -> Matrix {
         let (stride, buffer) = padded(rows, cols, &values, |&value| value);
-        Matrix { rows, cols, stride, storage: Storage::F32(buffer) }
+        Matrix { rows, cols, stride, storage: Arc::new(Storage::F32(buffer)) }
     }
 
     /// A matrix of bf16 numbers; `values` is `[rows, cols]`.
     pub fn from_bf16(rows: usize, cols: usize, values: Vec<bf16>) -> Matrix {
         let (stride, buffer) = padded(rows, cols, &values, |value| value.to_bits());
-        Matrix { rows, cols, stride, storage: Storage::Bf16(buffer) }
+        Matrix { rows, cols, stride, storage: Arc::new(Storage::Bf16(buffer)) }
     }
 
     /// A matrix of e4m3 codes `[rows, cols]` with `scales` `[ceil(rows/128), ceil(cols/128)]`.
@@ -50,7 +51,7 @@ impl Matrix {
         let tiles = rows.div_ceil(SCALE_TILE) * cols.div_ceil(SCALE_TILE);
         assert_eq!(scales.len(), tiles, "an fp8 matrix of {rows}x{cols} has one scale per 128x128 tile");
         let (stride, buffer) = padded(rows, cols, &codes, |&code| code);
-        Matrix { rows, cols, stride, storage: Storage::Fp8 { codes: buffer, scales } }
+        Matrix { rows, cols, stride, storage: Arc::new(Storage::Fp8 { codes: buffer, scales }) }
     }
 
     /// Output width.
@@ -66,7 +67,7 @@ impl Matrix {
     /// Bytes of the stored numbers and their scales; the padding of rows to cache lines is not counted.
     pub fn bytes(&self) -> usize {
         let numbers = self.rows * self.cols;
-        match &self.storage {
+        match &*self.storage {
             Storage::F32(_) => numbers * 4,
             Storage::Bf16(_) => numbers * 2,
             Storage::Fp8 { scales, .. } => numbers + scales.len() * 4,
@@ -78,7 +79,7 @@ impl Matrix {
         assert!(row < self.rows, "row {row} is one of the matrix's {}", self.rows);
         assert_eq!(out.len(), self.cols, "the output is one row of the matrix");
         let range = row * self.stride..row * self.stride + self.cols;
-        match &self.storage {
+        match &*self.storage {
             Storage::F32(values) => out.copy_from_slice(&values[range]),
             Storage::Bf16(values) => {
                 out.iter_mut().zip(&values[range]).for_each(|(out, &bits)| *out = bf16_to_f32(bits));

@@ -10,6 +10,7 @@ mod header;
 mod names;
 mod random;
 mod read;
+mod shared;
 
 use std::fmt;
 use std::ops::Range;
@@ -24,6 +25,7 @@ pub use error::CheckpointError;
 use files::Files;
 pub use random::RandomWeights;
 use read::{Located, Slice};
+pub use shared::{AssemblyWeights, SharedWeights};
 
 /// The slice of a matrix that a device keeps: half-open ranges of rows (outputs) and columns (inputs).
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -53,8 +53,13 @@ fn proc_value(file: &str, key: &str) -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
+/// What the processor calls itself, else its architecture.
+pub fn processor_name() -> String {
+    proc_value("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into())
+}
+
 fn processor() -> Finding {
-    let found = proc_value("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into());
+    let found = processor_name();
     Finding { item: "processor", state: "ok", found, meaning: "CPU devices run here (`backend`: `cpu`)".into() }
 }
 

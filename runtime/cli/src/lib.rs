@@ -1,9 +1,14 @@
 //! The rally command line, one file per command.
 
+pub mod bench;
 pub mod check;
 pub mod doctor;
+mod drive;
 pub mod error;
 mod graph_file;
+mod interrupt;
+mod load_args;
+mod machine;
 pub mod output;
 mod report;
 pub mod requests;
@@ -20,7 +25,7 @@ use std::process::ExitCode;
 /// A decode runtime for attention–FFN-disaggregated language models.
 ///
 /// A deployment is one graph file: which stages there are, where each runs, how micro-batches rotate, and which latency must
-/// hold. rally checks it, shows it, and runs it.
+/// hold. rally checks it, shows it, runs it, and measures it.
 #[derive(Debug, Parser)]
 #[command(name = "rally", version, max_term_width = 100)]
 struct Cli {
@@ -36,6 +41,8 @@ enum Command {
     Show(show::ShowArgs),
     /// Decode prompts to the end.
     Run(Box<run::RunArgs>),
+    /// Measure a load on a deployment, or compare schedules, graphs and the undivided model under it.
+    Bench(Box<bench::BenchArgs>),
     /// Say what this machine has, what is missing, and what that means.
     Doctor(doctor::DoctorArgs),
 }
@@ -82,6 +89,7 @@ fn dispatch(command: Command) -> Result<ExitCode, CliError> {
         Command::Check(args) => check::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Run(args) => run::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -6,6 +6,8 @@ use crate::report;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use rally_engine::EngineParts;
+use rally_engine::schedule::policy::Schedule;
+use rally_stages::checkpoint::WeightSource;
 use rally_stages::deployment::{AssembleError, AssembleOptions, Choices, Deployment, GraphError};
 use rally_stages::kinds::StageRegistry;
 use std::io::IsTerminal;
@@ -29,16 +31,22 @@ pub struct SessionArgs {
     pub schedule: Option<String>,
 }
 
+impl SessionArgs {
+    /// What replaces or adds to the graph file.
+    pub fn choices(&self) -> Choices<'_> {
+        Choices {
+            model: self.model.as_deref(),
+            exact: self.exact,
+            schedule: self.schedule.as_deref(),
+            kinds: None,
+            machine: graph_file::this_machine(),
+        }
+    }
+}
+
 /// Opens the deployment; faults and warnings of the graph go to stderr as reports.
 pub fn open(args: &SessionArgs) -> Result<Deployment, CliError> {
-    let choices = Choices {
-        model: args.model.as_deref(),
-        exact: args.exact,
-        schedule: args.schedule.as_deref(),
-        kinds: None,
-        machine: graph_file::this_machine(),
-    };
-    match Deployment::open(&args.graph, &choices) {
+    match Deployment::open(&args.graph, &args.choices()) {
         Ok(deployment) => {
             report::print(&args.graph, deployment.positions.text(), &deployment.warnings);
             Ok(deployment)
@@ -53,8 +61,18 @@ pub fn open(args: &SessionArgs) -> Result<Deployment, CliError> {
 
 /// Loads the weights and puts the run together, with a progress bar on a terminal.
 pub fn assemble(deployment: &Deployment, options: AssembleOptions) -> Result<EngineParts, CliError> {
+    assemble_with(deployment, &deployment.schedule, &*deployment.weights, options)
+}
+
+/// The same under another schedule, its weights taken from `weights`.
+pub fn assemble_with(
+    deployment: &Deployment,
+    schedule: &Schedule,
+    weights: &dyn WeightSource,
+    options: AssembleOptions,
+) -> Result<EngineParts, CliError> {
     let registry = StageRegistry::builtin();
-    let build = || deployment.assemble(&registry, options);
+    let build = || deployment.assemble_with(schedule, weights, &registry, options);
     let built = match deployment.progress() {
         Some((read, total)) if std::io::stderr().is_terminal() => with_bar(&read, total, build),
         _ => build(),

@@ -3,7 +3,7 @@
 
 use crate::figures::{LaneMeter, Look};
 use rally_graph::plan::{Plan, Wait};
-pub use rally_schedule::span::{CounterSample, LaneReport, Span};
+pub use rally_schedule::span::{CounterSample, LaneReport, Span, WaitedFor};
 use rally_schedule::span::{Gap, Ring};
 use std::time::Instant;
 

@@ -21,6 +21,7 @@ pub mod shard;
 pub mod source;
 pub mod spec;
 pub mod stage_graph;
+pub mod undivided;
 pub mod validate;
 mod walk;
 pub mod words;

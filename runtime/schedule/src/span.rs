@@ -20,8 +20,30 @@ pub struct Span {
     pub start_ns: u64,
     /// When it ended.
     pub end_ns: u64,
-    /// Index of the lane whose completion was awaited last before it, if any was.
-    pub waited_for: Option<u16>,
+    /// The lane whose completion was awaited last before it.
+    pub waited_for: WaitedFor,
+}
+
+/// Whom a lane waited for last before a task that had rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WaitedFor {
+    /// Nobody: all was there.
+    #[default]
+    Nobody,
+    /// The task itself waited for this lane.
+    Lane(u16),
+    /// It did not, but one without rows just before it did.
+    Before(u16),
+}
+
+impl WaitedFor {
+    /// Index of the lane, if there was one.
+    pub fn lane(self) -> Option<usize> {
+        match self {
+            Self::Nobody => None,
+            Self::Lane(lane) | Self::Before(lane) => Some(usize::from(lane)),
+        }
+    }
 }
 
 /// What a lane has done since its last span: how real and virtual lanes fill in what a span says about the time before it.
@@ -29,27 +51,29 @@ pub struct Span {
 pub struct Gap {
     ready_ns: Option<u64>,
     admission_ns: u64,
-    waited_for: Option<u16>,
+    waited_for: WaitedFor,
 }
 
 impl Gap {
     /// The lane turns to a task, and may have to wait for it. Only the first such moment counts, so `now_ns` may cost something.
     pub fn ready(&mut self, now_ns: impl FnOnce() -> u64) {
-        if self.ready_ns.is_none() {
-            self.ready_ns = Some(now_ns());
+        match (self.ready_ns, self.waited_for) {
+            (None, _) => self.ready_ns = Some(now_ns()),
+            (Some(_), WaitedFor::Lane(lane)) => self.waited_for = WaitedFor::Before(lane),
+            (Some(_), _) => {}
         }
     }
 
     /// It has waited for `lane`.
     pub fn waited(&mut self, lane: usize) {
-        self.waited_for = Some(lane as u16);
+        self.waited_for = WaitedFor::Lane(lane as u16);
     }
 
     /// There was nothing to plan from `from_ns` to `to_ns`. Waits just before were for tasks without rows: the same want of work.
     pub fn admission(&mut self, from_ns: u64, to_ns: u64) {
         let from_ns = self.ready_ns.take().map_or(from_ns, |ready_ns| ready_ns.min(from_ns));
         self.admission_ns += to_ns - from_ns;
-        self.waited_for = None;
+        self.waited_for = WaitedFor::Nobody;
     }
 
     /// The gap ends with `span`, which gets told what it was.

@@ -95,9 +95,10 @@ impl Viewer<'_> {
     /// A wait for another lane: what that one did until the task awaited was over, and then what held it up before it said so.
     fn wait(self, id: SpanId, from: u64, to: u64, sink: Sink<'_>) {
         let span = self.recording.span(id);
-        let (Some(lane), true) = (span.waited_for, self.depth < self.recording.lanes.len()) else {
-            return quiet(from, to, Cause::Host, sink);
-        };
+        let Some(lane) = span.waited_for.lane() else { return quiet(from, to, Cause::Host, sink) };
+        if self.depth > self.recording.lanes.len() {
+            return self.elsewhere(from, to, sink);
+        }
         let other = Self { depth: self.depth + 1, ..self };
         match self.recording.awaited(id) {
             Some((awaited, true)) => {
@@ -111,7 +112,32 @@ impl Viewer<'_> {
                 quiet(admission, to, Cause::Host, sink);
             }
             // The task awaited left no span; what its lane did meanwhile is known all the same.
-            _ => other.walk(usize::from(lane), from, to, &mut |piece| sink(Piece { busy: false, ..piece })),
+            _ => other.walk(lane, from, to, &mut |piece| sink(Piece { busy: false, ..piece })),
+        }
+    }
+
+    /// Waits of tasks without rows are told together, so lanes may seem to wait for each other; somebody had work all the same, or
+    /// there was none.
+    fn elsewhere(self, from: u64, to: u64, sink: Sink<'_>) {
+        let mut at = from;
+        while at < to {
+            let (mut until, mut cause) = (to, Cause::Host);
+            for lane in 0..self.recording.lanes.len() {
+                let spans = self.recording.spans(lane);
+                let Some(span) = spans.get(spans.partition_point(|span| span.end_ns <= at)) else { continue };
+                let (host, admission) = host_and_admission(span);
+                if span.start_ns <= at {
+                    (until, cause) = (span.end_ns.min(to), self.recording.work(lane, span).cause());
+                    break;
+                }
+                if (host..admission).contains(&at) {
+                    (until, cause) = (until.min(admission), Cause::Admission);
+                }
+                let edges = [host, span.start_ns].into_iter().filter(|edge| *edge > at);
+                until = edges.fold(until, u64::min);
+            }
+            quiet(at, until, cause, sink);
+            at = until;
         }
     }
 

@@ -5,10 +5,13 @@
 
 pub mod analysis;
 pub mod bubbles;
+pub mod digest;
 mod overlap;
 pub mod path;
 pub mod recording;
+pub mod replan;
 pub mod stages;
+pub mod stragglers;
 pub mod window;
 pub mod work;
 

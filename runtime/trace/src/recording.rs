@@ -3,7 +3,7 @@
 
 use crate::work::{Side, Work};
 use rally_graph::plan::{Plan, PlannedTask, TaskTemplate};
-use rally_schedule::span::{CounterSample, LaneReport, Span};
+use rally_schedule::span::{CounterSample, LaneReport, Span, WaitedFor};
 
 /// Spans of a run, real or virtual, with the plan that explains them.
 #[derive(Clone, Debug)]
@@ -76,18 +76,33 @@ impl<'a> Recording<'a> {
     /// `None` if that was not kept.
     pub fn predecessor(&self, id: SpanId) -> Option<SpanId> {
         let before = id.span.checked_sub(1).map(|span| SpanId { span, ..id });
-        let awaited = self.awaited(id).map(|(awaited, _)| awaited);
-        // Waits of tasks without rows count with the next span, and may have ended before the lane's own last one.
-        before.into_iter().chain(awaited).max_by_key(|candidate| self.span(*candidate).end_ns)
+        let found = match self.awaited(id) {
+            Some((awaited, true)) => Some(awaited),
+            Some((_, false)) => self.last_before(self.span(id).start_ns),
+            None => None,
+        };
+        before.into_iter().chain(found).max_by_key(|candidate| self.span(*candidate).end_ns)
+    }
+
+    /// The span that was over last by `at_ns`. Where a task without rows was awaited, what that one waited for is not known; the
+    /// work that ended last is what set things going.
+    fn last_before(&self, at_ns: u64) -> Option<SpanId> {
+        let last = |lane: usize| {
+            let count = self.spans(lane).partition_point(|span| span.end_ns <= at_ns);
+            count.checked_sub(1).map(|span| SpanId { lane, span })
+        };
+        (0..self.lanes.len()).filter_map(last).max_by_key(|id| self.span(*id).end_ns)
     }
 
     /// The last span of the lane that `id` waited for which had to be over first, and whether it is the very one awaited (the
     /// task awaited may have had no rows and left none).
     pub(crate) fn awaited(&self, id: SpanId) -> Option<(SpanId, bool)> {
         let span = self.span(id);
-        let lane = usize::from(span.waited_for?);
+        let lane = span.waited_for.lane()?;
         let spans = self.spans(lane);
-        let wait = self.planned(id.lane, span).waits.iter().find(|wait| wait.lane == lane);
+        let waits = &self.planned(id.lane, span).waits;
+        let own = matches!(span.waited_for, WaitedFor::Lane(_));
+        let wait = waits.iter().find(|wait| own && wait.lane == lane);
         let target = wait.map(|wait| self.plan.wait_target(wait, self.cycle(id.lane, span)));
         let count = match target {
             Some(target) => spans.partition_point(|other| self.place(lane, other) < target),

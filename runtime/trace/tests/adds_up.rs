@@ -70,8 +70,18 @@ proptest! {
         let toy = Toy::new(attention, ffn, layers, ping_pong, micro_batches);
         let ran = toy.virtually(&uneven(seed), &asked);
         prop_assert!(check(&ran)? > 0);
+    }
+
+    /// Nothing is unexplained: without wake-up times, hosts cost nothing, and every wait ends when the task awaited does.
+    #[test]
+    fn virtual_bubbles_all_have_a_cause(
+        attention in 1usize..4, ffn in 0usize..4, layers in 1usize..5, ping_pong: bool, micro_batches in 1usize..5,
+        seed in 0u64..1000, asked in prop::collection::vec((1usize..9, 1usize..12), 1..12),
+    ) {
+        let toy = Toy::new(attention, ffn, layers, ping_pong, micro_batches);
+        let asked: Vec<_> = asked.iter().map(|(prompt, tokens)| (0, *prompt, *tokens)).collect();
+        let ran = toy.virtually(&uneven(seed), &asked);
         let recording = ran.recording();
-        // Nothing is unexplained: without wake-up times, hosts cost nothing, and every wait ends when the task awaited does.
         let analysis = Analysis::of(&recording, Window::all(&recording));
         for lane in &analysis.lanes {
             prop_assert_eq!(lane.bubble(Cause::Host), 0, "lane {}", lane.name);

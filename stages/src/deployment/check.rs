@@ -48,6 +48,17 @@ pub struct Checked {
 }
 
 impl Checked {
+    fn nothing(path: &Path) -> Self {
+        Self {
+            path: path.into(),
+            spec: None,
+            shape: None,
+            model_folder: None,
+            diagnostics: Vec::new(),
+            positions: Positions::default(),
+        }
+    }
+
     /// Whether there is no error (there may be warnings).
     pub fn is_good(&self) -> bool {
         !self.diagnostics.iter().any(Diagnostic::is_error)
@@ -56,26 +67,24 @@ impl Checked {
 
 /// Reads and judges a graph file. Whatever is wrong, unreadable files included, is among the diagnostics.
 pub fn check_graph(path: &Path, choices: &Choices<'_>) -> Checked {
-    let registry = choices.kinds.unwrap_or(KindRegistry::shared());
-    let mut checked = Checked {
-        path: path.into(),
-        spec: None,
-        shape: None,
-        model_folder: None,
-        diagnostics: Vec::new(),
-        positions: Positions::default(),
-    };
-    let bytes = match read(path) {
-        Ok(bytes) => bytes,
+    match read(path) {
+        Ok(bytes) => check_text(path, &bytes, choices),
         Err(error) => {
+            let mut checked = Checked::nothing(path);
             let mut reporter = Reporter::new(&checked.positions);
             let message = format!("the graph file {} cannot be read: {error}", path.display());
             reporter.error("file-unreadable", "", message);
             checked.diagnostics = reporter.finish();
-            return checked;
+            checked
         }
-    };
-    let parsed = parse_graph(&bytes, registry);
+    }
+}
+
+/// Judges a graph that was read already, or is no file: paths in it are relative to `path`.
+pub fn check_text(path: &Path, bytes: &[u8], choices: &Choices<'_>) -> Checked {
+    let registry = choices.kinds.unwrap_or(KindRegistry::shared());
+    let mut checked = Checked::nothing(path);
+    let parsed = parse_graph(bytes, registry);
     let whole = parsed.spec.is_some();
     let judgeable = parsed.judgeable().map(|(spec, touched)| (spec.clone(), touched));
     (checked.positions, checked.diagnostics) = (parsed.positions, parsed.diagnostics);

@@ -6,5 +6,5 @@ mod open;
 mod runnable;
 
 pub use assemble::{AssembleError, AssembleOptions, assemble, make_exact, planner_config};
-pub use check::{Checked, Choices, check_graph};
+pub use check::{Checked, Choices, check_graph, check_text};
 pub use open::{Deployment, GraphError};

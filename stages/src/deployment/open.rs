@@ -1,7 +1,7 @@
 //! Opening a deployment: a graph without faults, its schedule, its tokenizer, its weights.
 
 use super::assemble::{self, AssembleError, AssembleOptions, planner_config};
-use super::check::{Checked, Choices, check_graph};
+use super::check::{Checked, Choices, check_graph, check_text};
 use crate::checkpoint::{Checkpoint, CheckpointError, RandomWeights, WeightSource};
 use crate::kinds::StageRegistry;
 use crate::text::{TextCodec, TextError};
@@ -42,6 +42,14 @@ fn first_fault(checked: &Checked) -> String {
     }
 }
 
+/// What `text` says, or else the graph.
+fn schedule(spec: &DeploymentSpec, text: Option<&str>) -> Result<Schedule, ScheduleError> {
+    match text {
+        Some(text) => Schedule::parse(text, &spec.schedule),
+        None => Schedule::from_spec(&spec.schedule),
+    }
+}
+
 /// A deployment that can be run.
 pub struct Deployment {
     /// The graph.
@@ -53,7 +61,10 @@ pub struct Deployment {
     /// The schedule.
     pub schedule: Schedule,
     /// Where weights come from.
-    pub weights: Box<dyn WeightSource>,
+    pub weights: Arc<dyn WeightSource>,
+    /// The folder of the weights, or the rule that makes them.
+    pub weights_source: String,
+    schedule_text: Option<String>,
     /// The graph file's text and places, for reports.
     pub positions: Positions,
     /// Warnings about the graph.
@@ -65,19 +76,26 @@ pub struct Deployment {
 impl Deployment {
     /// Opens a graph file and its model; reads no weights yet.
     pub fn open(path: &Path, choices: &Choices<'_>) -> Result<Self, GraphError> {
-        let checked = check_graph(path, choices);
+        Self::from_checked(check_graph(path, choices), choices)
+    }
+
+    /// Opens a graph that is no file, `text`, as if it stood at `path`.
+    pub fn open_text(path: &Path, text: &str, choices: &Choices<'_>) -> Result<Self, GraphError> {
+        Self::from_checked(check_text(path, text.as_bytes(), choices), choices)
+    }
+
+    fn from_checked(checked: Checked, choices: &Choices<'_>) -> Result<Self, GraphError> {
         if !checked.is_good() {
             return Err(GraphError::Faulty(Box::new(checked)));
         }
         let (Some(spec), Some(shape)) = (checked.spec, checked.shape) else {
             unreachable!("a graph without faults has a spec and a model");
         };
-        let schedule = match choices.schedule {
-            Some(text) => Schedule::parse(text, &spec.schedule)?,
-            None => Schedule::from_spec(&spec.schedule)?,
-        };
+        let schedule = schedule(&spec, choices.schedule)?;
         let mut deployment = Self {
-            weights: Box::new(RandomWeights::new(0, shape.weight_format)),
+            weights: Arc::new(RandomWeights::new(0, shape.weight_format)),
+            weights_source: String::new(),
+            schedule_text: choices.schedule.map(Into::into),
             spec,
             shape,
             codec: None,
@@ -100,10 +118,12 @@ impl Deployment {
                 }
                 let checkpoint = Checkpoint::open(folder)?;
                 self.progress = Some((checkpoint.bytes_read(), checkpoint.total_bytes()));
-                self.weights = Box::new(checkpoint);
+                self.weights = Arc::new(checkpoint);
+                self.weights_source = folder.canonicalize().unwrap_or(folder.into()).display().to_string();
             }
             (None, ModelSource::Config(source)) => {
-                self.weights = Box::new(RandomWeights::parse(&source.weights, self.shape.weight_format)?);
+                self.weights = Arc::new(RandomWeights::parse(&source.weights, self.shape.weight_format)?);
+                self.weights_source = source.weights.clone();
             }
             (None, ModelSource::Folder(_)) => unreachable!("a model folder was resolved with the graph"),
         }
@@ -113,6 +133,17 @@ impl Deployment {
     /// Bytes of weights read so far, and about how many there are; absent for weights made from a seed.
     pub fn progress(&self) -> Option<(Arc<AtomicU64>, u64)> {
         self.progress.clone()
+    }
+
+    /// Which weights these are: deployments with the same id may share what they have read. (Weights made by a rule depend on
+    /// the shapes as well.)
+    pub fn weights_id(&self) -> String {
+        format!("{} {:?}", self.weights_source, self.shape)
+    }
+
+    /// The schedule once more, for whoever runs the deployment several times.
+    pub fn same_schedule(&self) -> Result<Schedule, ScheduleError> {
+        schedule(&self.spec, self.schedule_text.as_deref())
     }
 
     /// Sizes the step planner keeps to.
@@ -129,7 +160,17 @@ impl Deployment {
 
     /// Loads the weights and makes the stages.
     pub fn assemble(&self, stages: &StageRegistry, options: AssembleOptions) -> Result<EngineParts, AssembleError> {
-        let graph = self.stage_graph()?;
-        assemble::assemble(&self.spec, graph, &self.shape, &*self.weights, &self.schedule, stages, options)
+        self.assemble_with(&self.schedule, &*self.weights, stages, options)
+    }
+
+    /// The same under another schedule, its weights taken from `weights`, which must be those of the same model.
+    pub fn assemble_with(
+        &self,
+        schedule: &Schedule,
+        weights: &dyn WeightSource,
+        stages: &StageRegistry,
+        options: AssembleOptions,
+    ) -> Result<EngineParts, AssembleError> {
+        assemble::assemble(&self.spec, self.stage_graph()?, &self.shape, weights, schedule, stages, options)
     }
 }

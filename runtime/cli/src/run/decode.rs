@@ -1,12 +1,13 @@
-//! The run loop of `rally run`: submit everything, collect events until all requests have ended, or Ctrl-C.
+//! What `rally run` does with a run: everything is submitted at once, and texts are collected until all requests have ended.
 
 use super::collect::Collector;
 use super::console::Console;
+use crate::drive::{Client, drive};
 use crate::error::{Blame, CliError};
 use crate::requests::RequestId;
-use crossbeam::channel::{Receiver, select};
+use crossbeam::channel::Receiver;
 use rally_engine::schedule::batch::{SequenceRequest, TokenDetail};
-use rally_engine::{Engine, EngineParts, RunEvent, RunReport};
+use rally_engine::{Engine, EngineParts, RunEvent, RunReport, SubmitHandle};
 use rally_stages::text::TextCodec;
 use std::time::Instant;
 
@@ -35,11 +36,11 @@ pub struct Outcome {
 }
 
 struct Run<'a> {
-    engine: Engine,
+    jobs: &'a [Job],
+    submitted: bool,
     collectors: Vec<Collector>,
     console: &'a mut Console,
     open: usize,
-    interrupted: bool,
 }
 
 /// Decodes all jobs to the end.
@@ -51,24 +52,15 @@ pub fn decode(
     interrupts: &Receiver<()>,
 ) -> Result<Outcome, CliError> {
     let engine = Engine::start(parts).or_failure()?;
-    let submitted = Instant::now();
-    let collectors = jobs.iter().map(|job| collector(job, codec, submitted)).collect();
-    engine.submit(jobs.iter().map(|job| job.sequence.clone())).or_mistake()?;
-    let mut run = Run { engine, collectors, console, open: jobs.len(), interrupted: false };
+    let begun = Instant::now();
+    let collectors = jobs.iter().map(|job| collector(job, codec, begun)).collect();
+    let mut run = Run { jobs, submitted: false, collectors, console, open: jobs.len() };
     tracing::info!(requests = jobs.len(), "decoding");
-    while run.open > 0 {
-        select! {
-            recv(run.engine.events()) -> event => match event {
-                Ok(event) => run.event(event)?,
-                Err(_) => return Err(CliError::Failure("the lanes ended before the requests did".into())),
-            },
-            recv(interrupts) -> _ => run.interrupt()?,
-        }
-    }
-    let elapsed_s = submitted.elapsed().as_secs_f64();
-    run.engine.close();
-    let report = run.engine.join();
-    Ok(Outcome { collectors: run.collectors, report, interrupted: run.interrupted, elapsed_s })
+    let interrupted = drive(&engine, &mut run, interrupts)?;
+    let elapsed_s = begun.elapsed().as_secs_f64();
+    engine.close();
+    let report = engine.join();
+    Ok(Outcome { collectors: run.collectors, report, interrupted, elapsed_s })
 }
 
 fn collector(job: &Job, codec: Option<&TextCodec>, submitted: Instant) -> Collector {
@@ -77,10 +69,24 @@ fn collector(job: &Job, codec: Option<&TextCodec>, submitted: Instant) -> Collec
     Collector::new(job.id.clone(), prompt_tokens, codec, &job.stops, logprobs.is_some(), submitted)
 }
 
-impl Run<'_> {
-    fn event(&mut self, event: RunEvent) -> Result<(), CliError> {
+impl Client for Run<'_> {
+    /// Everything, together, once.
+    fn due(&mut self, _now: Instant) -> Vec<SequenceRequest> {
+        let first = !std::mem::replace(&mut self.submitted, true);
+        self.jobs.iter().filter(|_| first).map(|job| job.sequence.clone()).collect()
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        None
+    }
+
+    fn is_done(&self) -> bool {
+        self.open == 0
+    }
+
+    fn event(&mut self, event: RunEvent, handle: &SubmitHandle) -> Result<(), CliError> {
         match event {
-            RunEvent::Admitted(..) => Ok(()),
+            RunEvent::Admitted(..) | RunEvent::Failed(_) => Ok(()),
             RunEvent::Token(report) => {
                 let index = report.sample.sequence as usize;
                 let progress = self.collectors[index].token(report).or_failure()?;
@@ -88,7 +94,7 @@ impl Run<'_> {
                     self.console.text(index, &progress.text)?;
                 }
                 if progress.stopped {
-                    self.engine.handle().cancel(index as u64);
+                    handle.cancel(index as u64);
                 }
                 Ok(())
             }
@@ -103,16 +109,12 @@ impl Run<'_> {
                 self.open -= 1;
                 self.console.finished(index)
             }
-            RunEvent::Failed(error) => Err(CliError::Failure(error.to_string())),
         }
     }
 
     /// The step in flight ends; every request keeps what it has.
-    fn interrupt(&mut self) -> Result<(), CliError> {
-        self.interrupted = true;
-        let handle = self.engine.handle();
+    fn interrupt(&mut self, handle: &SubmitHandle) {
         let open = self.collectors.iter().enumerate().filter(|(_, collector)| !collector.is_finished());
         open.for_each(|(index, _)| handle.cancel(index as u64));
-        Ok(())
     }
 }

@@ -8,19 +8,18 @@ mod logits;
 mod trace;
 
 use crate::Format;
-use crate::error::{Blame, CliError};
+use crate::error::CliError;
+use crate::interrupt;
 use crate::output::{OutputFile, print};
 use crate::session::{self, SessionArgs};
 use clap::Args;
 use collect::{Collector, RequestResult};
 use console::Console;
-use crossbeam::channel::{Receiver, bounded};
 use decode::{Job, Outcome};
 use rally_stages::deployment::{AssembleOptions, Deployment};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Arguments of `rally run`.
 #[derive(Debug, Args)]
@@ -74,9 +73,8 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let (plan, graph) = (parts.plan.clone(), parts.graph.clone());
     let openings = jobs.iter().map(|job| job.opening.clone()).collect();
     let mut console = Console::new(openings, args.format == Format::Json);
-    static DECODING: AtomicBool = AtomicBool::new(false);
-    let interrupts = interrupts(&DECODING)?;
-    DECODING.store(true, Ordering::Release);
+    let interrupts = interrupt::channel()?;
+    interrupt::begin_work();
     let outcome = decode::decode(parts, &jobs, deployment.codec.as_ref(), &mut console, &interrupts)?;
     if let Some(file) = outputs.trace {
         file.finish(|out| trace::write(out, &outcome.report, &plan, &graph))?;
@@ -99,20 +97,6 @@ fn refuse_one_file_for_two(args: &RunArgs) -> Result<(), CliError> {
         }
     }
     Ok(())
-}
-
-/// Ctrl-C and SIGTERM as messages. Before decoding begins, and the second time, they end the process at once.
-fn interrupts(decoding: &'static AtomicBool) -> Result<Receiver<()>, CliError> {
-    let (sender, receiver) = bounded(1);
-    // That the first message was taken off the channel says nothing about how far the run loop has come with it.
-    let mut asked = false;
-    let handler = move || {
-        if !decoding.load(Ordering::Acquire) || std::mem::replace(&mut asked, true) || sender.try_send(()).is_err() {
-            std::process::exit(130);
-        }
-    };
-    ctrlc::set_handler(handler).or_failure()?;
-    Ok(receiver)
 }
 
 fn write_results(

@@ -1,0 +1,252 @@
+//! `rally bench`: a load on one deployment or on several, measured, compared, drawn.
+//!
+//! Contenders take turns, round by round, each round in another order, on weights that are read once: what drifts on a machine
+//! drifts for all of them.
+
+mod client;
+mod compare;
+mod contender;
+mod measure;
+mod plot;
+mod result;
+mod round;
+mod text;
+
+use crate::Format;
+use crate::error::CliError;
+use crate::interrupt;
+use crate::load_args::{LoadArgs, MadeLoad};
+use crate::machine::Machine;
+use crate::output::{OutputFile, print};
+use crate::session::SessionArgs;
+use clap::{Args, ValueEnum};
+use compare::Merit;
+use contender::Contender;
+use rally_load::Load;
+use rally_load::goodput::{Goal, GoalKind};
+use rally_load::prompt::PromptPool;
+use result::Measurement;
+use round::{Plan, Rounds};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Arguments of `rally bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    session: SessionArgs,
+    #[command(flatten)]
+    load: LoadArgs,
+    /// Compare schedules of the graph, interleaved on the same weights: `sequential,ping_pong:2,ping_pong:3,greedy`.
+    #[arg(long, value_name = "P1,P2,…", value_delimiter = ',', conflicts_with = "schedule")]
+    compare: Vec<String>,
+    /// Compare with another graph file under the same load; may be given several times.
+    #[arg(long, value_name = "GRAPH")]
+    against_graph: Vec<PathBuf>,
+    /// Add what it has to beat: `no-afd`, the undivided model on the same devices, each a share of the sequences.
+    #[arg(long, value_enum)]
+    baseline: Option<Baseline>,
+    /// Requests before each round that do not count.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    warmup: usize,
+    /// Rounds; 1, or 5 where several are compared.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    repeats: Option<u32>,
+    /// What a good request keeps, in milliseconds: `tpot:50 ttft:2000`; the graph's `slo` if not given.
+    #[arg(long, value_name = "GOAL:MS", num_args = 1..)]
+    goodput: Vec<Goal>,
+    /// Write the result here, as JSON.
+    #[arg(long, value_name = "F.json")]
+    save_result: Option<PathBuf>,
+    /// Draw the result here.
+    #[arg(long, value_name = "F.svg|F.html")]
+    plot: Option<PathBuf>,
+    /// Output format.
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// What a deployment is held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Baseline {
+    /// Attention and FFN together on every device, sequences divided over them.
+    NoAfd,
+}
+
+/// Result files, opened before any work is done.
+struct Outputs {
+    result: Option<OutputFile>,
+    plot: Option<(OutputFile, plot::Form)>,
+}
+
+/// Runs the command.
+pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
+    let contenders = contender::open_all(args)?;
+    let load = make_load(args, &contenders)?;
+    let goals = goals(args, &contenders[0]);
+    let outputs = open_outputs(args)?;
+    let machine = Machine::here();
+    let interrupts = interrupt::channel()?;
+    let (warm_up, prompts) = prepare(args, &load, &contenders);
+    let plan = Plan { load: &load.load, warm_up: &warm_up, prompts: &prompts, goals: &goals, interrupts: &interrupts };
+    let repeats = args.repeats.map_or(if contenders.len() > 1 { 5 } else { 1 }, |repeats| repeats as usize);
+    let (rounds, interrupted) = measure(&contenders, &plan, repeats)?;
+    let measurements = gather(&contenders, rounds, &goals);
+    report(args, &machine, &load, &goals, &measurements, outputs)?;
+    if interrupted { Err(CliError::Interrupted) } else { Ok(ExitCode::SUCCESS) }
+}
+
+/// The load, held against the smallest of the contenders: all get the same.
+fn make_load(args: &BenchArgs, contenders: &[Contender]) -> Result<MadeLoad, CliError> {
+    let mut load = args.load.make()?;
+    for contender in contenders {
+        args.load.fit(&mut load, contender.limits()?)?;
+        let sequences = contender.deployment.spec.limits.sequences;
+        if let Some(batch) = args.load.fixed_batch().filter(|batch| *batch > sequences as usize) {
+            return Err(CliError::Mistake(format!(
+                "--batch {batch}: {} runs {sequences} sequences at once (`limits.sequences`)",
+                contender.path.display()
+            )));
+        }
+    }
+    Ok(load)
+}
+
+fn goals(args: &BenchArgs, first: &Contender) -> Vec<Goal> {
+    if !args.goodput.is_empty() {
+        return args.goodput.clone();
+    }
+    first.deployment.spec.slo.iter().map(|slo| Goal { kind: GoalKind::Tpot, ms: slo.tpot_ms }).collect()
+}
+
+fn open_outputs(args: &BenchArgs) -> Result<Outputs, CliError> {
+    if args.save_result.is_some() && args.save_result == args.plot {
+        return Err(CliError::Mistake("--save-result and --plot name the same file: use two".into()));
+    }
+    let result = args.save_result.as_deref().map(OutputFile::create).transpose()?;
+    let plot = match &args.plot {
+        None => None,
+        Some(path) => {
+            let ending = path.extension().and_then(|ending| ending.to_str());
+            let form = plot::Form::of_ending(ending.unwrap_or("")).ok_or_else(|| {
+                CliError::Mistake(format!("--plot {}: give it a name that ends in .svg or .html", path.display()))
+            })?;
+            Some((OutputFile::create(path)?, form))
+        }
+    };
+    Ok(Outputs { result, plot })
+}
+
+/// The warm-up is the load's own beginning, all at once; prompts are those that the smallest vocabulary has.
+fn prepare(args: &BenchArgs, load: &MadeLoad, contenders: &[Contender]) -> (Load, PromptPool) {
+    let first = load.load.requests.iter().take(args.warmup);
+    let requests = first.map(|request| rally_load::LoadRequest { arrival_s: 0.0, ..*request }).collect();
+    let longest = load.load.requests.iter().map(|request| request.prompt_tokens).max().unwrap_or(1);
+    let vocab = contenders.iter().map(|contender| contender.deployment.shape.vocab).min().unwrap_or(1);
+    (Load { requests, max_concurrency: None }, PromptPool::new(load.seed, longest, vocab))
+}
+
+/// All rounds; and whether Ctrl-C ended them.
+fn measure(contenders: &[Contender], plan: &Plan<'_>, repeats: usize) -> Result<(Vec<Rounds>, bool), CliError> {
+    let mut rounds: Vec<Rounds> = contenders.iter().map(|_| Rounds::default()).collect();
+    let alone = alone(contenders);
+    for round in 0..repeats {
+        for place in 0..contenders.len() {
+            // Rotated, so that nobody always runs on a cold machine or behind the same neighbour.
+            let index = (round + place) % contenders.len();
+            let title = format!("{} {}/{repeats}", contenders[index].name(alone), round + 1);
+            if rounds[index].run(&contenders[index], plan, &title)? {
+                return Ok((rounds, true));
+            }
+        }
+    }
+    Ok((rounds, false))
+}
+
+/// Whether all candidates are schedules of one graph.
+fn alone(contenders: &[Contender]) -> bool {
+    contenders.iter().all(|contender| contender.path == contenders[0].path)
+}
+
+/// Contenders that were measured at all.
+fn gather<'a>(contenders: &'a [Contender], rounds: Vec<Rounds>, goals: &[Goal]) -> Vec<Measurement<'a>> {
+    let alone = alone(contenders);
+    let measured = contenders.iter().zip(rounds).filter(|(_, rounds)| !rounds.summaries.is_empty());
+    measured
+        .map(|(contender, rounds)| {
+            let summary = rounds.summary(goals);
+            Measurement { contender, name: contender.name(alone), rounds, summary }
+        })
+        .collect()
+}
+
+fn report(
+    args: &BenchArgs,
+    machine: &Machine,
+    load: &MadeLoad,
+    goals: &[Goal],
+    measurements: &[Measurement<'_>],
+    outputs: Outputs,
+) -> Result<(), CliError> {
+    // Where arrivals set what comes out, throughput says nothing about the system.
+    let open = load.load.requests.iter().any(|request| request.arrival_s > 0.0);
+    let merit = if open { Merit::Tpot } else { Merit::Throughput };
+    let verdict = compare::verdict(measurements, merit);
+    let result = result::result(machine, load, args.warmup, goals, measurements, &verdict);
+    if let Some(file) = outputs.result {
+        file.finish(|out| writeln!(out, "{result:#}"))?;
+    }
+    let heading = heading(machine, load, args.warmup, measurements);
+    if let Some((file, form)) = outputs.plot {
+        let drawn = plot::draw(measurements, &heading, &verdict, form);
+        file.finish(|out| out.write_all(drawn.as_bytes()))?;
+    }
+    let text = match (args.format, measurements) {
+        (Format::Json, _) => format!("{result}\n"),
+        (Format::Text, []) => return Err(CliError::Interrupted),
+        (Format::Text, [only]) => format!("{}\n\n{}", heading.join("\n"), text::report(only, goals)),
+        (Format::Text, several) => {
+            let verdict: String = verdict.iter().map(|sentence| format!("{sentence}\n")).collect();
+            format!("{}\n\n{}\n{verdict}", heading.join("\n"), compare::table(several, merit))
+        }
+    };
+    print(&text)
+}
+
+/// What was measured, on what, under which load.
+fn heading(machine: &Machine, load: &MadeLoad, warm_up: usize, measurements: &[Measurement<'_>]) -> Vec<String> {
+    let rounds = measurements.iter().map(|measurement| measurement.rounds.summaries.len()).max().unwrap_or(0);
+    let order = if measurements.len() > 1 { ", interleaved in rotating order" } else { "" };
+    let (rounds, warm_up) = (counted(rounds, "round"), counted(warm_up, "warm-up request"));
+    let mut lines = vec![
+        measurements.first().map_or_else(String::new, |first| {
+            let shape = &first.contender.deployment.shape;
+            let (name, source) = (&first.contender.deployment.spec.name, &first.contender.deployment.weights_source);
+            format!("{name}, {} with {} layers from {source}", shape.family, shape.layers.len())
+        }),
+        machine.to_string(),
+        format!("{}; {rounds}{order}, each after {warm_up}", load.words),
+    ];
+    let undivided = measurements.iter().find(|measurement| measurement.contender.part == contender::Part::NoAfd);
+    if let Some(undivided) = undivided {
+        lines.push(no_afd_words(undivided.contender));
+    }
+    lines
+}
+
+/// `1 round`, `2 rounds`.
+fn counted(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
+/// What "no AFD" was.
+fn no_afd_words(contender: &Contender) -> String {
+    let devices: Vec<&str> = contender.deployment.spec.devices.keys().map(String::as_str).collect();
+    let limits = contender.deployment.spec.limits;
+    format!(
+        "no AFD: attention and FFN together on each of {}, the sequences divided over them, the whole model on every device, \
+         one micro-batch of up to {} rows, no transfers; the same limits in total",
+        devices.join(", "),
+        limits.rows_per_micro_batch
+    )
+}

@@ -1,0 +1,104 @@
+//! One contender, one load, once: put together, warmed up, run, taken apart.
+
+use super::client::LoadClient;
+use super::contender::Contender;
+use super::measure::Measured;
+use crate::drive::drive;
+use crate::error::{Blame, CliError};
+use crate::{interrupt, session};
+use crossbeam::channel::Receiver;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use rally_engine::Engine;
+use rally_load::Load;
+use rally_load::goodput::Goal;
+use rally_load::prompt::PromptPool;
+use rally_load::summary::{RequestTiming, Summary};
+use rally_stages::deployment::AssembleOptions;
+use std::sync::Arc;
+
+/// Spans each lane keeps in a round: some 15 MB. A longer round is judged by its newest spans, and says so.
+const SPANS_PER_LANE: usize = 262_144;
+/// Sequence ids of the load begin here, those of the warm-up at 0.
+const FIRST_ID: u64 = 1 << 32;
+
+/// What every round is given.
+pub struct Plan<'a> {
+    /// The requests.
+    pub load: &'a Load,
+    /// Those before it that do not count.
+    pub warm_up: &'a Load,
+    /// Prompts of both.
+    pub prompts: &'a PromptPool,
+    /// What a good request keeps.
+    pub goals: &'a [Goal],
+    /// Ctrl-C.
+    pub interrupts: &'a Receiver<()>,
+}
+
+/// All rounds of a contender so far.
+#[derive(Default)]
+pub struct Rounds {
+    /// By round.
+    pub summaries: Vec<Summary>,
+    /// What the lanes did.
+    pub measured: Measured,
+    /// Of all rounds.
+    timings: Vec<RequestTiming>,
+    duration_s: f64,
+    /// Sequences that had to give their pages back.
+    pub preemptions: u64,
+    /// The only round was cut short.
+    pub interrupted: bool,
+}
+
+impl Rounds {
+    /// All rounds as one.
+    pub fn summary(&self, goals: &[Goal]) -> Summary {
+        Summary::of(&self.timings, self.duration_s, goals)
+    }
+
+    /// Runs the contender once more. Returns whether Ctrl-C came; a round that it cut short counts only where there is no other.
+    pub fn run(&mut self, contender: &Contender, plan: &Plan<'_>, title: &str) -> Result<bool, CliError> {
+        let options = AssembleOptions { spans_per_lane: SPANS_PER_LANE, probe: None };
+        let weights = contender.weights.assembly();
+        let parts = session::assemble_with(&contender.deployment, &contender.schedule, &weights, options)?;
+        let lane_plan = Arc::clone(&parts.plan);
+        let engine = Engine::start(parts).or_failure()?;
+        interrupt::begin_work();
+        let bar = bar(title, plan.load.output_tokens() as u64);
+        let hidden = ProgressBar::hidden();
+        let mut warm_up = LoadClient::new(plan.warm_up, plan.prompts, 0, &hidden);
+        if drive(&engine, &mut warm_up, plan.interrupts)? {
+            return Ok(true);
+        }
+        let already = engine.handle().preemptions();
+        let mut client = LoadClient::new(plan.load, plan.prompts, FIRST_ID, &bar);
+        let from_ns = client.begun().duration_since(engine.started()).as_nanos() as u64;
+        tracing::info!(contender = title, requests = plan.load.requests.len(), "measuring");
+        let interrupted = drive(&engine, &mut client, plan.interrupts)?;
+        bar.finish_and_clear();
+        let preemptions = engine.handle().preemptions() - already;
+        engine.close();
+        let mut report = engine.join();
+        if interrupted && !self.summaries.is_empty() {
+            return Ok(true);
+        }
+        let (timings, duration_s) = client.finish();
+        self.summaries.push(Summary::of(&timings, duration_s, plan.goals));
+        self.measured.add(&mut report, &lane_plan, from_ns);
+        self.timings.extend(timings);
+        self.duration_s += duration_s;
+        self.preemptions += preemptions;
+        self.interrupted = interrupted;
+        Ok(interrupted)
+    }
+}
+
+/// Shows tokens on a terminal, and nothing elsewhere.
+fn bar(title: &str, tokens: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(tokens), ProgressDrawTarget::stderr_with_hz(5));
+    let style = ProgressStyle::with_template("{msg} {bar:32} {pos}/{len} tokens {eta}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_message(title.to_owned());
+    bar
+}

@@ -1,0 +1,53 @@
+//! The run loop that commands share: submit what is due, hand events to whoever asked, until all has ended or Ctrl-C.
+
+use crate::error::{Blame, CliError};
+use crossbeam::channel::{Receiver, at, never, select};
+use rally_engine::schedule::batch::SequenceRequest;
+use rally_engine::{Engine, RunEvent, SubmitHandle};
+use std::time::Instant;
+
+/// What a run is for.
+pub trait Client {
+    /// Requests to submit now, together. Asked at first, at every due time, and after every event.
+    fn due(&mut self, now: Instant) -> Vec<SequenceRequest>;
+
+    /// When [`Client::due`] has something more to give that no event will bring about.
+    fn next_due(&self) -> Option<Instant>;
+
+    /// Something happened; never [`RunEvent::Failed`].
+    fn event(&mut self, event: RunEvent, handle: &SubmitHandle) -> Result<(), CliError>;
+
+    /// Whether nothing is under way and nothing more will be submitted.
+    fn is_done(&self) -> bool;
+
+    /// Ctrl-C: cancel what is under way and submit nothing more.
+    fn interrupt(&mut self, handle: &SubmitHandle);
+}
+
+/// Runs `client` to its end. Returns whether Ctrl-C came before it.
+pub fn drive(engine: &Engine, client: &mut dyn Client, interrupts: &Receiver<()>) -> Result<bool, CliError> {
+    let handle = engine.handle();
+    let mut interrupted = false;
+    loop {
+        let due = client.due(Instant::now());
+        if !due.is_empty() {
+            engine.submit(due).or_mistake()?;
+        }
+        if client.is_done() {
+            return Ok(interrupted);
+        }
+        let clock = client.next_due().map_or_else(never, at);
+        select! {
+            recv(engine.events()) -> event => match event {
+                Ok(RunEvent::Failed(error)) => return Err(CliError::Failure(error.to_string())),
+                Ok(event) => client.event(event, &handle)?,
+                Err(_) => return Err(CliError::Failure("the lanes ended before the requests did".into())),
+            },
+            recv(interrupts) -> _ => {
+                interrupted = true;
+                client.interrupt(&handle);
+            }
+            recv(clock) -> _ => {}
+        }
+    }
+}

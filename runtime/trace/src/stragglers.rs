@@ -1,0 +1,392 @@
+//! Stragglers: a device, a stage, a layer, a transfer or a host that takes longer than it should, and which of these it is.
+//!
+//! Times are compared on one host and within one recording at a time, so no clocks need to agree. "Should" comes from a baseline
+//! (the same lanes at another time) where there is one, else from peers: the same stage on the other devices of the group, and
+//! the other layers of the same stage. What is slow *together* says what is at fault:
+//!
+//! | slow | fault |
+//! |---|---|
+//! | one stage's computing on a lane, all else as it should be | that stage there (or in one layer, or everywhere) |
+//! | most of what a lane computes and moves | its device |
+//! | sends, receives or exchanges of one transfer, the computing as it should be | the transfer: the network |
+//! | the time between tasks | the device's host: planning, handing over, a core shared with others |
+//!
+//! A slow one shortens everyone else's own wait for it, so waits convict nobody here.
+
+use crate::recording::Recording;
+use crate::stages::percentile;
+use crate::window::Window;
+use crate::work::Side;
+use rally_graph::plan::TaskRole;
+use rally_graph::stage_graph::StageIndex;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What is slower than it should be by this much is named. Two lanes that share a cache or a core differ by less.
+pub const SLOW: f64 = 1.5;
+/// And only if it costs at least this share of the window: a stage of a microsecond may well take three.
+pub const WORTH_NAMING: f64 = 0.01;
+
+/// Who is slow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Culprit {
+    /// Everything on this lane.
+    Device {
+        /// The lane.
+        lane: usize,
+    },
+    /// The computing of one stage.
+    Stage {
+        /// The stage.
+        stage: StageIndex,
+        /// On this lane only; `None`: wherever it runs.
+        lane: Option<usize>,
+        /// In this layer only; `None`: in all.
+        layer: Option<usize>,
+    },
+    /// The moving of one transfer.
+    Transfer {
+        /// The stage.
+        stage: StageIndex,
+        /// On this lane only; `None`: at all its ends.
+        lane: Option<usize>,
+    },
+    /// What happens between the tasks of this lane.
+    Host {
+        /// The lane.
+        lane: usize,
+    },
+}
+
+/// What it was compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Evidence {
+    /// The same at another time.
+    Baseline,
+    /// The same on other devices of the group.
+    Siblings,
+    /// The same stage in other layers.
+    Layers,
+}
+
+/// A verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Straggler {
+    /// Who.
+    pub culprit: Culprit,
+    /// How many times as long as it should take.
+    pub ratio: f64,
+    /// Time above what it should have taken, in the window, over all lanes concerned.
+    pub excess_ns: u64,
+    /// What it was compared with.
+    pub evidence: Evidence,
+}
+
+impl Straggler {
+    /// In words: "device `ffn.1` takes 3.0 times as long as its siblings".
+    pub fn describe(&self, recording: &Recording<'_>) -> String {
+        let name = |lane: usize| &recording.plan.lanes[lane].name;
+        let id = |stage: StageIndex| &recording.plan.table.stages[stage].id;
+        let on = |lane: Option<usize>| lane.map(|lane| format!(" on `{}`", name(lane))).unwrap_or_default();
+        let side = |lane: usize| match recording.side(lane) {
+            Side::Attention => "attention device",
+            Side::Ffn => "FFN device",
+            Side::Between => "device",
+        };
+        let who = match self.culprit {
+            Culprit::Device { lane } => format!("{} `{}`", side(lane), name(lane)),
+            Culprit::Stage { stage, lane, layer } => {
+                let layer = layer.map(|layer| format!(", layer {layer}")).unwrap_or_default();
+                format!("stage `{}`{layer}{}", id(stage), on(lane))
+            }
+            Culprit::Transfer { stage, lane } => format!("transfer `{}`{}", id(stage), on(lane)),
+            Culprit::Host { lane } => format!("the host of {} `{}`", side(lane), name(lane)),
+        };
+        let than = match self.evidence {
+            Evidence::Baseline => "before",
+            Evidence::Siblings => "its siblings",
+            Evidence::Layers => "other layers",
+        };
+        format!("{who}: {:.1} times as long as {than}", self.ratio)
+    }
+}
+
+/// Times of a recording by lane, stage, part and rows: what another window is held against.
+#[derive(Clone, Debug, Default)]
+pub struct Baseline {
+    cells: BTreeMap<(usize, StageIndex, u8), Vec<Point>>,
+    /// Mean host time before a task, by lane.
+    host_ns: Vec<f64>,
+}
+
+/// Tasks of one size.
+#[derive(Clone, Copy, Debug)]
+struct Point {
+    rows: u32,
+    count: usize,
+    median_ns: f64,
+}
+
+impl Baseline {
+    /// Medians of `window`.
+    pub fn of(recording: &Recording<'_>, window: &Window) -> Self {
+        let mut durations: BTreeMap<(usize, StageIndex, u8), BTreeMap<u32, Vec<u64>>> = BTreeMap::new();
+        let mut host_ns = Vec::new();
+        for lane in 0..recording.lanes.len() {
+            let (mut host, mut count, mut last_ns) = (0, 0usize, None);
+            for span in recording.spans(lane).iter().filter(|span| inside(window, span.start_ns)) {
+                let template = recording.template(lane, span);
+                let cell = durations.entry((lane, template.stage, template.role as u8)).or_default();
+                cell.entry(span.rows).or_default().push(span.end_ns - span.start_ns);
+                host += last_ns.map_or(0, |last: u64| span.ready_ns.saturating_sub(last + span.admission_ns));
+                last_ns = Some(span.end_ns);
+                count += 1;
+            }
+            host_ns.push(host as f64 / count.max(1) as f64);
+        }
+        let points =
+            |sizes: BTreeMap<u32, Vec<u64>>| sizes.into_iter().map(|(rows, list)| Point::of(rows, list)).collect();
+        Self { cells: durations.into_iter().map(|(key, sizes)| (key, points(sizes))).collect(), host_ns }
+    }
+
+    /// Nanoseconds of a task with `rows` rows, between known sizes on the line between them.
+    fn expected(&self, lane: usize, stage: StageIndex, part: u8, rows: u32) -> Option<f64> {
+        let points = self.cells.get(&(lane, stage, part))?;
+        let above = points.partition_point(|point| point.rows < rows);
+        let below = above.checked_sub(1).map(|below| points[below]);
+        match (below, points.get(above)) {
+            (Some(low), Some(high)) => {
+                let share = f64::from(rows - low.rows) / f64::from(high.rows - low.rows);
+                Some(low.median_ns + (high.median_ns - low.median_ns) * share)
+            }
+            (Some(nearest), None) => Some(nearest.median_ns),
+            (None, nearest) => nearest.map(|point| point.median_ns),
+        }
+    }
+}
+
+impl Baseline {
+    /// As [`Baseline::expected`] between known sizes; beyond them, fewer rows take no less and more rows proportionally more. 0
+    /// where nothing is known.
+    pub(crate) fn cautious_ns(&self, lane: usize, stage: StageIndex, part: u8, rows: u32) -> f64 {
+        let expected = self.expected(lane, stage, part, rows).unwrap_or(0.0);
+        let most =
+            self.cells.get(&(lane, stage, part)).and_then(|points| points.last()).map_or(rows, |point| point.rows);
+        if rows > most { expected * f64::from(rows) / f64::from(most.max(1)) } else { expected }
+    }
+}
+
+impl Point {
+    fn of(rows: u32, mut durations_ns: Vec<u64>) -> Self {
+        durations_ns.sort_unstable();
+        Self { rows, count: durations_ns.len(), median_ns: percentile(&durations_ns, 0.5) as f64 }
+    }
+}
+
+/// A stage or a part of a transfer on a lane: what it took, and what it should have taken.
+#[derive(Clone, Copy, Debug)]
+struct Cell {
+    lane: usize,
+    stage: StageIndex,
+    transfer: bool,
+    actual_ns: f64,
+    expected_ns: f64,
+}
+
+impl Cell {
+    fn excess_ns(&self) -> f64 {
+        self.actual_ns - self.expected_ns
+    }
+}
+
+/// Who is slow in `window`, the costliest first.
+pub fn stragglers(recording: &Recording<'_>, window: &Window, baseline: Option<&Baseline>) -> Vec<Straggler> {
+    let now = Baseline::of(recording, window);
+    let trial = Trial { recording, window, now: &now, baseline };
+    let (mut found, mut slow) = (Vec::new(), Vec::new());
+    for lane in 0..recording.lanes.len() {
+        let cells = trial.cells(lane);
+        match trial.device(lane, &cells) {
+            Some(device) => found.push(device),
+            None => slow.extend(cells.into_iter().filter(|cell| trial.is_slow(cell))),
+        }
+    }
+    found.extend(trial.stages(slow));
+    found.extend(trial.hosts());
+    let known: Vec<Culprit> = found.iter().map(|straggler| straggler.culprit).collect();
+    found.extend(trial.layers(&known));
+    found.sort_by_key(|straggler| std::cmp::Reverse(straggler.excess_ns));
+    found
+}
+
+struct Trial<'a> {
+    recording: &'a Recording<'a>,
+    window: &'a Window,
+    now: &'a Baseline,
+    baseline: Option<&'a Baseline>,
+}
+
+impl Trial<'_> {
+    /// What the lane's stages took and should have taken; those that there is nothing to compare with are left out.
+    fn cells(&self, lane: usize) -> Vec<Cell> {
+        let own = self.now.cells.range((lane, 0, 0)..(lane + 1, 0, 0));
+        let cell = |(key, points): (&(usize, StageIndex, u8), &Vec<Point>)| {
+            let (_, stage, part) = *key;
+            let (mut actual_ns, mut expected_ns) = (0.0, 0.0);
+            for point in points {
+                let expected = self.expected(lane, stage, part, point.rows)?;
+                actual_ns += point.median_ns * point.count as f64;
+                expected_ns += expected * point.count as f64;
+            }
+            Some(Cell { lane, stage, transfer: part != TaskRole::Compute as u8, actual_ns, expected_ns })
+        };
+        own.filter_map(cell).collect()
+    }
+
+    fn expected(&self, lane: usize, stage: StageIndex, part: u8, rows: u32) -> Option<f64> {
+        if let Some(baseline) = self.baseline {
+            return baseline.expected(lane, stage, part, rows);
+        }
+        let lanes = &self.recording.plan.table.lanes;
+        let siblings = (0..lanes.len()).filter(|other| *other != lane && lanes[*other].group == lanes[lane].group);
+        let times = siblings.filter_map(|other| self.now.expected(other, stage, part, rows));
+        lower_median(times.collect())
+    }
+
+    fn is_slow(&self, cell: &Cell) -> bool {
+        self.matters(cell.actual_ns, cell.expected_ns)
+    }
+
+    /// Whether the difference is large, and worth a word.
+    fn matters(&self, actual_ns: f64, expected_ns: f64) -> bool {
+        let worth_ns = WORTH_NAMING * self.window.wall_ns() as f64;
+        actual_ns >= SLOW * expected_ns && actual_ns - expected_ns >= worth_ns
+    }
+
+    /// A device is slow if what it does beside its slowest stage is slow as well.
+    fn device(&self, lane: usize, cells: &[Cell]) -> Option<Straggler> {
+        let slow = cells.iter().filter(|cell| self.is_slow(cell));
+        let worst = slow.max_by(|a, b| a.excess_ns().total_cmp(&b.excess_ns()))?;
+        let rest: Vec<&Cell> = cells.iter().filter(|cell| cell.stage != worst.stage).collect();
+        let (actual, expected) = sums(rest);
+        if expected == 0.0 || actual < SLOW * expected {
+            return None;
+        }
+        let (actual, expected) = sums(cells);
+        Some(self.verdict(Culprit::Device { lane }, actual, expected))
+    }
+
+    /// Slow stages and transfers of devices that are not slow themselves; what is slow wherever it runs is told once.
+    fn stages(&self, slow: Vec<Cell>) -> Vec<Straggler> {
+        let mut by_stage: BTreeMap<(StageIndex, bool), Vec<Cell>> = BTreeMap::new();
+        for cell in slow {
+            by_stage.entry((cell.stage, cell.transfer)).or_default().push(cell);
+        }
+        let mut found = Vec::new();
+        for ((stage, transfer), cells) in by_stage {
+            let concerned: BTreeSet<usize> = cells.iter().map(|cell| cell.lane).collect();
+            let runs = self.now.cells.keys().filter(|key| key.1 == stage).map(|key| key.0);
+            let everywhere = concerned.len() == runs.collect::<BTreeSet<usize>>().len();
+            let parts: Vec<(Option<usize>, Vec<Cell>)> = if everywhere {
+                vec![(None, cells)]
+            } else {
+                let of = |lane: usize| cells.iter().filter(|cell| cell.lane == lane).copied().collect();
+                concerned.iter().map(|lane| (Some(*lane), of(*lane))).collect()
+            };
+            for (lane, cells) in parts {
+                let (actual, expected) = sums(&cells);
+                let culprit = match transfer {
+                    true => Culprit::Transfer { stage, lane },
+                    false => Culprit::Stage { stage, lane, layer: None },
+                };
+                found.push(self.verdict(culprit, actual, expected));
+            }
+        }
+        found
+    }
+
+    /// Hosts that take longer between tasks than before. Siblings are no measure: the one that ends a step last plans for all.
+    fn hosts(&self) -> Vec<Straggler> {
+        let Some(baseline) = self.baseline else { return Vec::new() };
+        let host = |lane: usize| {
+            let count = self.now.cells.range((lane, 0, 0)..(lane + 1, 0, 0)).flat_map(|(_, points)| points);
+            let count = count.map(|point| point.count).sum::<usize>() as f64;
+            let (actual, expected) = (self.now.host_ns[lane] * count, baseline.host_ns.get(lane)? * count);
+            let slow = expected > 0.0 && self.matters(actual, expected);
+            slow.then(|| self.verdict(Culprit::Host { lane }, actual, expected))
+        };
+        (0..self.recording.lanes.len()).filter_map(host).collect()
+    }
+
+    /// Layers that take longer than the other layers of their stage, unless the whole stage or device is slow already.
+    fn layers(&self, known: &[Culprit]) -> Vec<Straggler> {
+        let mut durations: BTreeMap<(usize, StageIndex), BTreeMap<usize, Vec<u64>>> = BTreeMap::new();
+        for lane in 0..self.recording.lanes.len() {
+            for span in self.recording.spans(lane).iter().filter(|span| inside(self.window, span.start_ns)) {
+                let template = self.recording.template(lane, span);
+                if let (Some(layer), TaskRole::Compute) = (template.layer, template.role) {
+                    let layers = durations.entry((lane, template.stage)).or_default();
+                    layers.entry(layer).or_default().push(span.end_ns - span.start_ns);
+                }
+            }
+        }
+        let mut found = Vec::new();
+        for ((lane, stage), layers) in durations {
+            let named = known.iter().any(|culprit| match *culprit {
+                Culprit::Device { lane: other } => other == lane,
+                Culprit::Stage { stage: other, lane: on, .. } => other == stage && on.is_none_or(|on| on == lane),
+                Culprit::Transfer { .. } | Culprit::Host { .. } => false,
+            });
+            if !named {
+                self.slow_layers(lane, stage, layers, &mut found);
+            }
+        }
+        found
+    }
+
+    fn slow_layers(
+        &self,
+        lane: usize,
+        stage: StageIndex,
+        layers: BTreeMap<usize, Vec<u64>>,
+        found: &mut Vec<Straggler>,
+    ) {
+        let points: Vec<(usize, Point)> = layers.into_iter().map(|(layer, list)| (layer, Point::of(0, list))).collect();
+        for (layer, point) in &points {
+            let others = points.iter().filter(|(other, _)| other != layer).map(|(_, point)| point.median_ns);
+            let Some(expected) = lower_median(others.collect()) else { return };
+            let count = point.count as f64;
+            if expected > 0.0 && self.matters(point.median_ns * count, expected * count) {
+                let culprit = Culprit::Stage { stage, lane: Some(lane), layer: Some(*layer) };
+                let verdict = self.verdict(culprit, point.median_ns * count, expected * count);
+                found.push(Straggler { evidence: Evidence::Layers, ..verdict });
+            }
+        }
+    }
+
+    fn verdict(&self, culprit: Culprit, actual_ns: f64, expected_ns: f64) -> Straggler {
+        let evidence = if self.baseline.is_some() { Evidence::Baseline } else { Evidence::Siblings };
+        let ratio = if expected_ns > 0.0 { actual_ns / expected_ns } else { f64::INFINITY };
+        Straggler { culprit, ratio, excess_ns: (actual_ns - expected_ns).max(0.0) as u64, evidence }
+    }
+}
+
+/// What cells took and should have taken together.
+fn sums<'c>(cells: impl IntoIterator<Item = impl std::borrow::Borrow<Cell> + 'c>) -> (f64, f64) {
+    cells.into_iter().fold((0.0, 0.0), |(actual, expected), cell| {
+        let cell = cell.borrow();
+        (actual + cell.actual_ns, expected + cell.expected_ns)
+    })
+}
+
+/// The lower one of two in the middle: half of all may be slow, and the others still show it.
+fn lower_median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len().saturating_sub(1) / 2).copied()
+}
+
+fn inside(window: &Window, at_ns: u64) -> bool {
+    (window.from_ns..window.to_ns).contains(&at_ns)
+}
