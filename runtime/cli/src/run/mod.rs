@@ -10,6 +10,7 @@ mod trace;
 use crate::Format;
 use crate::error::CliError;
 use crate::interrupt;
+use crate::observe::{ObserveArgs, Observer, model_name};
 use crate::output::{OutputFile, print};
 use crate::session::{self, SessionArgs};
 use clap::Args;
@@ -43,6 +44,8 @@ pub struct RunArgs {
     /// Write a trace here, in the Chrome trace event format (Perfetto opens it).
     #[arg(long, value_name = "F.json")]
     trace: Option<PathBuf>,
+    #[command(flatten)]
+    observe: ObserveArgs,
     /// Output format.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -68,14 +71,15 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     }
     let open = |path: &Option<PathBuf>| path.as_deref().map(OutputFile::create).transpose();
     let outputs = Outputs { out: open(&args.out)?, logits: open(&args.logits)?, trace: open(&args.trace)? };
+    let mut observer = Observer::start(&args.observe, &model_name(&deployment, args.session.model.as_deref()))?;
     let spans_per_lane = if outputs.trace.is_some() { trace::SPANS_PER_LANE } else { 0 };
     let parts = session::assemble(&deployment, AssembleOptions { spans_per_lane, probe: None })?;
     let (plan, graph) = (parts.plan.clone(), parts.graph.clone());
     let openings = jobs.iter().map(|job| job.opening.clone()).collect();
-    let mut console = Console::new(openings, args.format == Format::Json);
+    let mut console = Console::new(openings, args.format == Format::Json, args.observe.is_live());
     let interrupts = interrupt::channel()?;
     interrupt::begin_work();
-    let outcome = decode::decode(parts, &jobs, deployment.codec.as_ref(), &mut console, &interrupts)?;
+    let outcome = decode::decode(parts, &jobs, &deployment, &mut console, &interrupts, &mut observer)?;
     if let Some(file) = outputs.trace {
         file.finish(|out| trace::write(out, &outcome.report, &plan, &graph))?;
     }
