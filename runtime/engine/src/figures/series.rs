@@ -91,10 +91,14 @@ fn side_of(graph: &StageGraph, device: DeviceIndex) -> Work {
 pub(crate) fn counts_routing(table: &TaskTable, graph: &StageGraph, stage: StageIndex, device: DeviceIndex) -> bool {
     let own = table.tasks.iter().filter(|task| task.stage == stage && task.device == device);
     let gathers = own.flat_map(|task| &task.after).any(|before| table.tasks[*before].role != TaskRole::Compute);
-    let mut ffns = graph.stages.iter().filter(|stage| stage.role == Role::Ffn);
-    let repeats = ffns.any(|ffn| {
-        let place = ffn.devices.iter().position(|other| *other == device);
-        place.is_some_and(|place| place % ShardCounts::of(ffn.spec.shard.as_ref()).per_replica() != 0)
+    // The FFN of the layers that it routes for.
+    let layers = |stage: StageIndex| graph.graph.node_weights().filter(move |node| node.stage == stage);
+    let shares_layer = |ffn: StageIndex| layers(ffn).any(|node| layers(stage).any(|own| own.layer == node.layer));
+    let repeats = (0..graph.stages.len()).any(|ffn| {
+        let place = graph.stages[ffn].devices.iter().position(|other| *other == device);
+        let per_replica = ShardCounts::of(graph.stages[ffn].spec.shard.as_ref()).per_replica();
+        let in_the_middle = place.is_some_and(|place| place % per_replica != 0);
+        in_the_middle && graph.stages[ffn].role == Role::Ffn && shares_layer(ffn)
     });
     !(gathers && repeats)
 }

@@ -7,6 +7,8 @@ use rally_metrics::BubbleCause;
 const WIDTH_WITH_CAUSES: usize = 64;
 /// Narrower than this, there are no bars.
 const WIDTH_WITH_BARS: usize = 32;
+/// What causes get beside a bar: two or three of them.
+const CAUSES_WIDTH: usize = 40;
 /// Longest bar: a share is read to a percent, and wide terminals have room for words.
 const LONGEST_BAR: usize = 50;
 /// Bubbles of less than this are not worth words.
@@ -113,15 +115,14 @@ fn lane_line(lane: &LaneNow, names: usize, width: usize) -> Line {
     let mut line = Line::default();
     let padding = names.saturating_sub(console::measure_text_width(&lane.name));
     line.push(Style::Plain, format!("{}{} ", lane.name, " ".repeat(padding)));
-    let words = causes(lane);
     let share = format!(" {:3.0} % busy", lane.busy() * 100.0);
     if width >= WIDTH_WITH_BARS {
         let with_causes = width >= WIDTH_WITH_CAUSES;
-        let taken = names + 1 + share.len() + if with_causes { 26 } else { 0 };
+        let taken = names + 1 + share.len() + if with_causes { CAUSES_WIDTH } else { 0 };
         bar(lane, width.saturating_sub(taken).clamp(8, LONGEST_BAR), &mut line);
         line.push(Style::Plain, share);
         if with_causes {
-            line.push(Style::Dim, words);
+            line.push(Style::Dim, causes(lane, width.saturating_sub(line.width())));
         }
     } else {
         line.push(Style::Plain, share.trim_start());
@@ -138,17 +139,21 @@ fn bar(lane: &LaneNow, width: usize, line: &mut Line) {
     line.push(Style::Bad, "░".repeat(width.saturating_sub(busy)));
 }
 
-/// Why it stands idle, the most important cause first.
-fn causes(lane: &LaneNow) -> String {
+/// Why it stands idle, the most important cause first, as many as there is `room` for.
+fn causes(lane: &LaneNow, room: usize) -> String {
     let mut causes: Vec<(BubbleCause, f64)> = BubbleCause::ALL.into_iter().zip(lane.bubble).collect();
     causes.retain(|(_, share)| *share >= SMALLEST_SHARE);
     causes.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-    if causes.is_empty() {
-        return String::new();
+    let mut text = String::new();
+    for (cause, share) in causes {
+        let separator = if text.is_empty() { ", idle for " } else { ", " };
+        let words = format!("{separator}{} {:.0} %", cause.name(), share * 100.0);
+        if text.len() + words.len() > room {
+            break;
+        }
+        text.push_str(&words);
     }
-    let words: Vec<String> =
-        causes.iter().map(|(cause, share)| format!("{} {:.0} %", cause.name(), share * 100.0)).collect();
-    format!(", idle for {}", words.join(", "))
+    text
 }
 
 fn others(lanes: &[LaneNow]) -> Line {
@@ -265,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_wide_terminal_shows_it_all() {
-        let lines = plain(&moment(2), (24, 100));
+        let lines = plain(&moment(2), (24, 110));
         assert_eq!(
             lines,
             [
@@ -307,7 +312,8 @@ mod tests {
     #[test]
     fn a_narrow_terminal_keeps_the_busy_share() {
         assert_eq!(plain(&moment(1), (24, 25))[1], "lane0 70 % busy");
-        assert_eq!(plain(&moment(1), (24, 45))[1], "lane0 █████████████████▓▓░░░░░░░░  70 % busy");
+        assert!(plain(&moment(1), (24, 70))[1].ends_with(" 70 % busy, idle for ffn 20 %, host 10 %"));
+        assert_eq!(plain(&moment(1), (24, 45))[1], "lane0 ████████████████▓▓▓░░░░░░░░  70 % busy");
     }
 
     #[test]
