@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 /// What each crate may depend on, dev-dependencies aside.
-const ALLOWED: [(&str, &[&str]); 9] = [
+const ALLOWED: [(&str, &[&str]); 10] = [
     ("rally-ffi", &[]),
     ("rally-kernels", &[]),
     ("rally-graph", &[]),
     ("rally-load", &[]),
     ("rally-schedule", &["rally-graph"]),
-    ("rally-engine", &["rally-schedule", "rally-graph", "rally-kernels"]),
+    ("rally-metrics", &[]),
+    ("rally-engine", &["rally-schedule", "rally-graph", "rally-kernels", "rally-metrics"]),
     ("rally-trace", &["rally-schedule", "rally-graph"]),
     ("rally-stages", &["rally-graph", "rally-engine", "rally-kernels", "rally-ffi"]),
     (
@@ -22,21 +23,27 @@ const ALLOWED: [(&str, &[&str]); 9] = [
             "rally-engine",
             "rally-kernels",
             "rally-stages",
+            "rally-metrics",
             "rally-trace",
             "rally-ffi",
         ],
     ),
 ];
 
-#[test]
-fn crates_depend_as_written() {
+/// The workspace's crates, as cargo sees them.
+fn packages() -> Vec<serde_json::Value> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo can be run by a test that cargo runs");
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
-    let packages = metadata["packages"].as_array().expect("a list of packages");
+    metadata["packages"].as_array().expect("a list of packages").clone()
+}
+
+#[test]
+fn crates_depend_as_written() {
+    let packages = packages();
     for (name, allowed) in ALLOWED {
         let package =
             packages.iter().find(|package| package["name"] == name).unwrap_or_else(|| panic!("no crate {name}"));
@@ -50,5 +57,22 @@ fn crates_depend_as_written() {
         for dependency in used {
             assert!(allowed.contains(&dependency), "{name} must not depend on {dependency}");
         }
+    }
+}
+
+/// The façade lets anyone make a metric of any name; a crate that does not depend on it cannot.
+#[test]
+fn metrics_are_made_in_one_crate() {
+    let packages = packages();
+    let depends = |package: &serde_json::Value, on: &str| {
+        package["dependencies"].as_array().is_some_and(|all| all.iter().any(|dependency| dependency["name"] == on))
+    };
+    for facade in ["metrics", "metrics-exporter-prometheus"] {
+        let users: Vec<&str> = packages
+            .iter()
+            .filter(|package| depends(package, facade))
+            .filter_map(|package| package["name"].as_str())
+            .collect();
+        assert_eq!(users, ["rally-metrics"], "{facade}");
     }
 }

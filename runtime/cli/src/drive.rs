@@ -1,8 +1,9 @@
 //! The run loop that commands share: submit what is due, hand events to whoever asked, until all has ended or Ctrl-C.
 
 use crate::error::{Blame, CliError};
+use crate::observe::Observer;
 use crossbeam::channel::{Receiver, at, never, select};
-use rally_engine::schedule::batch::SequenceRequest;
+use rally_engine::schedule::batch::{SequenceId, SequenceRequest};
 use rally_engine::{Engine, RunEvent, SubmitHandle};
 use std::time::Instant;
 
@@ -17,6 +18,11 @@ pub trait Client {
     /// Something happened; never [`RunEvent::Failed`].
     fn event(&mut self, event: RunEvent, handle: &SubmitHandle) -> Result<(), CliError>;
 
+    /// Which request the event just now has ended for a reason that only its reader sees: a stop string.
+    fn ended(&mut self) -> Option<SequenceId> {
+        None
+    }
+
     /// Whether nothing is under way and nothing more will be submitted.
     fn is_done(&self) -> bool;
 
@@ -24,13 +30,19 @@ pub trait Client {
     fn interrupt(&mut self, handle: &SubmitHandle);
 }
 
-/// Runs `client` to its end. Returns whether Ctrl-C came before it.
-pub fn drive(engine: &Engine, client: &mut dyn Client, interrupts: &Receiver<()>) -> Result<bool, CliError> {
+/// Runs `client` to its end, watched by `observer`. Returns whether Ctrl-C came before it.
+pub fn drive(
+    engine: &Engine,
+    client: &mut dyn Client,
+    interrupts: &Receiver<()>,
+    observer: &Observer,
+) -> Result<bool, CliError> {
     let handle = engine.handle();
     let mut interrupted = false;
     loop {
         let due = client.due(Instant::now());
         if !due.is_empty() {
+            observer.submitted(&due);
             engine.submit(due).or_mistake()?;
         }
         if client.is_done() {
@@ -39,8 +51,16 @@ pub fn drive(engine: &Engine, client: &mut dyn Client, interrupts: &Receiver<()>
         let clock = client.next_due().map_or_else(never, at);
         select! {
             recv(engine.events()) -> event => match event {
-                Ok(RunEvent::Failed(error)) => return Err(CliError::Failure(error.to_string())),
-                Ok(event) => client.event(event, &handle)?,
+                Ok(event) => {
+                    observer.event(&event);
+                    if let RunEvent::Failed(error) = event {
+                        return Err(CliError::Failure(error.to_string()));
+                    }
+                    client.event(event, &handle)?;
+                    if let Some(id) = client.ended() {
+                        observer.stopped(id);
+                    }
+                }
                 Err(_) => return Err(CliError::Failure("the lanes ended before the requests did".into())),
             },
             recv(interrupts) -> _ => {

@@ -9,7 +9,9 @@ mod graph_file;
 mod identity;
 mod interrupt;
 mod load_args;
+pub mod logging;
 mod machine;
+pub mod observe;
 pub mod output;
 pub mod profile;
 mod report;
@@ -33,6 +35,10 @@ use std::process::ExitCode;
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// How log lines look. They go to stderr: warnings and worse, or what the environment variable RALLY_LOG (else RUST_LOG)
+    /// asks for, such as `info` or `rally_engine=debug`.
+    #[arg(long, value_enum, default_value_t, global = true, value_name = "FORMAT")]
+    log_format: logging::LogFormat,
 }
 
 #[derive(Debug, Subcommand)]
@@ -74,8 +80,7 @@ impl std::fmt::Display for Format {
 /// ours, 130 after Ctrl-C.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_logging();
-    match dispatch(cli.command) {
+    match logging::start(cli.log_format).and_then(|()| dispatch(cli.command)) {
         Ok(code) => code,
         Err(error) => {
             match &error {
@@ -97,12 +102,4 @@ fn dispatch(command: Command) -> Result<ExitCode, CliError> {
         Command::Profile(args) => profile::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
-}
-
-/// Logs go to stderr; warnings and worse unless `RALLY_LOG` says otherwise (`RALLY_LOG=debug`).
-fn start_logging() {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("RALLY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    // A program that embeds rally may have its own subscriber.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
 }

@@ -4,8 +4,9 @@
 //! (`/dev/stdout`, a pipe) is written directly.
 
 use crate::error::{Blame, CliError};
+use crate::observe::screen;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
@@ -96,6 +97,9 @@ fn readable_like_others(_file: &NamedTempFile) -> io::Result<()> {
 /// Prints to stdout and flushes; a closed pipe is an error like any other.
 pub fn print(text: &str) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
-    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    let shared = stdout.is_terminal();
+    let mut write = || stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    // A live view may stand where this goes.
+    let written = if shared { screen::above(write) } else { write() };
     written.map_err(|error| format!("stdout: could not be written: {error}")).or_failure()
 }

@@ -4,9 +4,9 @@
 //! waits for one. Submissions and cancellations from outside go to the same planner, under the same short lock.
 
 use crate::engine::EngineError;
+use crate::figures::RunFigures;
 use crate::stage::Sample;
 use crate::sync::LaneSync;
-use crate::telemetry;
 use crossbeam::channel::Sender;
 use rally_graph::plan::Plan;
 use rally_schedule::batch::{DeviceBatch, SequenceId, SequenceRequest};
@@ -65,6 +65,7 @@ pub(crate) struct Control {
     events: Sender<RunEvent>,
     /// Times count from here.
     origin: Instant,
+    figures: Arc<RunFigures>,
 }
 
 /// A lane that panicked while it held a lock has already aborted the run; the data is only looked at to shut down.
@@ -81,6 +82,7 @@ impl Control {
         events: Sender<RunEvent>,
         origin: Instant,
         counters: usize,
+        figures: Arc<RunFigures>,
     ) -> Self {
         let config = *planner.config();
         let exits = plan.table.exits.len();
@@ -103,6 +105,7 @@ impl Control {
             sync,
             events,
             origin,
+            figures,
         }
     }
 
@@ -112,6 +115,7 @@ impl Control {
             return Err(SubmitError::Closed);
         }
         let result = requests.into_iter().try_for_each(|request| state.planner.submit(request));
+        self.figures.queue(&state.planner);
         drop(state);
         self.changed.notify_all();
         result
@@ -189,7 +193,7 @@ impl Control {
         let (mut state, idle_from_ns) = self.await_work(self.observe(samples), cycle);
         let State { planner, planner_events, counters, .. } = &mut *state;
         planner.plan(micro_batch, batches, planner_events);
-        telemetry::queue(planner);
+        self.figures.planned(planner, batches);
         if counters.is_on() {
             counters.push(planner.sample(self.now_ns(), micro_batch, batches));
         }
@@ -230,12 +234,8 @@ impl Control {
         for event in events.drain(..) {
             let event = match event {
                 PlannerEvent::Admitted(id) => RunEvent::Admitted(id, at),
-                PlannerEvent::Finished(id, reason) => {
-                    telemetry::finished(reason);
-                    RunEvent::Finished(id, reason, at)
-                }
+                PlannerEvent::Finished(id, reason) => RunEvent::Finished(id, reason, at),
                 PlannerEvent::Token { sequence, index, .. } => {
-                    telemetry::token();
                     let found = samples.iter().position(|sample| sample.sequence == sequence);
                     let found = found.expect("the planner reports a token only when it observes that sample");
                     RunEvent::Token(TokenReport { index, sample: samples.swap_remove(found), at })

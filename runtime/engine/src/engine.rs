@@ -1,12 +1,12 @@
 //! A run: lanes, slots and planner put together, started, fed, ended.
 
 use crate::control::{Control, RunEvent};
+use crate::figures::{LaneMeter, RunFigures, counts_routing};
 use crate::lane::{Lane, Position, stand_apart};
 use crate::slot::{Header, SlotBusy};
 use crate::span::{CounterSample, LaneReport, Recorder};
 use crate::stage::{Probe, Stage, StageError};
 use crate::sync::LaneSync;
-use crate::telemetry;
 use crate::transfer::Scratch;
 use crate::values::Values;
 pub use crate::values::Widths;
@@ -112,6 +112,7 @@ pub struct Engine {
     lanes: Vec<JoinHandle<LaneReport>>,
     events: Receiver<RunEvent>,
     started: Instant,
+    figures: Arc<RunFigures>,
 }
 
 /// Submits and cancels from any thread.
@@ -168,22 +169,24 @@ const MOST_COUNTERS: usize = 65_536;
 impl Engine {
     /// Allocates slots and values, and starts one thread a lane. Lanes wait, parked, until something is submitted.
     pub fn start(mut parts: EngineParts) -> Result<Self, EngineError> {
-        telemetry::describe();
         let sync = Arc::new(LaneSync::new(parts.plan.lanes.len(), stand_apart(&parts.plan, &parts.graph)));
         let (sender, events) = unbounded();
         let planner = StepPlanner::new(parts.planner);
         let started = Instant::now();
         // A micro-batch's step has several spans on every lane and one sample, so this many reach back further than the spans.
         let counters = parts.spans_per_lane.min(MOST_COUNTERS);
-        let control = Arc::new(Control::new(planner, &parts.plan, Arc::clone(&sync), sender, started, counters));
+        let experts = experts_by_lane(&parts);
+        let figures = Arc::new(RunFigures::new(started, &parts.plan, &parts.graph, &planner, &experts));
+        let control = Control::new(planner, &parts.plan, Arc::clone(&sync), sender, started, counters, figures.clone());
+        let control = Arc::new(control);
         let (graph, attention) = (Arc::clone(&parts.graph), parts.attention.clone());
         let mut wiring = Wiring::new(&graph, &attention, parts.planner.rows_per_device, parts.widths);
         let mut ready = Vec::new();
         for index in 0..parts.plan.lanes.len() {
-            ready.push(build_lane(&mut parts, index, &sync, &control, started, &mut wiring)?);
+            ready.push(build_lane(&mut parts, index, &sync, &control, started, &mut wiring, &figures)?);
         }
         // Dropped on the way out, it ends and joins the lanes that have started.
-        let mut engine = Self { control, lanes: Vec::new(), events, started };
+        let mut engine = Self { control, lanes: Vec::new(), events, started, figures };
         for lane in ready {
             let name = parts.plan.lanes[lane.index].name.clone();
             let spawned = std::thread::Builder::new().name(format!("lane {name}")).spawn(move || lane.run());
@@ -212,6 +215,11 @@ impl Engine {
     /// When the lanes started; span times count from here.
     pub fn started(&self) -> Instant {
         self.started
+    }
+
+    /// Where the run's time goes and how full it is, to be looked at from any thread while it runs.
+    pub fn figures(&self) -> Arc<RunFigures> {
+        Arc::clone(&self.figures)
     }
 
     /// Says that nothing more will be submitted: the run ends when all is done. What comes later is refused.
@@ -263,6 +271,13 @@ impl Drop for Engine {
     }
 }
 
+/// By lane, how many experts its routers choose among.
+fn experts_by_lane(parts: &EngineParts) -> Vec<usize> {
+    let of_device =
+        |device: DeviceIndex| parts.devices[device].stages.values().map(|stage| stage.routed_experts()).max();
+    parts.plan.lanes.iter().map(|lane| of_device(lane.device).unwrap_or(0)).collect()
+}
+
 fn build_lane(
     parts: &mut EngineParts,
     index: usize,
@@ -270,6 +285,7 @@ fn build_lane(
     control: &Arc<Control>,
     started: Instant,
     wiring: &mut Wiring<'_>,
+    figures: &Arc<RunFigures>,
 ) -> Result<Lane, EngineError> {
     let planned = &parts.plan.lanes[index];
     let device = planned.device;
@@ -301,11 +317,13 @@ fn build_lane(
             ends_step: parts.plan.table.exits.contains(&task.task),
         });
     }
+    let routes = |stage| counts_routing(&parts.plan.table, &parts.graph, stage, device);
     Ok(Lane {
         index,
         plan: Arc::clone(&parts.plan),
         graph: Arc::clone(&parts.graph),
         positions,
+        counts_routing: (0..stages.len()).map(routes).collect(),
         stages,
         values: (0..micro_batches).map(|_| Values::new(rows, parts.widths)).collect(),
         batches: vec![DeviceBatch::default(); micro_batches],
@@ -317,7 +335,12 @@ fn build_lane(
         cores,
         sync: Arc::clone(sync),
         control: Arc::clone(control),
-        recorder: Recorder::new(&planned.name, started, parts.spans_per_lane),
+        recorder: Recorder::new(
+            &planned.name,
+            started,
+            parts.spans_per_lane,
+            LaneMeter::new(figures, &parts.plan, &parts.graph, index),
+        ),
         probe: parts.probe.clone(),
     })
 }

@@ -37,6 +37,8 @@ pub(crate) struct Lane {
     pub(crate) positions: Vec<Position>,
     /// By stage index; only stages of this device are there.
     pub(crate) stages: Vec<Option<Box<dyn Stage>>>,
+    /// By stage index: whether the tokens it routes are counted here. Devices that get the same rows route them alike.
+    pub(crate) counts_routing: Vec<bool>,
     /// By micro-batch.
     pub(crate) values: Vec<Values>,
     /// By micro-batch.
@@ -108,17 +110,23 @@ impl Lane {
         self.recorder.ready();
         for wait in &task.waits {
             let target = plan.wait_target(wait, cycle as i64);
+            if self.sync.reached(wait.lane, target as u64) {
+                continue;
+            }
+            let before = self.recorder.look(wait.lane);
             if self.sync.wait(self.index, cycle, wait.lane, target as u64)? {
-                self.recorder.waited(wait.lane);
+                self.recorder.waited(plan, wait, before);
             }
         }
         // A task that lags in the very first cycle belongs to a step that never was; its micro-batch has no rows yet.
         let step = if task.behind { cycle.wrapping_sub(1) } else { cycle };
-        let start_ns = self.recorder.now_ns();
+        let start_ns = self.recorder.begin(position);
         let (rows, bytes) = self.execute(plan, position, task, step)?;
         if rows > 0 {
             let (position, rows) = (position as u32, rows as u32);
             self.recorder.record(Span { position, step, rows, bytes, start_ns, ..Span::default() });
+        } else {
+            self.recorder.had_no_rows();
         }
         if self.positions[position].ends_step
             && let Some(idle_from_ns) = self.control.end_step(task.micro_batch, cycle, &mut self.samples)
@@ -181,7 +189,12 @@ impl Lane {
             team: &self.team,
             exchange: Exchange::new(legs),
         };
-        work.run(&mut context).map_err(|source| EngineError::Stage {
+        let (done, routes) = (work.run(&mut context), work.routed_experts() > 0);
+        if routes && done.is_ok() && self.counts_routing[stage] {
+            let values = &self.values[m];
+            self.recorder.routed(header.layer, &values.expert_ids[..values.rows * values.widths.top_k]);
+        }
+        done.map_err(|source| EngineError::Stage {
             stage: self.graph.stages[stage].id.clone(),
             layer: header.layer,
             source,

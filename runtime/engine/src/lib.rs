@@ -3,13 +3,14 @@
 mod control;
 mod engine;
 pub mod exchange;
+pub mod figures;
 mod lane;
+pub mod meter;
 pub mod slot;
 pub mod span;
 pub mod stage;
 pub mod stage_timer;
 mod sync;
-mod telemetry;
 mod transfer;
 pub mod values;
 mod wiring;

@@ -19,6 +19,12 @@ pub trait Stage: Send {
     fn exchanges(&self) -> Vec<ExchangeSize> {
         Vec::new()
     }
+
+    /// Experts of a layer, for a stage that routes: its lane then counts the tokens of each. The ids it leaves in
+    /// [`Values::expert_ids`] are all below.
+    fn routed_experts(&self) -> usize {
+        0
+    }
 }
 
 /// What a task works on.

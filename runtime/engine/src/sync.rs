@@ -127,7 +127,8 @@ impl LaneSync {
         if never { Err(Stopped) } else { Ok(()) }
     }
 
-    fn reached(&self, lane: usize, target: u64) -> bool {
+    /// Whether `lane` has completed `target` tasks.
+    pub(crate) fn reached(&self, lane: usize, target: u64) -> bool {
         self.lanes[lane].progress.load(Ordering::Acquire) >= target
     }
 

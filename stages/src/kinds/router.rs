@@ -44,4 +44,8 @@ impl Stage for Router {
         route(logits, rows, self.experts, self.top_k, self.renormalise, ids, weights);
         Ok(())
     }
+
+    fn routed_experts(&self) -> usize {
+        self.experts
+    }
 }

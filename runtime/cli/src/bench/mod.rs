@@ -17,6 +17,7 @@ use crate::error::CliError;
 use crate::interrupt;
 use crate::load_args::{LoadArgs, MadeLoad};
 use crate::machine::Machine;
+use crate::observe::{ObserveArgs, Observer, model_name};
 use crate::output::{OutputFile, print};
 use crate::session::SessionArgs;
 use clap::{Args, ValueEnum};
@@ -65,6 +66,8 @@ pub struct BenchArgs {
     /// Draw the result here.
     #[arg(long, value_name = "F.svg|F.html")]
     plot: Option<PathBuf>,
+    #[command(flatten)]
+    observe: ObserveArgs,
     /// Output format.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -92,12 +95,14 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
     }
     let goals = goals(args, &contenders[0]);
     let outputs = open_outputs(args)?;
+    let model_name = model_name(&contenders[0].deployment, args.session.model.as_deref());
+    let mut observer = Observer::start(&args.observe, &model_name)?;
     let machine = Machine::here();
     let interrupts = interrupt::channel()?;
     let (warm_up, prompts) = prepare(args, &load, &contenders);
     let plan = Plan { load: &load.load, warm_up: &warm_up, prompts: &prompts, goals: &goals, interrupts: &interrupts };
     let repeats = args.repeats.map_or(if contenders.len() > 1 { 5 } else { 1 }, |repeats| repeats as usize);
-    let (rounds, interrupted) = measure(&contenders, &plan, repeats)?;
+    let (rounds, interrupted) = measure(&contenders, &plan, repeats, &mut observer)?;
     let measurements = gather(&contenders, rounds, &goals);
     report(args, &machine, &load, &goals, &measurements, outputs)?;
     if interrupted { Err(CliError::Interrupted) } else { Ok(ExitCode::SUCCESS) }
@@ -154,7 +159,12 @@ fn prepare(args: &BenchArgs, load: &MadeLoad, contenders: &[Contender]) -> (Load
 }
 
 /// All rounds; and whether Ctrl-C ended them.
-fn measure(contenders: &[Contender], plan: &Plan<'_>, repeats: usize) -> Result<(Vec<Rounds>, bool), CliError> {
+fn measure(
+    contenders: &[Contender],
+    plan: &Plan<'_>,
+    repeats: usize,
+    observer: &mut Observer,
+) -> Result<(Vec<Rounds>, bool), CliError> {
     let mut rounds: Vec<Rounds> = contenders.iter().map(|_| Rounds::default()).collect();
     let alone = alone(contenders);
     for round in 0..repeats {
@@ -162,7 +172,8 @@ fn measure(contenders: &[Contender], plan: &Plan<'_>, repeats: usize) -> Result<
             // Rotated, so that nobody always runs on a cold machine or behind the same neighbour.
             let index = (round + place) % contenders.len();
             let title = format!("{} {}/{repeats}", contenders[index].name(alone), round + 1);
-            if rounds[index].run(&contenders[index], plan, &title, round + 1 == repeats)? {
+            let last = round + 1 == repeats;
+            if rounds[index].run(&contenders[index], plan, &title, observer, last)? {
                 return Ok((rounds, true));
             }
         }

@@ -5,6 +5,7 @@ use super::contender::Contender;
 use super::measure::Measured;
 use crate::drive::drive;
 use crate::error::{Blame, CliError};
+use crate::observe::Observer;
 use crate::{interrupt, session};
 use crossbeam::channel::Receiver;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -59,24 +60,33 @@ impl Rounds {
 
     /// Runs the contender once more. Returns whether Ctrl-C came; a round that it cut short counts only where there is no other.
     /// The `last` one leaves a digest.
-    pub fn run(&mut self, contender: &Contender, plan: &Plan<'_>, title: &str, last: bool) -> Result<bool, CliError> {
+    pub fn run(
+        &mut self,
+        contender: &Contender,
+        plan: &Plan<'_>,
+        title: &str,
+        observer: &mut Observer,
+        last: bool,
+    ) -> Result<bool, CliError> {
         let options = AssembleOptions { spans_per_lane: SPANS_PER_LANE, probe: None };
         let weights = contender.weights.assembly();
         let parts = session::assemble_with(&contender.deployment, &contender.schedule, &weights, options)?;
         let lane_plan = Arc::clone(&parts.plan);
         let engine = Engine::start(parts).or_failure()?;
         interrupt::begin_work();
-        let bar = bar(title, plan.load.output_tokens() as u64);
         let hidden = ProgressBar::hidden();
+        let bar = if observer.is_live() { hidden.clone() } else { bar(title, plan.load.output_tokens() as u64) };
+        observer.watch(&engine, &contender.deployment, title);
         let mut warm_up = LoadClient::new(plan.warm_up, plan.prompts, 0, &hidden);
-        if drive(&engine, &mut warm_up, plan.interrupts)? {
+        if drive(&engine, &mut warm_up, plan.interrupts, observer)? {
             return Ok(true);
         }
         let already = engine.handle().preemptions();
         let mut client = LoadClient::new(plan.load, plan.prompts, FIRST_ID, &bar);
         let from_ns = client.begun().duration_since(engine.started()).as_nanos() as u64;
         tracing::info!(contender = title, requests = plan.load.requests.len(), "measuring");
-        let interrupted = drive(&engine, &mut client, plan.interrupts)?;
+        let interrupted = drive(&engine, &mut client, plan.interrupts, observer)?;
+        observer.finish();
         bar.finish_and_clear();
         let preemptions = engine.handle().preemptions() - already;
         engine.close();

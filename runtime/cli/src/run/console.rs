@@ -33,11 +33,13 @@ pub struct Console {
 }
 
 impl Console {
-    /// For requests that open with `openings`. `silent` prints nothing (results go elsewhere).
-    pub fn new(openings: Vec<String>, silent: bool) -> Self {
+    /// For requests that open with `openings`. `silent` prints nothing (results go elsewhere); under a live view, which has the
+    /// end of the terminal, `whole` texts are printed.
+    pub fn new(openings: Vec<String>, silent: bool, whole: bool) -> Self {
         let entry = |opening| Entry { opening, pending: String::new(), finished: false };
-        let streams = std::io::stdout().is_terminal();
-        let colours = streams && std::env::var_os("NO_COLOR").is_none();
+        let terminal = std::io::stdout().is_terminal();
+        let streams = terminal && !whole;
+        let colours = terminal && std::env::var_os("NO_COLOR").is_none();
         Self { entries: openings.into_iter().map(entry).collect(), current: 0, opened: false, streams, colours, silent }
     }
 

@@ -4,10 +4,12 @@ use super::collect::Collector;
 use super::console::Console;
 use crate::drive::{Client, drive};
 use crate::error::{Blame, CliError};
+use crate::observe::Observer;
 use crate::requests::RequestId;
 use crossbeam::channel::Receiver;
-use rally_engine::schedule::batch::{SequenceRequest, TokenDetail};
+use rally_engine::schedule::batch::{SequenceId, SequenceRequest, TokenDetail};
 use rally_engine::{Engine, EngineParts, RunEvent, RunReport, SubmitHandle};
+use rally_stages::deployment::Deployment;
 use rally_stages::text::TextCodec;
 use std::time::Instant;
 
@@ -41,23 +43,29 @@ struct Run<'a> {
     collectors: Vec<Collector>,
     console: &'a mut Console,
     open: usize,
+    /// By a stop string, at the last event.
+    ended: Option<SequenceId>,
 }
 
-/// Decodes all jobs to the end.
+/// Decodes all jobs to the end, watched by `observer`.
 pub fn decode(
     parts: EngineParts,
     jobs: &[Job],
-    codec: Option<&TextCodec>,
+    deployment: &Deployment,
     console: &mut Console,
     interrupts: &Receiver<()>,
+    observer: &mut Observer,
 ) -> Result<Outcome, CliError> {
     let engine = Engine::start(parts).or_failure()?;
+    observer.watch(&engine, deployment, &format!("{} {}", deployment.spec.name, deployment.schedule.label));
     let begun = Instant::now();
-    let collectors = jobs.iter().map(|job| collector(job, codec, begun)).collect();
-    let mut run = Run { jobs, submitted: false, collectors, console, open: jobs.len() };
+    let collectors = jobs.iter().map(|job| collector(job, deployment.codec.as_ref(), begun)).collect();
+    let mut run = Run { jobs, submitted: false, collectors, console, open: jobs.len(), ended: None };
     tracing::info!(requests = jobs.len(), "decoding");
-    let interrupted = drive(&engine, &mut run, interrupts)?;
+    let driven = drive(&engine, &mut run, interrupts, observer);
     let elapsed_s = begun.elapsed().as_secs_f64();
+    observer.finish();
+    let interrupted = driven?;
     engine.close();
     let report = engine.join();
     Ok(Outcome { collectors: run.collectors, report, interrupted, elapsed_s })
@@ -84,6 +92,10 @@ impl Client for Run<'_> {
         self.open == 0
     }
 
+    fn ended(&mut self) -> Option<SequenceId> {
+        self.ended.take()
+    }
+
     fn event(&mut self, event: RunEvent, handle: &SubmitHandle) -> Result<(), CliError> {
         match event {
             RunEvent::Admitted(..) | RunEvent::Failed(_) => Ok(()),
@@ -95,6 +107,7 @@ impl Client for Run<'_> {
                 }
                 if progress.stopped {
                     handle.cancel(index as u64);
+                    self.ended = Some(index as u64);
                 }
                 Ok(())
             }

@@ -10,6 +10,7 @@ mod summary;
 use crate::Format;
 use crate::error::CliError;
 use crate::interrupt;
+use crate::observe::{ObserveArgs, Observer, model_name};
 use crate::output::{OutputFile, print};
 use crate::session::{self, SessionArgs};
 use clap::Args;
@@ -44,6 +45,8 @@ pub struct RunArgs {
     /// Write a trace here: `.json` for Perfetto (Chrome trace events), `.html` for a page of its own.
     #[arg(long, value_name = "F.json|F.html")]
     trace: Option<PathBuf>,
+    #[command(flatten)]
+    observe: ObserveArgs,
     /// Output format.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -66,14 +69,15 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     }
     let open = |path: &Option<PathBuf>| path.as_deref().map(OutputFile::create).transpose();
     let outputs = Outputs { out: open(&args.out)?, logits: open(&args.logits)?, trace: open(&args.trace)? };
+    let mut observer = Observer::start(&args.observe, &model_name(&deployment, args.session.model.as_deref()))?;
     let spans_per_lane = if outputs.trace.is_some() { summary::SPANS_PER_TRACE } else { summary::SPANS_PER_DIGEST };
     let parts = session::assemble(&deployment, AssembleOptions { spans_per_lane, probe: None })?;
     let plan = parts.plan.clone();
     let openings = jobs.iter().map(|job| job.opening.clone()).collect();
-    let mut console = Console::new(openings, args.format == Format::Json);
+    let mut console = Console::new(openings, args.format == Format::Json, args.observe.is_live());
     let interrupts = interrupt::channel()?;
     interrupt::begin_work();
-    let outcome = decode::decode(parts, &jobs, deployment.codec.as_ref(), &mut console, &interrupts)?;
+    let outcome = decode::decode(parts, &jobs, &deployment, &mut console, &interrupts, &mut observer)?;
     let summary = Summary { outcome: &outcome, deployment: &deployment, plan: &plan };
     if let (Some(file), Some(path)) = (outputs.trace, &args.trace) {
         file.finish(|out| summary.write_trace(path, out))?;

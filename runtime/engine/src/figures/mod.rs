@@ -1,0 +1,231 @@
+//! Figures of a run while it runs: what each lane spent its time on, how full the planner is. Written by lanes and the planner,
+//! read by whoever wants to know: a scrape, a terminal.
+//!
+//! Every number is an atomic with one writer, stored without a lock and without ordering, so a lane pays a few nanoseconds a task
+//! whether or not anyone looks. A lane's figures say all of its time up to the end of its last task that had rows; what it does
+//! at the moment comes in when it is over.
+
+mod page;
+mod series;
+mod waits;
+
+pub(crate) use series::{Series, counts_routing};
+pub(crate) use waits::{LaneMeter, Look};
+
+use crossbeam::utils::CachePadded;
+use rally_graph::plan::Plan;
+use rally_graph::stage_graph::StageGraph;
+use rally_metrics::{AtomicHistogram, BubbleCause, names};
+use rally_schedule::batch::DeviceBatch;
+use rally_schedule::planner::StepPlanner;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// Nanoseconds in a second, as histograms of seconds count.
+const NS_PER_S: f64 = 1e9;
+
+/// A lane between two tasks.
+const AT_NO_TASK: u64 = u64::MAX;
+
+/// What a lane's time in tasks went to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    Attention,
+    Ffn,
+    Transfer,
+}
+
+impl Work {
+    const ALL: [Self; 3] = [Self::Attention, Self::Ffn, Self::Transfer];
+
+    /// What it is to a lane that waits meanwhile.
+    fn cause(self) -> BubbleCause {
+        match self {
+            Self::Attention => BubbleCause::Attention,
+            Self::Ffn => BubbleCause::Ffn,
+            Self::Transfer => BubbleCause::Transfer,
+        }
+    }
+}
+
+/// A run's figures. Shared by its lanes, its planner, and all who look.
+#[derive(Debug)]
+pub struct RunFigures {
+    started: Instant,
+    lanes: Vec<CachePadded<LaneFigures>>,
+    planner: PlannerFigures,
+    /// Ids, by stage.
+    stages: Vec<String>,
+    /// Which stages are transfers.
+    edges: Vec<usize>,
+}
+
+/// What one lane publishes.
+#[derive(Debug)]
+struct LaneFigures {
+    name: String,
+    device: String,
+    /// By [`Work`].
+    work_ns: [AtomicU64; 3],
+    /// By [`BubbleCause`].
+    bubble_ns: [AtomicU64; 5],
+    tasks: AtomicU64,
+    /// Up to when the sums above account for all time, since the run began.
+    accounted_ns: AtomicU64,
+    /// When the task at hand began, shifted left by two, and its [`Work`]; [`AT_NO_TASK`] in between.
+    at_hand: AtomicU64,
+    series: Vec<Series>,
+    /// By series.
+    durations: Vec<AtomicHistogram>,
+    /// Of waits for transfers, by stage.
+    exposed_ns: Vec<AtomicU64>,
+    /// Experts of a layer; 0: nothing is routed on this lane.
+    experts: usize,
+    /// `[layers, experts]`.
+    expert_tokens: Vec<AtomicU64>,
+}
+
+#[derive(Debug)]
+struct PlannerFigures {
+    running: AtomicU64,
+    waiting: AtomicU64,
+    used_pages: AtomicU64,
+    pages: u64,
+    preemptions: AtomicU64,
+    /// Micro-batch steps planned with rows.
+    rows: AtomicHistogram,
+}
+
+/// A lane's times at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LaneSample {
+    /// Name of the lane.
+    pub name: String,
+    /// In tasks that had rows, in nanoseconds.
+    pub busy_ns: u64,
+    /// Of that, in sends, receives and exchanges.
+    pub transfer_ns: u64,
+    /// Outside them, in nanoseconds, by [`BubbleCause`].
+    pub bubble_ns: [u64; 5],
+    /// Tasks that had rows.
+    pub tasks: u64,
+    /// Since the run began: the end of the last such task, and the sum of all times above.
+    pub accounted_ns: u64,
+}
+
+/// A run at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunSample {
+    /// Since the run began, in nanoseconds.
+    pub at_ns: u64,
+    /// By lane, in the plan's order.
+    pub lanes: Vec<LaneSample>,
+    /// Sequences that hold pages.
+    pub running: u64,
+    /// Sequences in the queue.
+    pub waiting: u64,
+    /// KV pages in use, over all devices.
+    pub used_pages: u64,
+    /// KV pages there are.
+    pub pages: u64,
+    /// Times that a sequence gave its pages back.
+    pub preemptions: u64,
+}
+
+impl RunFigures {
+    /// All zero. `experts`: by lane, how many experts its routers choose among.
+    pub(crate) fn new(
+        started: Instant,
+        plan: &Plan,
+        graph: &StageGraph,
+        planner: &StepPlanner,
+        experts: &[usize],
+    ) -> Self {
+        let config = planner.config();
+        let lane = |index: usize| CachePadded::new(LaneFigures::new(plan, graph, index, experts[index]));
+        Self {
+            started,
+            lanes: (0..plan.lanes.len()).map(lane).collect(),
+            planner: PlannerFigures {
+                running: AtomicU64::new(0),
+                waiting: AtomicU64::new(0),
+                used_pages: AtomicU64::new(0),
+                pages: u64::from(config.pages_per_device) * config.devices as u64,
+                preemptions: AtomicU64::new(0),
+                rows: AtomicHistogram::new(names::MICRO_BATCH_TOKENS.edges(), 1.0),
+            },
+            stages: graph.stages.iter().map(|stage| stage.id.clone()).collect(),
+            edges: (0..graph.stages.len()).filter(|stage| graph.stages[*stage].transfer.is_some()).collect(),
+        }
+    }
+
+    /// How things stand.
+    pub fn sample(&self) -> RunSample {
+        let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        RunSample {
+            at_ns: self.started.elapsed().as_nanos() as u64,
+            lanes: self.lanes.iter().map(|lane| lane.sample()).collect(),
+            running: read(&self.planner.running),
+            waiting: read(&self.planner.waiting),
+            used_pages: read(&self.planner.used_pages),
+            pages: self.planner.pages,
+            preemptions: read(&self.planner.preemptions),
+        }
+    }
+
+    /// To be called under the planner's lock.
+    pub(crate) fn queue(&self, planner: &StepPlanner) {
+        let set = |cell: &AtomicU64, value: u64| cell.store(value, Ordering::Relaxed);
+        set(&self.planner.running, planner.running() as u64);
+        set(&self.planner.waiting, planner.waiting() as u64);
+        set(&self.planner.used_pages, self.planner.pages.saturating_sub(planner.free_pages() as u64));
+        set(&self.planner.preemptions, planner.preemptions());
+    }
+
+    /// A micro-batch's step was planned. To be called under the planner's lock.
+    pub(crate) fn planned(&self, planner: &StepPlanner, batches: &[DeviceBatch]) {
+        self.queue(planner);
+        match batches.iter().map(|batch| batch.rows as u64).sum() {
+            0 => {}
+            rows => self.planner.rows.record(rows),
+        }
+    }
+}
+
+impl LaneFigures {
+    fn new(plan: &Plan, graph: &StageGraph, index: usize, experts: usize) -> Self {
+        let zeros = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect();
+        let series = Series::of_lane(plan, graph, index);
+        Self {
+            name: plan.lanes[index].name.clone(),
+            device: graph.devices[plan.lanes[index].device].name.clone(),
+            work_ns: Default::default(),
+            bubble_ns: Default::default(),
+            tasks: AtomicU64::new(0),
+            accounted_ns: AtomicU64::new(0),
+            at_hand: AtomicU64::new(AT_NO_TASK),
+            durations: series.iter().map(|series| AtomicHistogram::new(series.edges(), NS_PER_S)).collect(),
+            series,
+            exposed_ns: zeros(graph.stages.len()),
+            experts,
+            expert_tokens: zeros(experts * graph.layers),
+        }
+    }
+
+    fn sample(&self) -> LaneSample {
+        let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        LaneSample {
+            name: self.name.clone(),
+            busy_ns: self.work_ns.iter().map(read).sum(),
+            transfer_ns: read(&self.work_ns[Work::Transfer as usize]),
+            bubble_ns: self.bubble_ns.each_ref().map(read),
+            tasks: read(&self.tasks),
+            accounted_ns: read(&self.accounted_ns),
+        }
+    }
+}
+
+/// Adds to a number that only this thread writes.
+fn add(cell: &AtomicU64, value: u64) {
+    cell.store(cell.load(Ordering::Relaxed) + value, Ordering::Relaxed);
+}
