@@ -126,7 +126,14 @@ impl TaskTable {
             role: stage.role,
             section: stage.section,
         };
-        Self { stages: graph.stages.iter().map(label).collect(), tasks, lanes, entries, exits, ffns: FfnLayout::by_layer(graph) }
+        Self {
+            stages: graph.stages.iter().map(label).collect(),
+            tasks,
+            lanes,
+            entries,
+            exits,
+            ffns: FfnLayout::by_layer(graph),
+        }
     }
 
     /// A task in words: `a2f` send, layer 3.

@@ -19,11 +19,22 @@ struct Held {
     origins: Vec<Origin>,
 }
 
+/// Where a task's rows go on.
+#[derive(Clone, Default)]
+struct Way {
+    /// Of a send that carries a group's sums of y: the devices it ends at.
+    homes: Vec<DeviceIndex>,
+    /// Whether another part of the stage follows.
+    goes_on: bool,
+}
+
 /// Where rows are.
 pub(super) struct RowFlow<'a> {
     table: &'a TaskTable,
     attention: &'a [DeviceIndex],
     micro_batches: usize,
+    /// By task.
+    ways: Vec<Way>,
     /// By device and micro-batch.
     held: Vec<Held>,
     /// By task and micro-batch: what it worked on when it last ran, which is what it sent.
@@ -35,7 +46,8 @@ impl<'a> RowFlow<'a> {
         let (table, micro_batches) = (&plan.table, plan.micro_batches);
         let devices = table.tasks.iter().map(|task| task.device + 1).max().unwrap_or(0);
         let held = vec![Held::default(); devices * micro_batches];
-        Self { table, attention, micro_batches, held, sent: vec![Load::default(); table.tasks.len() * micro_batches] }
+        let sent = vec![Load::default(); table.tasks.len() * micro_batches];
+        Self { table, attention, micro_batches, ways: ways(table), held, sent }
     }
 
     /// A device's descriptor of a new step.
@@ -62,9 +74,9 @@ impl<'a> RowFlow<'a> {
             (TaskRole::Exchange, Payload::Input | Payload::RoutedInput) => {
                 self.along_rail(template, micro_batch).iter().map(|(_, load)| *load).sum()
             }
-            (TaskRole::Send, Payload::Output) if self.on_rail(template) => self.going_home(task, place),
+            (TaskRole::Send, Payload::Output) if !self.ways[task].homes.is_empty() => self.going_home(task, place),
             // A part between two exchanges works on the rows of all peers.
-            (TaskRole::Exchange, Payload::None) if self.goes_on(task) => template.after.iter().map(sent).sum(),
+            (TaskRole::Exchange, Payload::None) if self.ways[task].goes_on => template.after.iter().map(sent).sum(),
             (TaskRole::Compute | TaskRole::Send | TaskRole::Exchange, _) => self.held[place].load,
         };
         let kept = match template.part {
@@ -101,33 +113,34 @@ impl<'a> RowFlow<'a> {
         template.after.iter().map(origin).collect()
     }
 
-    /// Whether a send of y carries a group's sums.
-    fn on_rail(&self, template: &TaskTemplate) -> bool {
-        let exchanges = |before: &TaskId| {
-            let before = &self.table.tasks[*before];
-            before.role == TaskRole::Exchange && before.payload == Payload::Output
-        };
-        template.after.iter().any(exchanges)
-    }
-
     /// The rows of those devices that wait for this send.
     fn going_home(&self, task: TaskId, place: usize) -> Load {
-        let homes = self.table.tasks.iter().filter(|other| other.after.contains(&task)).map(|home| home.device);
-        let origins = &self.held[place].origins;
-        match origins.is_empty() {
-            true => homes.map(|_| self.held[place].load).sum(),
-            false => homes
-                .filter_map(|home| origins.iter().find(|(device, _)| *device == home).map(|(_, load)| *load))
-                .sum(),
+        let Held { load, origins } = &self.held[place];
+        let from = |home: &DeviceIndex| match origins.is_empty() {
+            true => *load,
+            false => origins.iter().find(|(device, _)| device == home).map(|(_, load)| *load).unwrap_or_default(),
+        };
+        self.ways[task].homes.iter().map(from).sum()
+    }
+}
+
+/// By task, what follows from the table alone.
+fn ways(table: &TaskTable) -> Vec<Way> {
+    let mut ways: Vec<Way> = vec![Way::default(); table.tasks.len()];
+    for task in &table.tasks {
+        for before in &task.after {
+            let (way, other) = (&mut ways[*before], &table.tasks[*before]);
+            way.goes_on |= other.node == task.node && task.part > other.part;
+            let sums = |before: &TaskId| {
+                let before = &table.tasks[*before];
+                before.role == TaskRole::Exchange && before.payload == Payload::Output
+            };
+            if other.role == TaskRole::Send && other.after.iter().any(sums) {
+                way.homes.push(task.device);
+            }
         }
     }
-
-    /// Whether another part of the stage follows.
-    fn goes_on(&self, task: TaskId) -> bool {
-        let node = self.table.tasks[task].node;
-        let next = self.table.tasks[task + 1..].iter().take_while(|other| other.node == node);
-        next.into_iter().any(|other| other.part > self.table.tasks[task].part)
-    }
+    ways
 }
 
 impl Load {
@@ -140,9 +153,7 @@ impl Load {
 
 impl std::iter::Sum for Load {
     fn sum<I: Iterator<Item = Self>>(loads: I) -> Self {
-        loads.fold(Self::default(), |sum, load| Self {
-            rows: sum.rows + load.rows,
-            context: sum.context + load.context,
-        })
+        loads
+            .fold(Self::default(), |sum, load| Self { rows: sum.rows + load.rows, context: sum.context + load.context })
     }
 }
