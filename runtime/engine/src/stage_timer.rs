@@ -3,6 +3,7 @@
 //! Layers take turns as they do in a run: a stage that repeated one layer would find its weights in a cache.
 
 use crate::engine::EngineError;
+use crate::exchange::Exchange;
 use crate::lane::pin;
 use crate::slot::{Header, Slot};
 use crate::stage::{Sample, Stage, StageError, TaskContext};
@@ -78,6 +79,7 @@ pub fn time_stage(
             last_tokens: &mut workload.last_tokens,
             samples: &mut samples,
             team,
+            exchange: Exchange::ALONE,
         };
         let began = Instant::now();
         stage.run(&mut task)?;
