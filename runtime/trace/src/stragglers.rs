@@ -24,8 +24,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// What is slower than it should be by this much is named. Two lanes that share a cache or a core differ by less.
 pub const SLOW: f64 = 1.5;
-/// And only if it costs at least this share of the window: a stage of a microsecond may well take three.
-pub const WORTH_NAMING: f64 = 0.01;
+/// And only if it costs at least this share of what the busiest lane works: a stage of a microsecond may well take three. (Of work,
+/// not of the window: a machine that others use as well stretches waits, and would hide what is slow.)
+pub const WORTH_NAMING: f64 = 0.02;
 
 /// Who is slow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -168,6 +169,12 @@ impl Baseline {
 }
 
 impl Baseline {
+    /// The lane's work, by the medians of its tasks.
+    fn work_ns(&self, lane: usize) -> f64 {
+        let points = self.cells.range((lane, 0, 0)..(lane + 1, 0, 0)).flat_map(|(_, points)| points);
+        points.map(|point| point.median_ns * point.count as f64).sum()
+    }
+
     /// As [`Baseline::expected`] between known sizes; beyond them, fewer rows take no less and more rows proportionally more. 0
     /// where nothing is known.
     pub(crate) fn cautious_ns(&self, lane: usize, stage: StageIndex, part: u8, rows: u32) -> f64 {
@@ -204,7 +211,8 @@ impl Cell {
 /// Who is slow in `window`, the costliest first.
 pub fn stragglers(recording: &Recording<'_>, window: &Window, baseline: Option<&Baseline>) -> Vec<Straggler> {
     let now = Baseline::of(recording, window);
-    let trial = Trial { recording, window, now: &now, baseline };
+    let worth_ns = WORTH_NAMING * (0..recording.lanes.len()).map(|lane| now.work_ns(lane)).fold(0.0, f64::max);
+    let trial = Trial { recording, window, now: &now, baseline, worth_ns };
     let (mut found, mut slow) = (Vec::new(), Vec::new());
     for lane in 0..recording.lanes.len() {
         let cells = trial.cells(lane);
@@ -226,6 +234,8 @@ struct Trial<'a> {
     window: &'a Window,
     now: &'a Baseline,
     baseline: Option<&'a Baseline>,
+    /// The least excess that is worth a word.
+    worth_ns: f64,
 }
 
 impl Trial<'_> {
@@ -261,8 +271,7 @@ impl Trial<'_> {
 
     /// Whether the difference is large, and worth a word.
     fn matters(&self, actual_ns: f64, expected_ns: f64) -> bool {
-        let worth_ns = WORTH_NAMING * self.window.wall_ns() as f64;
-        actual_ns >= SLOW * expected_ns && actual_ns - expected_ns >= worth_ns
+        actual_ns >= SLOW * expected_ns && actual_ns - expected_ns >= self.worth_ns
     }
 
     /// A device is slow if what it does beside its slowest stage is slow as well.
