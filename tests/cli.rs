@@ -373,6 +373,9 @@ fn a_trace_has_a_track_for_each_lane_and_never_nests() {
         path_text(&trace),
     ]);
     assert!(output.status.success(), "{}", text(&output.stderr));
+    let digest = text(&output.stderr);
+    assert!(digest.contains("critical path") && digest.contains("busy"), "{digest}");
+    assert!(digest.lines().count() <= 21, "twenty lines and an empty one before: {digest}");
     let json: Value = serde_json::from_slice(&std::fs::read(&trace).expect("the trace is there")).expect("JSON");
     let events = json["traceEvents"].as_array().expect("a list of events");
     for tid in 0..2 {
@@ -384,9 +387,29 @@ fn a_trace_has_a_track_for_each_lane_and_never_nests() {
         assert!(spans.len() > 20);
         assert!(spans.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0 + 1e-3), "spans of a lane nest");
     }
+    let count = |ph: &str| events.iter().filter(|event| event["ph"] == ph).count();
+    assert!(count("s") > 10 && count("s") == count("f"), "arrows have two ends");
+    assert!(count("C") > 10, "counters");
     let names: Vec<&str> = events.iter().filter_map(|event| event["name"].as_str()).collect();
     for kind in ["embed", "mfa_attention", "router", "transfer", "expert_ffn", "dense_ffn", "combine", "sampling"] {
         assert!(names.contains(&kind), "no event named {kind}");
+    }
+}
+
+#[test]
+fn a_trace_that_ends_in_html_is_a_page() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (requests, trace) = (folder.path().join("requests.jsonl"), folder.path().join("trace.HTML"));
+    write_lines(&requests, &[json!({ "prompt_token_ids": [1, 2], "max_tokens": 5 })]);
+    let model = repository("tests/golden/step3-s");
+    let arguments = ["run", "graphs/tiny-ping-pong.json", "--model", path_text(&model)];
+    let output = run(&[&arguments[..], &["--requests", path_text(&requests), "--trace", path_text(&trace)]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let page = std::fs::read_to_string(&trace).expect("the trace is there");
+    assert!(page.starts_with("<!doctype html>") && page.trim_end().ends_with("</html>"));
+    assert!(!page.contains("{{"), "every slot of the page is filled");
+    for part in ["<title>tiny-ping-pong", "critical path", "\"attn\"", "\"ffn\""] {
+        assert!(page.contains(part), "no {part} on the page");
     }
 }
 

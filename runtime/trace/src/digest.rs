@@ -20,8 +20,9 @@ const WORTH_TRYING: f64 = 0.03;
 /// With fewer steps there is no settled run to speak of.
 const FEWEST_STEPS: usize = 4;
 
-/// The digest of a recording, a line each, without line ends. Empty if nothing was run.
-pub fn digest(recording: &Recording<'_>) -> Vec<String> {
+/// The digest of a recording, a line each, without line ends. Empty if nothing was run. `cores`: how many the lanes shared, if they
+/// were real.
+pub fn digest(recording: &Recording<'_>, cores: Option<usize>) -> Vec<String> {
     let window = Window::settled(recording);
     if window.count == 0 {
         return Vec::new();
@@ -39,7 +40,7 @@ pub fn digest(recording: &Recording<'_>) -> Vec<String> {
         lines.extend(transfer_line(&analysis));
         let slow = stragglers(recording, &analysis.window, None);
         lines.extend(slow.iter().take(2).map(|straggler| format!("slow    {}", straggler.describe(recording))));
-        lines.push(format!("try     {}", advice(recording, &analysis)));
+        lines.push(format!("try     {}", advice(recording, &analysis, cores)));
     }
     lines
 }
@@ -50,7 +51,7 @@ fn step_line(analysis: &Analysis) -> String {
         1 => "1 step".to_owned(),
         count => format!("mean of {count} steps"),
     };
-    let parts = parts(shares).into_iter().filter(|(_, ns)| *ns > 0);
+    let parts = parts(shares).into_iter().filter(|(_, ns)| *ns * 200 >= shares.length_ns().max(1));
     let parts: Vec<String> = parts.map(|(name, ns)| format!("{name} {}", percent(ns, shares.length_ns()))).collect();
     format!("step    {} ({steps}); its critical path: {}", ms(analysis.step_ms()), parts.join(", "))
 }
@@ -141,8 +142,13 @@ fn transfer_line(analysis: &Analysis) -> Option<String> {
 }
 
 /// The change that promises most, with what it promises.
-fn advice(recording: &Recording<'_>, analysis: &Analysis) -> String {
-    let offers = [schedule_offer(recording, analysis), ratio_offer(analysis), balance_offer(recording, analysis)];
+fn advice(recording: &Recording<'_>, analysis: &Analysis, cores: Option<usize>) -> String {
+    let offers = [
+        schedule_offer(recording, analysis),
+        ratio_offer(analysis),
+        balance_offer(recording, analysis),
+        cores.and_then(|cores| cores_offer(analysis, cores)),
+    ];
     let best = offers.into_iter().flatten().max_by(|a, b| a.gain.total_cmp(&b.gain));
     match best.filter(|offer| offer.gain >= WORTH_TRYING) {
         Some(offer) => offer.text,
@@ -161,12 +167,25 @@ fn schedule_offer(recording: &Recording<'_>, analysis: &Analysis) -> Option<Offe
     let best = replan.candidates.first()?;
     let gain = 1.0 - best.step_ms / replan.now_ms;
     let text = format!(
-        "--schedule {}: about {} a step, {:.0} % less (simulated with the stage times above)",
+        "--schedule {}: about {} a step, {:.0} % less (simulated with the times measured)",
         best.schedule,
         ms(analysis.step_ms() * best.step_ms / replan.now_ms),
         gain * 100.0
     );
     Some(Offer { gain, text })
+}
+
+/// A core for every lane, where they take turns on fewer.
+fn cores_offer(analysis: &Analysis, cores: usize) -> Option<Offer> {
+    let shares = &analysis.path.shares;
+    let gain = shares.host_ns as f64 / shares.length_ns().max(1) as f64;
+    let lanes = analysis.lanes.len();
+    let text = format!(
+        "a core for every lane, or fewer devices: {lanes} lanes share {cores} cores, and {:.0} % of the step is waking and waiting \
+         for a core",
+        gain * 100.0
+    );
+    (lanes > cores).then_some(Offer { gain, text })
 }
 
 /// The sides that have lanes, with how many, and the busiest lane's time.

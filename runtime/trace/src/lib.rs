@@ -5,7 +5,9 @@
 
 pub mod analysis;
 pub mod bubbles;
+pub mod chrome;
 pub mod digest;
+pub mod html;
 mod overlap;
 pub mod path;
 pub mod recording;

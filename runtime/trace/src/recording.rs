@@ -2,7 +2,7 @@
 //! span it had to wait for.
 
 use crate::work::{Side, Work};
-use rally_graph::plan::{Plan, PlannedTask, TaskTemplate};
+use rally_graph::plan::{Plan, PlannedTask, TaskId, TaskTemplate};
 use rally_schedule::span::{CounterSample, LaneReport, Span, WaitedFor};
 
 /// Spans of a run, real or virtual, with the plan that explains them.
@@ -70,6 +70,11 @@ impl<'a> Recording<'a> {
     /// What the span's time was spent on.
     pub fn work(&self, lane: usize, span: &Span) -> Work {
         self.work[self.planned(lane, span).task]
+    }
+
+    /// What a task of the table does.
+    pub fn work_of(&self, task: TaskId) -> Work {
+        self.work[task]
     }
 
     /// The span that this one had to wait for: the one on another lane that it awaited, or the one before it on its own lane.

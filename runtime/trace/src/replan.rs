@@ -2,9 +2,9 @@
 //!
 //! Another number of micro-batches means other rows in each. Where the recording has tasks of such sizes, their times are taken.
 //! Beyond them nothing is known, and the answer errs against change: fewer rows take no less time, more rows take
-//! proportionally more.
+//! proportionally more. Going on after a wait takes what it took in the recording.
 
-use crate::recording::Recording;
+use crate::recording::{Recording, SpanId};
 use crate::stragglers::Baseline;
 use crate::window::Window;
 use rally_graph::kinds::Role;
@@ -14,7 +14,7 @@ use rally_schedule::batch::{SamplingParams, SequenceRequest, TokenDetail};
 use rally_schedule::planner::PlannerConfig;
 use rally_schedule::policy::{PingPong, Policy};
 use rally_schedule::span::LaneReport;
-use rally_schedule::virtual_lanes::{Arrival, VirtualRun, VirtualTask};
+use rally_schedule::virtual_lanes::{Arrival, VirtualCosts, VirtualRun, VirtualTask};
 use serde::Serialize;
 
 /// Most micro-batches that are tried.
@@ -65,6 +65,7 @@ pub fn replan(recording: &Recording<'_>, window: &Window) -> Option<Replan> {
 struct Trial<'a> {
     recording: &'a Recording<'a>,
     times: Baseline,
+    wake_ns: u64,
     sequences: usize,
     attention: Vec<DeviceIndex>,
 }
@@ -85,7 +86,8 @@ impl<'a> Trial<'a> {
             return None;
         }
         let sequences = sequences.min(MOST_SEQUENCES);
-        Some(Self { recording, times: Baseline::of(recording, window), sequences, attention })
+        let (times, wake_ns) = (Baseline::of(recording, window), wake_ns(recording, window));
+        Some(Self { recording, times, wake_ns, sequences, attention })
     }
 
     /// A settled step of `plan`, every sequence decoding.
@@ -103,20 +105,43 @@ impl<'a> Trial<'a> {
             page_tokens: STEPS + 1,
             max_positions: STEPS + 2,
         };
-        let lanes = &self.recording.plan.lanes;
-        let task_ns = |task: &VirtualTask<'_>| {
-            let template = &task.table.tasks[task.task];
-            let lane = lanes.iter().position(|lane| lane.device == template.device).unwrap_or(0);
-            let part = template.role as u8;
-            self.times.cautious_ns(lane, template.stage, part, task.load.rows as u32).round() as u64
-        };
         let token = |_, _| 0;
-        let run = VirtualRun { plan, planner, attention: &self.attention, costs: &task_ns, token: &token };
+        let run = VirtualRun { plan, planner, attention: &self.attention, costs: self, token: &token };
         let report = run.run((0..self.sequences as u64).map(arrival).collect()).ok()?;
         let reports: Vec<LaneReport> = report.lanes.into_iter().map(|lane| lane.report).collect();
         let settled = Window::settled(&Recording::new(plan, &reports, &[]));
         (settled.count > 0).then(|| settled.step_ms())
     }
+}
+
+impl VirtualCosts for Trial<'_> {
+    fn task_ns(&self, task: &VirtualTask<'_>) -> u64 {
+        let template = &task.table.tasks[task.task];
+        let lanes = &self.recording.plan.lanes;
+        let lane = lanes.iter().position(|lane| lane.device == template.device).unwrap_or(0);
+        let part = template.role as u8;
+        self.times.cautious_ns(lane, template.stage, part, task.load.rows as u32).round() as u64
+    }
+
+    fn wake_ns(&self) -> u64 {
+        self.wake_ns
+    }
+}
+
+/// From the end of a task to the begin of the one that waited for it, in the mean.
+fn wake_ns(recording: &Recording<'_>, window: &Window) -> u64 {
+    let (mut total, mut count) = (0, 0);
+    for lane in 0..recording.lanes.len() {
+        for (span, entry) in recording.spans(lane).iter().enumerate() {
+            let inside = (window.from_ns..window.to_ns).contains(&entry.start_ns);
+            if let (true, Some((awaited, true))) = (inside, recording.awaited(SpanId { lane, span })) {
+                let over_ns = recording.span(awaited).end_ns.max(entry.ready_ns);
+                total += entry.start_ns.saturating_sub(over_ns);
+                count += 1;
+            }
+        }
+    }
+    total / count.max(1)
 }
 
 fn arrival(id: u64) -> Arrival {

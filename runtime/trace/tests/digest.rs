@@ -38,7 +38,7 @@ fn it_names_what_bounds_the_step() {
         let (attention, ffn, transfer) = cost;
         let costs = costs(attention * 1000, ffn * 1000, transfer * 1000);
         let ran = Toy::new(1, 1, 3, true, if transfer > 1 { 1 } else { 3 }).virtually(&costs, &load(6));
-        let lines = digest(&ran.recording());
+        let lines = digest(&ran.recording(), None);
         // Both ways cost the same in the last case; either name is right.
         let told = line(&lines, "bound").replace("F→A", "A→F");
         assert!(told.contains(bound), "{lines:#?}");
@@ -52,7 +52,7 @@ fn its_advice_holds_when_it_is_followed() {
     let run = |ping_pong, micro_batches| Toy::new(1, 1, 4, ping_pong, micro_batches).virtually(&costs, &load(8));
     let ran = run(false, 2);
     let recording = ran.recording();
-    let told = line(&digest(&recording), "try").to_owned();
+    let told = line(&digest(&recording, None), "try").to_owned();
     assert!(told.contains("--schedule ping_pong:"), "{told}");
     let plan = replan(&recording, &Window::settled(&recording)).expect("there is something to go by");
     let step_ms = |recording: &Recording<'_>| Window::settled(recording).step_ms();
@@ -67,10 +67,10 @@ fn its_advice_holds_when_it_is_followed() {
 #[test]
 fn it_knows_when_the_ratio_is_wrong_and_when_nothing_helps() {
     let ran = Toy::new(1, 1, 3, true, 3).virtually(&costs(90_000, 20_000, 100), &load(9));
-    let told = line(&digest(&ran.recording()), "try").to_owned();
+    let told = line(&digest(&ran.recording(), None), "try").to_owned();
     assert!(told.contains("2:1"), "{told}");
     let ran = Toy::new(1, 1, 3, true, 2).virtually(&costs(50_000, 50_000, 10), &load(2));
-    let told = line(&digest(&ran.recording()), "try").to_owned();
+    let told = line(&digest(&ran.recording(), None), "try").to_owned();
     assert!(told.contains("nothing in the schedule"), "{told}");
 }
 
@@ -81,7 +81,7 @@ fn it_names_stragglers_and_stays_short() {
         costs(20_000, 20_000, 500)(task) * times
     };
     let ran = Toy::new(12, 12, 3, true, 3).virtually(&slow, &load(24));
-    let lines = digest(&ran.recording());
+    let lines = digest(&ran.recording(), None);
     assert!(line(&lines, "slow").contains("attention device `a.3`"), "{lines:#?}");
     assert!(lines.len() <= MOST_LINES, "{lines:#?}");
 }
@@ -89,7 +89,7 @@ fn it_names_stragglers_and_stays_short() {
 #[test]
 fn a_tiny_run_gets_a_short_one_and_no_run_none() {
     let ran = Toy::new(1, 1, 1, true, 1).virtually(&costs(1000, 1000, 10), &[(0, 1, 1)]);
-    assert_eq!(digest(&ran.recording()).len(), 3, "the step and two lanes");
+    assert_eq!(digest(&ran.recording(), None).len(), 3, "the step and two lanes");
     let ran = Toy::new(1, 1, 1, true, 1).virtually(&costs(1000, 1000, 10), &[]);
-    assert!(digest(&ran.recording()).is_empty());
+    assert!(digest(&ran.recording(), None).is_empty());
 }

@@ -146,7 +146,7 @@ impl Measured {
         self.hidden.push(overlap.hidden_share);
         self.dropped_spans += recording.dropped_spans();
         if last {
-            self.digest = digest(&recording);
+            self.digest = digest(&recording, Some(crate::doctor::available_cores()));
         }
     }
 

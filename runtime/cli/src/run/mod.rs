@@ -5,7 +5,7 @@ mod console;
 mod decode;
 mod jobs;
 mod logits;
-mod trace;
+mod summary;
 
 use crate::Format;
 use crate::error::CliError;
@@ -20,6 +20,7 @@ use rally_stages::deployment::{AssembleOptions, Deployment};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use summary::Summary;
 
 /// Arguments of `rally run`.
 #[derive(Debug, Args)]
@@ -40,8 +41,8 @@ pub struct RunArgs {
     /// Write logits here: one f32 tensor `[generated, vocab]` per request, named by its id.
     #[arg(long, value_name = "F.safetensors")]
     logits: Option<PathBuf>,
-    /// Write a trace here, in the Chrome trace event format (Perfetto opens it).
-    #[arg(long, value_name = "F.json")]
+    /// Write a trace here: `.json` for Perfetto (Chrome trace events), `.html` for a page of its own.
+    #[arg(long, value_name = "F.json|F.html")]
     trace: Option<PathBuf>,
     /// Output format.
     #[arg(long, value_enum, default_value_t)]
@@ -58,9 +59,6 @@ struct Outputs {
 /// Runs the command.
 pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let deployment = session::open(&args.session)?;
-    if args.trace.as_ref().is_some_and(|path| path.extension().is_some_and(|ending| ending == "html")) {
-        return Err(CliError::Mistake("--trace writes JSON in this version: give it a name that ends in .json".into()));
-    }
     let jobs = jobs::make(args, &deployment)?;
     refuse_one_file_for_two(args)?;
     if args.logits.is_some() {
@@ -68,22 +66,24 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     }
     let open = |path: &Option<PathBuf>| path.as_deref().map(OutputFile::create).transpose();
     let outputs = Outputs { out: open(&args.out)?, logits: open(&args.logits)?, trace: open(&args.trace)? };
-    let spans_per_lane = if outputs.trace.is_some() { trace::SPANS_PER_LANE } else { 0 };
+    let spans_per_lane = if outputs.trace.is_some() { summary::SPANS_PER_TRACE } else { summary::SPANS_PER_DIGEST };
     let parts = session::assemble(&deployment, AssembleOptions { spans_per_lane, probe: None })?;
-    let (plan, graph) = (parts.plan.clone(), parts.graph.clone());
+    let plan = parts.plan.clone();
     let openings = jobs.iter().map(|job| job.opening.clone()).collect();
     let mut console = Console::new(openings, args.format == Format::Json);
     let interrupts = interrupt::channel()?;
     interrupt::begin_work();
     let outcome = decode::decode(parts, &jobs, deployment.codec.as_ref(), &mut console, &interrupts)?;
-    if let Some(file) = outputs.trace {
-        file.finish(|out| trace::write(out, &outcome.report, &plan, &graph))?;
+    let summary = Summary { outcome: &outcome, deployment: &deployment, plan: &plan };
+    if let (Some(file), Some(path)) = (outputs.trace, &args.trace) {
+        file.finish(|out| summary.write_trace(path, out))?;
     }
     write_results(&outcome, &jobs, outputs.out, outputs.logits, &deployment)?;
     if args.format == Format::Json {
         print(&format!("{}\n", report_json(&outcome, &deployment)))?;
     }
-    digest(&outcome, &deployment);
+    // A digest that cannot be written is no reason to fail: the results are out already.
+    let _ = writeln!(io::stderr(), "\n{}", summary.digest().join("\n"));
     if outcome.interrupted { Err(CliError::Interrupted) } else { Ok(ExitCode::SUCCESS) }
 }
 
@@ -135,38 +135,4 @@ fn report_json(outcome: &Outcome, deployment: &Deployment) -> serde_json::Value 
         "results": results,
         "lanes": lanes,
     })
-}
-
-/// A few lines on stderr: how fast, and where the lanes' time went.
-fn digest(outcome: &Outcome, deployment: &Deployment) {
-    let tokens: usize = outcome.collectors.iter().map(Collector::tokens).sum();
-    let mut tpots: Vec<f64> = outcome.collectors.iter().filter_map(|c| c.result().tpot_ms).collect();
-    tpots.sort_by(f64::total_cmp);
-    let rate = tokens as f64 / outcome.elapsed_s;
-    let mut line = format!(
-        "{} requests, {tokens} tokens in {:.2} s: {rate:.0} tokens/s",
-        outcome.collectors.len(),
-        outcome.elapsed_s
-    );
-    if let Some(median) = tpots.get(tpots.len() / 2) {
-        line.push_str(&format!(", median TPOT {median:.2} ms"));
-        if let Some(slo) = deployment.spec.slo {
-            let kept = tpots.iter().filter(|tpot| **tpot <= slo.tpot_ms).count();
-            line.push_str(&format!(" (target {} ms kept by {kept} of {})", slo.tpot_ms, tpots.len()));
-        }
-    }
-    let lanes: Vec<String> = outcome
-        .report
-        .lanes
-        .iter()
-        .map(|lane| format!("{} {:.0} % busy", lane.name, lane.busy_share() * 100.0))
-        .collect();
-    // A digest that cannot be written is no reason to fail: the results are out already.
-    let _ = writeln!(
-        io::stderr(),
-        "\n{line}\n{} on {} CPU cores, lanes: {}",
-        deployment.schedule.label,
-        crate::doctor::available_cores(),
-        lanes.join(", ")
-    );
 }

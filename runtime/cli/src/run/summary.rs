@@ -1,0 +1,72 @@
+//! What a run leaves behind for people: the digest on stderr, and the trace file.
+
+use super::collect::Collector;
+use super::decode::Outcome;
+use rally_graph::plan::Plan;
+use rally_stages::deployment::Deployment;
+use rally_trace::html::PageText;
+use rally_trace::{Recording, chrome, digest, html};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Spans a lane keeps for a trace: 16 MB of memory, about 70 MB of JSON at most.
+pub const SPANS_PER_TRACE: usize = 262_144;
+/// Spans a lane keeps for the digest alone: the last steps of a run say how it went.
+pub const SPANS_PER_DIGEST: usize = 16_384;
+
+/// A run that is over.
+pub struct Summary<'a> {
+    /// What it produced.
+    pub outcome: &'a Outcome,
+    /// What was run.
+    pub deployment: &'a Deployment,
+    /// As it was planned.
+    pub plan: &'a Plan,
+}
+
+impl Summary<'_> {
+    /// How fast it was, on what, and where the time went: at most 20 lines.
+    pub fn digest(&self) -> Vec<String> {
+        let mut lines = vec![self.speed(), self.setting()];
+        lines.extend(digest::digest(&self.recording(), Some(crate::doctor::available_cores())));
+        lines.truncate(digest::MOST_LINES);
+        lines
+    }
+
+    /// The trace in the form that the ending of `path` asks for.
+    pub fn write_trace(&self, path: &Path, out: &mut dyn Write) -> io::Result<()> {
+        let page = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("html"));
+        if !page {
+            return chrome::write(out, &self.recording());
+        }
+        let [speed, setting, digest @ ..] = &self.digest()[..] else { return Ok(()) };
+        let (title, subtitle) = (self.deployment.spec.name.clone(), format!("{setting} · {speed}"));
+        html::write(out, &self.recording(), &PageText { title, subtitle, digest: digest.to_vec() })
+    }
+
+    fn recording(&self) -> Recording<'_> {
+        let report = &self.outcome.report;
+        Recording::new(self.plan, &report.lanes, &report.counters)
+    }
+
+    fn setting(&self) -> String {
+        format!("{} on {} CPU cores", self.deployment.schedule.label, crate::doctor::available_cores())
+    }
+
+    fn speed(&self) -> String {
+        let Outcome { collectors, elapsed_s, .. } = self.outcome;
+        let tokens: usize = collectors.iter().map(Collector::tokens).sum();
+        let mut tpots: Vec<f64> = collectors.iter().filter_map(|collector| collector.result().tpot_ms).collect();
+        tpots.sort_by(f64::total_cmp);
+        let (requests, rate) = (collectors.len(), tokens as f64 / elapsed_s);
+        let mut line = format!("{requests} requests, {tokens} tokens in {elapsed_s:.2} s: {rate:.0} tokens/s");
+        if let Some(median) = tpots.get(tpots.len() / 2) {
+            line.push_str(&format!(", median TPOT {median:.2} ms"));
+            if let Some(slo) = self.deployment.spec.slo {
+                let kept = tpots.iter().filter(|tpot| **tpot <= slo.tpot_ms).count();
+                line.push_str(&format!(" (target {} ms kept by {kept} of {})", slo.tpot_ms, tpots.len()));
+            }
+        }
+        line
+    }
+}
