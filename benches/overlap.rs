@@ -150,15 +150,19 @@ fn main() {
         ratios[PAIRS - 1],
         ratio / ceiling,
     );
-    for (schedule, (mut efficiencies, mut hidden)) in ["sequential:2", "ping_pong:2"].iter().zip(overlaps) {
-        efficiencies.sort_by(f64::total_cmp);
-        hidden.sort_by(f64::total_cmp);
-        println!(
-            "overlap efficiency of {schedule} = {:.2} (min {:.2}, max {:.2}, {PAIRS} runs); hidden share {:.2}; ceiling 1",
-            efficiencies[PAIRS / 2],
-            efficiencies[0],
-            efficiencies[PAIRS - 1],
-            hidden[PAIRS / 2],
-        );
+    for (schedule, (efficiencies, hidden)) in ["sequential:2", "ping_pong:2"].iter().zip(overlaps) {
+        print_overlap(schedule, efficiencies, hidden);
     }
+}
+
+fn print_overlap(schedule: &str, mut efficiencies: Vec<f64>, mut hidden: Vec<f64>) {
+    efficiencies.sort_by(f64::total_cmp);
+    hidden.sort_by(f64::total_cmp);
+    println!(
+        "overlap efficiency of {schedule} = {:.2} (min {:.2}, max {:.2}, {PAIRS} runs); hidden share {:.2}; ceiling 1",
+        efficiencies[PAIRS / 2],
+        efficiencies[0],
+        efficiencies[PAIRS - 1],
+        hidden[PAIRS / 2],
+    );
 }

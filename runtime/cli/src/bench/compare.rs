@@ -77,27 +77,32 @@ pub fn table(measurements: &[Measurement<'_>], merit: Merit) -> String {
         "busy %",
     ]);
     for measurement in measurements {
-        let (summary, measured) = (&measurement.summary, &measurement.rounds.measured);
-        let ms = |latency: Option<f64>| latency.map_or("–".into(), |ms| format!("{ms:.2}"));
-        let ratio = merit.ratio(measurement, first);
-        let busy: Vec<String> =
-            measured.lanes.iter().map(|lane| format!("{} {:.0}", lane.name, lane.busy_share() * 100.0)).collect();
-        table.row(&[
-            &measurement.name,
-            &ranged(&measurement.each(Summary::output_throughput), 0),
-            &ratio.map_or("–".into(), |ratio| format!("{:.2}", ratio.median)),
-            &ranged(&measurement.each(|summary| mean(summary.tpot_ms)), 2),
-            &ms(summary.tpot_ms.map(|latency| latency.p99)),
-            &ms(summary.ttft_ms.map(|latency| latency.median)),
-            &ms(summary.ttft_ms.map(|latency| latency.p99)),
-            &summary.request_goodput().map_or("–".into(), |goodput| format!("{goodput:.1}")),
-            &format!("{:.2}", measured.overlap_efficiency()),
-            &format!("{:.2}", measured.hidden_share()),
-            &format!("{:.2}", measured.bound_tpot_ms()),
-            &busy.join(", "),
-        ]);
+        let cells = cells(measurement, first, merit);
+        table.row(&cells.iter().map(String::as_str).collect::<Vec<_>>());
     }
     table.to_string()
+}
+
+/// The row of a contender.
+fn cells(measurement: &Measurement<'_>, first: &Measurement<'_>, merit: Merit) -> [String; 12] {
+    let (summary, measured) = (&measurement.summary, &measurement.rounds.measured);
+    let ms = |latency: Option<f64>| latency.map_or("–".into(), |ms| format!("{ms:.2}"));
+    let busy: Vec<String> =
+        measured.lanes.iter().map(|lane| format!("{} {:.0}", lane.name, lane.busy_share() * 100.0)).collect();
+    [
+        measurement.name.clone(),
+        ranged(&measurement.each(Summary::output_throughput), 0),
+        merit.ratio(measurement, first).map_or("–".into(), |ratio| format!("{:.2}", ratio.median)),
+        ranged(&measurement.each(|summary| mean(summary.tpot_ms)), 2),
+        ms(summary.tpot_ms.map(|latency| latency.p99)),
+        ms(summary.ttft_ms.map(|latency| latency.median)),
+        ms(summary.ttft_ms.map(|latency| latency.p99)),
+        summary.request_goodput().map_or("–".into(), |goodput| format!("{goodput:.1}")),
+        format!("{:.2}", measured.overlap_efficiency()),
+        format!("{:.2}", measured.hidden_share()),
+        format!("{:.2}", measured.bound_tpot_ms()),
+        busy.join(", "),
+    ]
 }
 
 /// The best of `measurements` by the median of their rounds.

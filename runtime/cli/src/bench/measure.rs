@@ -170,6 +170,11 @@ impl Measured {
         mean(&self.hidden).unwrap_or(0.0)
     }
 
+    /// Tasks that fell out of the rings, of which nothing here knows.
+    pub fn dropped_spans(&self) -> u64 {
+        self.dropped_spans
+    }
+
     /// By stage and part, the most time first.
     pub fn stages(&self) -> Vec<StageTimes> {
         let mut stages: Vec<StageTimes> = self

@@ -88,5 +88,9 @@ fn lanes(measurement: &Measurement<'_>) -> String {
         measured.hidden_share() * 100.0,
         measured.exposed_transfer_ms(),
     );
+    if measured.dropped_spans() > 0 {
+        let _ =
+            writeln!(out, "times are those of the newest tasks: {} older ones were not kept", measured.dropped_spans());
+    }
     out
 }

@@ -17,7 +17,8 @@ use clap::Args;
 use crossbeam::channel::Receiver;
 use grid::{Axes, Bounds, Subject};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rally_engine::schedule::cost_table::{CostPart, CostPoint, CostTable, StageCost, VERSION};
+use rally_engine::DeviceParts;
+use rally_engine::schedule::cost_table::{CostAxis, CostPart, CostPoint, CostTable, StageCost, VERSION};
 use rally_engine::stage::Stage;
 use rally_engine::stage_timer::{Effort, on_lane, time_stage, time_transfer};
 use rally_graph::stage_graph::{Payload, StageGraph};
@@ -72,17 +73,11 @@ pub fn run(args: &ProfileArgs) -> Result<ExitCode, CliError> {
     let (graph_json, model_json) = (identity.graph.clone(), identity.model.clone());
     let (store, found) = Store::open(&args.out, identity)?;
     let interrupts = interrupt::channel()?;
-    let mut parts = session::assemble(&deployment, AssembleOptions::default())?;
+    let parts = session::assemble(&deployment, AssembleOptions::default())?;
     let graph = Arc::clone(&parts.graph);
     let subjects = grid::subjects(&graph, &bounds, &axes);
+    refuse_empty(&subjects, &graph)?;
     let wanted = points(&subjects, &graph);
-    if let Some(empty) = subjects.iter().find(|subject| subject.points.is_empty()) {
-        return Err(CliError::Mistake(format!(
-            "stage `{}` can have none of these points under the graph's limits: ask for fewer rows, less context, or other \
-             numbers of experts",
-            graph.stages[empty.stage].id
-        )));
-    }
     match found {
         Found::Same => eprintln!("going on with {} of {wanted} points that an earlier run measured", store.count()),
         Found::Other => {
@@ -90,32 +85,34 @@ pub fn run(args: &ProfileArgs) -> Result<ExitCode, CliError> {
         }
         Found::Nothing => {}
     }
-    let mut profile = Profile { store, bounds, graph, args, interrupts, bar: bar(wanted) };
     interrupt::begin_work();
-    profile.bar.inc(profile.store.count() as u64);
-    for subject in &subjects {
-        let stage = parts.devices[subject.device].stages.remove(&subject.stage);
-        if profile.subject(subject, stage)? {
-            profile.bar.finish_and_clear();
-            profile.store.write()?;
-            eprintln!("{} of {wanted} points are kept: the same command goes on from there", profile.store.count());
-            return Err(CliError::Interrupted);
-        }
+    let mut profile = Profile { store, bounds, graph, args, interrupts, bar: bar(wanted) };
+    if profile.all(&subjects, parts.devices)? {
+        profile.store.write()?;
+        eprintln!("{} of {wanted} points are kept: the same command goes on from there", profile.store.count());
+        return Err(CliError::Interrupted);
     }
-    profile.bar.finish_and_clear();
-    let mut table = CostTable {
-        version: VERSION,
-        machine: json!(machine),
-        model: model_json,
-        graph: graph_json,
-        stages: Vec::new(),
-    };
+    let machine_json = json!(machine);
+    let mut table =
+        CostTable { version: VERSION, machine: machine_json, model: model_json, graph: graph_json, stages: Vec::new() };
     profile.store.finish(|stages| {
         table.stages = stages;
         let text = table.to_json();
         file.finish(|out| writeln!(out, "{text}"))
     })?;
     report(args, &machine, &table)
+}
+
+/// A stage without any point would be missing from the table without a word.
+fn refuse_empty(subjects: &[Subject], graph: &StageGraph) -> Result<(), CliError> {
+    match subjects.iter().find(|subject| subject.points.is_empty()) {
+        None => Ok(()),
+        Some(empty) => Err(CliError::Mistake(format!(
+            "stage `{}` can have none of these points under the graph's limits: ask for fewer rows, less context, or other \
+             numbers of experts",
+            graph.stages[empty.stage].id
+        ))),
+    }
 }
 
 fn axes(args: &ProfileArgs, bounds: &Bounds<'_>) -> Axes {
@@ -170,6 +167,21 @@ struct Profile<'a> {
 }
 
 impl Profile<'_> {
+    /// Measures what is missing. Returns whether Ctrl-C came.
+    fn all(&mut self, subjects: &[Subject], mut devices: Vec<DeviceParts>) -> Result<bool, CliError> {
+        self.bar.inc(self.store.count() as u64);
+        let mut interrupted = false;
+        for subject in subjects {
+            let stage = devices[subject.device].stages.remove(&subject.stage);
+            interrupted = self.subject(subject, stage)?;
+            if interrupted {
+                break;
+            }
+        }
+        self.bar.finish_and_clear();
+        Ok(interrupted)
+    }
+
     /// Measures what is missing of a subject. Returns whether Ctrl-C came.
     fn subject(&mut self, subject: &Subject, mut stage: Option<Box<dyn Stage>>) -> Result<bool, CliError> {
         let device = self.graph.devices[subject.device].clone();
@@ -298,7 +310,6 @@ fn report(args: &ProfileArgs, machine: &Machine, table: &CostTable) -> Result<Ex
 }
 
 fn place(stage: &StageCost, point: CostPoint) -> String {
-    use rally_engine::schedule::cost_table::CostAxis;
     match stage.axis {
         CostAxis::None => format!("{} rows", point.rows),
         CostAxis::Context => format!("{} rows, context {}", point.rows, point.along),
