@@ -4,6 +4,7 @@
 //! waits for one. Submissions and cancellations from outside go to the same planner, under the same short lock.
 
 use crate::engine::EngineError;
+use crate::primitives::{Condvar, Mutex, MutexGuard};
 use crate::stage::Sample;
 use crate::sync::LaneSync;
 use crate::telemetry;
@@ -11,7 +12,7 @@ use crossbeam::channel::Sender;
 use rally_graph::plan::Plan;
 use rally_schedule::batch::{DeviceBatch, SequenceId, SequenceRequest};
 use rally_schedule::planner::{FinishReason, PlannerEvent, StepPlanner, SubmitError};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A token that counts, with what its request wanted to know.

@@ -5,12 +5,12 @@
 //! where they are: the source encodes into the slot, the destination decodes out of it. The plan orders the two, so the lock
 //! around a slot is never contended; if it is, an order is wrong, and [`SlotBusy`] says so instead of corrupting rows.
 
+use crate::primitives::{Mutex, MutexGuard};
 use crate::values::{Origin, Values, Widths};
 use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::Payload;
 use rally_kernels::dtype::StorageDtype;
 use rally_kernels::wire;
-use std::sync::{Mutex, MutexGuard};
 
 /// What precedes the rows: which rows these are. A destination that expects others has found a scheduling fault.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

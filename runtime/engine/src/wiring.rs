@@ -1,5 +1,6 @@
 //! Which slots a transfer task reads and writes, and which rows: worked out once, before the lanes start.
 
+use crate::primitives::Mutex;
 use crate::slot::Slot;
 use crate::values::Widths;
 use rally_graph::plan::{TaskRole, TaskTemplate};
@@ -7,7 +8,7 @@ use rally_graph::routes::{FfnLayout, Rails, Share};
 use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::{DeviceIndex, Payload, ResolvedTransfer, StageGraph, StageIndex};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 pub(crate) type SharedSlot = Arc<Mutex<Slot>>;
 
