@@ -4,47 +4,14 @@
 mod support;
 
 use proptest::prelude::*;
-use rally::engine::schedule::batch::DeviceBatch;
 use rally::engine::schedule::planner::FinishReason;
 use rally::engine::stage::Probe;
-use rally::engine::values::Values;
-use rally::engine::{Engine, RunEvent, SubmitHandle};
+use rally::engine::{Engine, RunEvent};
 use rally::stages::checkpoint::Checkpoint;
 use rally::stages::config::load_model_shape;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::{Answer, Ask, Layout, repository, request, run, start};
-
-const MEDDLED_STEPS: u64 = 100;
-
-/// Preempts sequences whose rows are in flight, one step in so many of the first [`MEDDLED_STEPS`]: whoever is preempted more often
-/// than it takes to read a prompt never gets on.
-#[derive(Default)]
-struct Preempter {
-    one_in: u64,
-    seed: u64,
-    steps: AtomicU64,
-    handle: OnceLock<SubmitHandle>,
-}
-
-impl Probe for Preempter {
-    fn after(&self, stage: &str, _layer: Option<usize>, batch: &DeviceBatch, _values: &Values) {
-        if stage != "embed" || batch.groups.is_empty() {
-            return;
-        }
-        let step = self.steps.fetch_add(1, Ordering::Relaxed);
-        if step >= MEDDLED_STEPS {
-            return;
-        }
-        // A generator's upper bits: looks random, and is a function of seed and step.
-        let number = (self.seed ^ step).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        if number.is_multiple_of(self.one_in) {
-            let group = &batch.groups[(number / self.one_in) as usize % batch.groups.len()];
-            self.handle.get().expect("it is set before anything is submitted").preempt(group.sequence);
-        }
-    }
-}
+use support::{Answer, Ask, Layout, Preempter, config, policies, repository, request, run, start};
 
 /// Runs `asks`, which arrive a few at a time; returns answers and the number of preemptions.
 fn batched(layout: &Layout, folder: &str, asks: &[Ask], one_in: u64, seed: u64) -> (Vec<Answer>, u64) {
@@ -123,10 +90,9 @@ fn asks(vocab: u32) -> impl Strategy<Value = Vec<Ask>> {
 prop_compose! {
     /// The longest sequence keeps 51 tokens; a device has little more.
     fn tight_layouts()(
-        split: bool, attention in 1usize..4, ping_pong: bool, micro_batches in 1usize..7, prefill_chunk in 1usize..33,
+        split: bool, attention in 1usize..5, policy in policies(), micro_batches in 1usize..7, prefill_chunk in 1usize..33,
         rows in 3usize..40, page_tokens in 1usize..17, sequences in 3usize..13, spare in 0usize..60,
     ) -> Layout {
-        let policy = if ping_pong { "ping_pong" } else { "sequential" };
         let kv_tokens = (51 + spare) * if split { attention } else { 1 };
         Layout {
             split, attention, policy, micro_batches, prefill_chunk, rows, page_tokens, sequences, kv_tokens,
@@ -136,7 +102,7 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config(60, 2))]
 
     #[test]
     fn preempted_sequences_agree_to_the_bit(

@@ -6,7 +6,9 @@ mod support;
 use proptest::prelude::*;
 use rally::graph::model::ModelShape;
 use rally::stages::checkpoint::RandomWeights;
-use support::{Answer, Ask, Golden, Layout, answers, exact, repository, row_error, run, small_shape, start};
+use support::{
+    Answer, Ask, Golden, Layout, answers, config, exact, policies, repository, row_error, run, small_shape, start,
+};
 
 /// Every sequence by itself, one device, one lane, whole prompts: the plainest run there is.
 fn alone(layout: &Layout, folder: &str, asks: &[Ask]) -> Vec<Answer> {
@@ -48,11 +50,10 @@ fn asks(vocab: u32) -> impl Strategy<Value = Vec<Ask>> {
 
 prop_compose! {
     fn layouts()(
-        split: bool, attention in 1usize..4, rounds: bool, router_on_ffn: bool, ping_pong: bool, micro_batches in 1usize..7,
+        split: bool, attention in 1usize..5, rounds: bool, router_on_ffn: bool, policy in policies(), micro_batches in 1usize..7,
         prefill_chunk in 1usize..33, rows in 16usize..65, page_tokens in 1usize..80, threads in 1u32..3,
         sequences in 1usize..17, kv_tokens_per_device in 64usize..1024,
     ) -> Layout {
-        let policy = if ping_pong { "ping_pong" } else { "sequential" };
         let cores = if threads == 1 { vec![] } else { vec![0, 1] };
         let router_on_ffn = router_on_ffn && split;
         Layout {
@@ -74,7 +75,7 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config(40, 1))]
 
     #[test]
     fn exact_runs_agree_to_the_bit(layout in layouts(), asks in asks(512)) {

@@ -180,8 +180,7 @@ fn figures_agree_with_the_analysis_of_the_trace() {
 
 #[test]
 fn every_routed_row_is_counted_once_wherever_the_router_stands() {
-    let places =
-        |f: Vec<usize>, expert, dense| Places { a: vec![2], f, expert, dense, dense_apart: false, rail: false };
+    let places = |f: Vec<usize>, expert, dense| Places { a: vec![2], f, expert, dense, ..Places::default() };
     let experts = |layout: &Layout| {
         let (page, sample, _) = observed(layout);
         let rows = page.total("rally_micro_batch_tokens_sum");

@@ -18,6 +18,8 @@ pub struct Layout {
     /// Router on the FFN side.
     pub router_on_ffn: bool,
     pub policy: &'static str,
+    /// With the policy `custom`: the last micro-batch goes first.
+    pub reversed: bool,
     pub micro_batches: usize,
     pub prefill_chunk: usize,
     pub rows: usize,
@@ -90,6 +92,7 @@ impl Default for Layout {
             kv: "f32",
             router_on_ffn: false,
             policy: "ping_pong",
+            reversed: false,
             micro_batches: 3,
             prefill_chunk: 32,
             rows: 64,
@@ -141,7 +144,8 @@ impl Layout {
             group["count"] = json!(self.attention);
         }
         let devices = if self.split { json!({ "a": group, "f": device() }) } else { json!({ "a": group }) };
-        self.around(devices, &json!(a), layers)
+        let order = self.order(&[a.into()], &[f.into()], &[f.into()]);
+        self.around(devices, &json!(a), layers, order)
     }
 
     fn many(&self, places: &Places) -> Value {
@@ -184,12 +188,43 @@ impl Layout {
             layers.push(transfer("d2a", &d, &a, self.f2a, "dense"));
         }
         layers.push(json!({ "kind": "combine", "on": a }));
-        self.around(places.devices(), &json!(a), layers)
+        self.around(places.devices(), &json!(a), layers, self.order(&a, &f, &d))
     }
 
-    /// A graph of `layers`.
-    fn around(&self, devices: Value, a: &Value, layers: Vec<Value>) -> Value {
-        json!({
+    /// Of `custom`, one pattern a group: attention joins a layer's end with the next one's beginning, as ping-pong does; where a
+    /// group does everything, one micro-batch follows the other.
+    fn order(&self, a: &[String], f: &[String], d: &[String]) -> Value {
+        let mut order = serde_json::Map::new();
+        for group in a.iter().chain(f).chain(d) {
+            let has = |side: &[String]| side.contains(group);
+            let router = if self.router_on_ffn { has(f) } else { has(a) };
+            let turns = [
+                ("combine", has(a) && !has(f) && !has(d)),
+                ("mfa_attention", has(a)),
+                ("router", router),
+                ("expert_ffn", has(f)),
+                ("dense_ffn", has(d)),
+                ("combine", has(a) && (has(f) || has(d))),
+            ];
+            let of_one = |m: usize| {
+                turns
+                    .iter()
+                    .filter(|(_, there)| *there)
+                    .map(move |(stage, _)| format!("{stage}:{m}"))
+                    .collect::<Vec<_>>()
+            };
+            let mut micro_batches: Vec<usize> = (0..self.micro_batches).collect();
+            if self.reversed {
+                micro_batches.reverse();
+            }
+            order.insert(group.clone(), micro_batches.into_iter().flat_map(of_one).collect::<Vec<_>>().into());
+        }
+        order.into()
+    }
+
+    /// A graph of `layers`; `order` is for the policy `custom`.
+    fn around(&self, devices: Value, a: &Value, layers: Vec<Value>, order: Value) -> Value {
+        let mut graph = json!({
             "version": 1, "name": "generated", "model": "given by the test", "devices": devices,
             "stages": [{ "kind": "embed", "on": a }, { "layers": layers }, { "kind": "sampling", "on": a }],
             "limits": {
@@ -197,6 +232,10 @@ impl Layout {
                 "kv_tokens": self.kv_tokens, "page_tokens": self.page_tokens,
             },
             "schedule": { "policy": self.policy, "micro_batches": self.micro_batches },
-        })
+        });
+        if self.policy == "custom" {
+            graph["schedule"]["order"] = order;
+        }
+        graph
     }
 }

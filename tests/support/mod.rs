@@ -2,14 +2,16 @@
 // Each test binary uses its own part of this module.
 #![allow(dead_code, unused_imports)]
 
+mod drawn;
 mod layout;
+mod meddle;
 
 use rally::engine::schedule::batch::{DeviceBatch, SamplingParams, SequenceRequest, TokenDetail};
 use rally::engine::schedule::planner::FinishReason;
 use rally::engine::schedule::policy::Schedule;
 use rally::engine::stage::Probe;
 use rally::engine::values::Values;
-use rally::engine::{Engine, RunEvent};
+use rally::engine::{Engine, EngineParts, RunEvent};
 use rally::graph::kinds::KindRegistry;
 use rally::graph::model::{LayerKind, ModelShape, WeightFormat};
 use rally::graph::spec::DeploymentSpec;
@@ -23,7 +25,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+pub use drawn::{broadcasts, config, layouts, policies, rails};
 pub use layout::{Layout, Places};
+pub use meddle::Preempter;
 
 /// A path inside the repository.
 pub fn repository(path: &str) -> PathBuf {
@@ -80,11 +84,21 @@ pub fn start(
     weights: &dyn WeightSource,
     probe: Option<Arc<dyn Probe>>,
 ) -> Engine {
+    Engine::start(parts(spec, shape, weights, probe)).expect("threads can be had")
+}
+
+/// What a run is made of.
+pub fn parts(
+    spec: &DeploymentSpec,
+    shape: &ModelShape,
+    weights: &dyn WeightSource,
+    probe: Option<Arc<dyn Probe>>,
+) -> EngineParts {
     let schedule = Schedule::from_spec(&spec.schedule).expect("tests use policies that run");
     let options = AssembleOptions { spans_per_lane: 0, probe };
     let graph = StageGraph::build(spec, shape, KindRegistry::shared()).expect("the graph unrolls");
     let parts = assemble(spec, graph, shape, weights, &schedule, &StageRegistry::builtin(), options);
-    Engine::start(parts.unwrap_or_else(|error| panic!("{error}"))).expect("threads can be had")
+    parts.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Submits `asks`, whose indices become ids, and runs to the end.

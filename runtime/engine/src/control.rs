@@ -5,6 +5,7 @@
 
 use crate::engine::EngineError;
 use crate::figures::RunFigures;
+use crate::primitives::{Condvar, Mutex, MutexGuard};
 use crate::stage::Sample;
 use crate::sync::LaneSync;
 use crossbeam::channel::Sender;
@@ -12,7 +13,7 @@ use rally_graph::plan::Plan;
 use rally_schedule::batch::{DeviceBatch, SequenceId, SequenceRequest};
 use rally_schedule::planner::{FinishReason, PlannerEvent, StepPlanner, SubmitError};
 use rally_schedule::span::{CounterSample, Ring};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A token that counts, with what its request wanted to know.

@@ -3,7 +3,7 @@
 use crate::control::{Control, RunEvent};
 use crate::figures::{LaneMeter, RunFigures, counts_routing};
 use crate::lane::{Lane, Position, stand_apart};
-use crate::slot::{Header, SlotBusy};
+use crate::slot::{Header, SlotError};
 use crate::span::{CounterSample, LaneReport, Recorder};
 use crate::stage::{Probe, Stage, StageError};
 use crate::sync::LaneSync;
@@ -44,9 +44,9 @@ pub enum EngineError {
         /// What the panic said.
         message: String,
     },
-    /// The plan let two tasks at one slot. A fault of ours.
+    /// The plan let two tasks at one slot, or one at what a lane left half done. A fault of ours.
     #[error(transparent)]
-    SlotBusy(#[from] SlotBusy),
+    Slot(#[from] SlotError),
     /// A slot held rows of another step or layer. A fault of ours.
     #[error("a transfer delivered {got:?} where {want:?} was due: the plan is wrong")]
     WrongRows {

@@ -1,11 +1,18 @@
 //! Real lanes, slots, transfers and the run loop of rally.
 
+// The toy model of the tests, which `interleavings.rs` uses from within, speaks of the crate by its name.
+#[cfg(all(loom, test))]
+extern crate self as rally_engine;
+
 mod control;
 mod engine;
 pub mod exchange;
 pub mod figures;
+#[cfg(all(loom, test))]
+mod interleavings;
 mod lane;
 pub mod meter;
+mod primitives;
 pub mod slot;
 pub mod span;
 pub mod stage;

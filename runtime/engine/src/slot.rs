@@ -3,14 +3,15 @@
 //!
 //! A slot holds what would cross a wire: encoded rows, expert ids and weights, and a header. Within one process the bytes stay
 //! where they are: the source encodes into the slot, the destination decodes out of it. The plan orders the two, so the lock
-//! around a slot is never contended; if it is, an order is wrong, and [`SlotBusy`] says so instead of corrupting rows.
+//! around a slot is never contended; if it is, an order is wrong, and [`SlotError::Busy`] says so instead of corrupting rows.
 
+use crate::primitives::{Mutex, MutexGuard};
 use crate::values::{Origin, Values, Widths};
 use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::Payload;
 use rally_kernels::dtype::StorageDtype;
 use rally_kernels::wire;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::TryLockError;
 
 /// What precedes the rows: which rows these are. A destination that expects others has found a scheduling fault.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,14 +33,23 @@ pub struct Slot {
     expert_weights: Vec<f32>,
 }
 
-/// Someone else has the slot: a lane order is wrong.
+/// Why a slot cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("two tasks reached for the same slot at once: the plan is wrong")]
-pub struct SlotBusy;
+pub enum SlotError {
+    /// Someone else has it: a lane order is wrong.
+    #[error("two tasks reached for the same slot at once: the plan is wrong")]
+    Busy,
+    /// A lane panicked with it in its hands: what it holds is half written.
+    #[error("a slot was left half written by a lane that panicked")]
+    Poisoned,
+}
 
 /// Takes the slot without waiting.
-pub fn take(slot: &Mutex<Slot>) -> Result<MutexGuard<'_, Slot>, SlotBusy> {
-    slot.try_lock().map_err(|_| SlotBusy)
+pub fn take(slot: &Mutex<Slot>) -> Result<MutexGuard<'_, Slot>, SlotError> {
+    slot.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => SlotError::Busy,
+        TryLockError::Poisoned(_) => SlotError::Poisoned,
+    })
 }
 
 /// The storage format behind a name in the graph file.

@@ -1,7 +1,7 @@
 //! The stage trait: what a lane calls, and what it hands over.
 
 use crate::exchange::{Exchange, ExchangeSize};
-use crate::slot::SlotBusy;
+use crate::slot::SlotError;
 use crate::values::Values;
 use rally_kernels::team::Team;
 use rally_schedule::batch::{DeviceBatch, SequenceId};
@@ -83,7 +83,7 @@ pub enum StageError {
     },
     /// Another task has the rows of an exchange. A fault of ours.
     #[error(transparent)]
-    SlotBusy(#[from] SlotBusy),
+    Slot(#[from] SlotError),
     /// A stage that reaches for an exchange which the graph does not give it. A fault of the stage.
     #[error("the stage exchanges rows with other devices, but this graph gives it no such peer")]
     NoExchange,

@@ -1,13 +1,14 @@
 //! How lanes wait for each other: one progress counter a lane, spinning first, parking later.
 
+use crate::primitives::{self, AtomicBool, AtomicU64, Ordering, Thread, fence};
 use crossbeam::utils::CachePadded;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 /// Longest busy wait before a lane parks. A futex wake costs 20–28 µs, a decode stage rarely more than a few hundred.
-const SPIN: Duration = Duration::from_micros(500);
+///
+/// None under loom: there, looking again is one more interleaving of the same.
+const SPIN: Duration = if cfg!(loom) { Duration::ZERO } else { Duration::from_micros(500) };
 /// How much of it is spent without yielding, unless every lane has a core to itself. Two lanes may stand on one core even where
 /// there are others (pinned to the same, or put there by the system): who spins through keeps the one it waits for from running,
 /// half a millisecond at every handover.
@@ -16,6 +17,8 @@ const SPIN_TOGETHER: Duration = Duration::from_micros(10);
 const SPIN_CROWDED: Duration = Duration::from_micros(20);
 /// A parked lane looks again after this long even if nobody wakes it, so that a lost wake cannot become a hang.
 const PARK: Duration = Duration::from_millis(50);
+/// Looks between two glances at the clock.
+const LOOKS: usize = if cfg!(loom) { 1 } else { 64 };
 
 /// The lane must end: the run was stopped, or another lane failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +64,7 @@ impl LaneSync {
 
     /// To be called on the lane's own thread before it waits for anything.
     pub(crate) fn register(&self, lane: usize) {
-        self.lanes[lane].thread.get_or_init(std::thread::current);
+        self.lanes[lane].thread.get_or_init(primitives::current);
     }
 
     /// Publishes that `lane` has completed `count` tasks, and wakes those of `wakes` that parked.
@@ -137,10 +140,10 @@ impl LaneSync {
         if self.reached(lane, target) {
             return Ok(false);
         }
-        let limit = if self.crowded { SPIN_CROWDED } else { SPIN };
+        let limit = if self.crowded { SPIN.min(SPIN_CROWDED) } else { SPIN };
         let began = Instant::now();
         loop {
-            for _ in 0..64 {
+            for _ in 0..LOOKS {
                 if self.reached(lane, target) {
                     return Ok(true);
                 }
@@ -148,11 +151,11 @@ impl LaneSync {
             }
             self.worth_waiting(cycle, lane, target)?;
             let waited = began.elapsed();
-            if waited > limit {
+            if waited >= limit {
                 break;
             }
             if self.crowded || (!self.apart && waited > SPIN_TOGETHER) {
-                std::thread::yield_now();
+                primitives::yield_now();
             }
         }
         self.park(own, cycle, lane, target)?;
@@ -162,14 +165,15 @@ impl LaneSync {
     fn park(&self, own: usize, cycle: u64, lane: usize, target: u64) -> Result<(), Stopped> {
         let signal = &self.lanes[own];
         loop {
-            signal.parked.store(true, Ordering::Relaxed);
+            // Exchanges, not stores: so all changes of the flag have one order, and who takes it back sees the thread registered.
+            signal.parked.swap(true, Ordering::AcqRel);
             fence(Ordering::SeqCst);
             let over = self.reached(lane, target);
             let checked = self.worth_waiting(cycle, lane, target);
             if !over && checked.is_ok() {
-                std::thread::park_timeout(PARK);
+                primitives::park_timeout(PARK);
             }
-            signal.parked.store(false, Ordering::Relaxed);
+            signal.parked.swap(false, Ordering::AcqRel);
             if over {
                 return Ok(());
             }

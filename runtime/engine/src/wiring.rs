@@ -1,6 +1,7 @@
 //! Which slots a transfer task reads and writes, and which rows: worked out once, before the lanes start.
 
 use crate::exchange::{ExchangeSize, Legs};
+use crate::primitives::Mutex;
 use crate::slot::Slot;
 use crate::values::Widths;
 use rally_graph::plan::{TaskRole, TaskTemplate};
@@ -8,7 +9,7 @@ use rally_graph::routes::{Exchanges, FfnLayout, Rails, Share};
 use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::{DeviceIndex, Payload, ResolvedTransfer, StageGraph, StageIndex};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 pub(crate) type SharedSlot = Arc<Mutex<Slot>>;
 

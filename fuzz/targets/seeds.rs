@@ -1,0 +1,263 @@
+//! Writes what the targets start from: `seeds FOLDER` makes `FOLDER/TARGET/*`, one file a seed, and `FOLDER/TARGET.dict`, the words
+//! of the format.
+//!
+//! Seeds are what the repository has anyway: committed graphs and configurations, the table of broken graphs, keys of the schema.
+
+#[path = "../../runtime/graph/tests/broken/case.rs"]
+mod case;
+#[path = "../../runtime/graph/tests/broken/cases.rs"]
+mod cases;
+
+use case::{Case, case, edited};
+use rally_graph::kinds::KindRegistry;
+use rally_graph::schema::deployment_schema;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The graphs that the table edits.
+mod common {
+    pub const TINY: &str = include_str!("../../graphs/tiny-ping-pong.json");
+    pub const ONE_DEVICE: &str = include_str!("../../graphs/one-device.json");
+    pub const STEP3: &str = include_str!("../../graphs/step3-2a2f.json");
+}
+
+fn main() {
+    let folder = PathBuf::from(std::env::args().nth(1).expect("usage: seeds FOLDER"));
+    let all = [
+        ("graph", graphs(), graph_words()),
+        (
+            "schedule",
+            schedules(),
+            owned(&["sequential", "ping_pong:", "greedy:2", "custom", "mfa_attention:0", "attn"]),
+        ),
+        ("config", configs(), config_words()),
+        ("safetensors", vec![safetensors(), vec![0xff; 8]], tensor_words()),
+        (
+            "index",
+            indices(),
+            owned(&["weight_map", "metadata", "total_size", "model-0.safetensors", "../", "vision_model."]),
+        ),
+        ("tokenizer", tokenizers(), tokenizer_words()),
+        ("requests", requests(), request_words()),
+    ];
+    for (target, seeds, words) in all {
+        write(&folder, target, &seeds, words);
+    }
+}
+
+fn write(folder: &Path, target: &str, seeds: &[Vec<u8>], words: BTreeSet<String>) {
+    let corpus = folder.join(target);
+    fs::create_dir_all(&corpus).expect("the folder can be made");
+    for (index, seed) in seeds.iter().enumerate() {
+        fs::write(corpus.join(format!("seed-{index}")), seed).expect("a seed can be written");
+    }
+    let lines: String = words.iter().map(|word| format!("\"{}\"\n", word.replace('"', "\\\""))).collect();
+    fs::write(folder.join(format!("{target}.dict")), lines).expect("the words can be written");
+}
+
+fn owned(words: &[&str]) -> BTreeSet<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// The contents of the files of the repository's `folder` that end in `ending`.
+fn files(folder: &str, ending: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder);
+    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("the folder can be read").path()).collect();
+    paths.sort();
+    let wanted = paths.iter().filter(|path| path.to_string_lossy().ends_with(ending));
+    wanted.map(|path| fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))).collect()
+}
+
+fn graphs() -> Vec<Vec<u8>> {
+    let mut seeds = files("graphs", ".json");
+    seeds.extend(cases::CASES.iter().map(|case| edited(case).into_bytes()));
+    seeds
+}
+
+/// Keys and words of the schema.
+fn graph_words() -> BTreeSet<String> {
+    let mut words =
+        owned(&["0..2", "random:7", "attn", "ffn", "{\"kind\":", "\"after\":[", "18446744073709551615", "-1", "1e999"]);
+    collect(&deployment_schema(KindRegistry::shared()), &mut words);
+    words
+}
+
+fn collect(schema: &Value, words: &mut BTreeSet<String>) {
+    match schema {
+        Value::Object(map) => {
+            if let Some(Value::Object(properties)) = map.get("properties") {
+                words.extend(properties.keys().map(|key| format!("\"{key}\":")));
+            }
+            let choices = map.get("enum").and_then(Value::as_array).into_iter().flatten().chain(map.get("const"));
+            words.extend(choices.filter_map(Value::as_str).map(str::to_owned));
+            map.values().for_each(|value| collect(value, words));
+        }
+        Value::Array(items) => items.iter().for_each(|item| collect(item, words)),
+        _ => {}
+    }
+}
+
+/// Two bytes that choose a graph and its number of micro-batches, a schedule, an order.
+fn schedules() -> Vec<Vec<u8>> {
+    let graph: Value = serde_json::from_slice(include_bytes!("../../graphs/custom-order.json")).expect("it is JSON");
+    let order = &graph["schedule"]["order"];
+    let mut shifted = order.clone();
+    if let Some(turns) = shifted["attn"].as_array_mut() {
+        turns.rotate_left(1);
+    }
+    let one = json!({ "attn": ["mfa_attention:0", "router:0", "expert_ffn:0", "dense_ffn:0", "combine:0"] });
+    let seed = |which: u8, written: u8, label: &str, order: &Value| {
+        [&[which, written], label.as_bytes(), b"\n", order.to_string().as_bytes()].concat()
+    };
+    vec![
+        seed(2, 2, "custom", order),
+        seed(2, 2, "custom:3", &shifted),
+        seed(1, 0, "custom:1", &one),
+        seed(0, 2, "ping_pong:3", order),
+        seed(3, 1, "greedy", &Value::Null),
+        seed(0, 0, "sequential:64", &Value::Null),
+    ]
+}
+
+fn configs() -> Vec<Vec<u8>> {
+    let folders =
+        ["models/tiny-step3", "models/step3", "tests/golden/step3-s", "tests/golden/step3-fp8", "tests/golden/step3-m"];
+    let mut seeds: Vec<Vec<u8>> = folders.iter().flat_map(|folder| files(folder, "/config.json")).collect();
+    let inner: Value = serde_json::from_slice(&seeds[0]).expect("it is JSON");
+    seeds.push(json!({ "model_type": "step3_vl", "text_config": inner }).to_string().into_bytes());
+    seeds
+}
+
+fn config_words() -> BTreeSet<String> {
+    let mut words = owned(&[
+        "bfloat16",
+        "float32",
+        "fp8",
+        "e4m3",
+        "null",
+        "[128,128]",
+        "\"1,2,3\"",
+        "1e400",
+        "-1",
+        "full_attention",
+    ]);
+    for config in configs() {
+        let config: Value = serde_json::from_slice(&config).expect("it is JSON");
+        words.extend(config.as_object().into_iter().flatten().map(|(key, _)| format!("\"{key}\":")));
+    }
+    let optional =
+        ["rope_parameters", "rope_scaling", "tie_word_embeddings", "quantization_config", "weight_block_size"];
+    words.extend(optional.iter().map(|key| format!("\"{key}\":")));
+    words
+}
+
+/// A matrix, fp8 experts with scales, a vector.
+fn safetensors() -> Vec<u8> {
+    let tensors = [
+        ("model.layers.0.mlp.up_proj.weight", "BF16", vec![2, 3], 12),
+        ("model.layers.1.moe.up_proj.weight", "F8_E4M3", vec![2, 130, 128], 33_280),
+        ("model.layers.1.moe.up_proj.weight_scale_inv", "F32", vec![2, 2, 1], 16),
+        ("model.norm.weight", "F32", vec![3], 12),
+    ];
+    let (mut header, mut start) = (serde_json::Map::new(), 0);
+    for (name, dtype, shape, bytes) in tensors {
+        header.insert(name.into(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, start + bytes] }));
+        start += bytes;
+    }
+    let header = Value::Object(header).to_string();
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &vec![0; start]].concat()
+}
+
+fn tensor_words() -> BTreeSet<String> {
+    owned(&[
+        "\"dtype\":",
+        "\"shape\":",
+        "\"data_offsets\":",
+        "__metadata__",
+        "F32",
+        "F16",
+        "BF16",
+        "F8_E4M3",
+        "I64",
+        "_scale_inv",
+        "4611686018427387904",
+    ])
+}
+
+fn indices() -> Vec<Vec<u8>> {
+    let mut seeds = files("tests/golden/step3-m", ".index.json");
+    seeds.push(br#"{"weight_map":{"model.norm.weight":"model-0.safetensors"}}"#.to_vec());
+    seeds.push(br#"{"weight_map":{"vision_model.a":"none","model.norm.weight":"../model-0.safetensors"}}"#.to_vec());
+    seeds
+}
+
+/// Small ones: the committed tokenizer is too large to be changed a byte at a time.
+fn tokenizers() -> Vec<Vec<u8>> {
+    let added = json!([{ "id": 3, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true }]);
+    let whole = |model: Value, pre: Value, decoder: Value| {
+        json!({ "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+            "pre_tokenizer": pre, "post_processor": null, "decoder": decoder, "model": model })
+        .to_string()
+        .into_bytes()
+    };
+    let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+    vec![
+        whole(
+            json!({ "type": "BPE", "dropout": null, "unk_token": null, "fuse_unk": false, "byte_fallback": false,
+                "vocab": { "a": 0, "n": 1, "an": 2 }, "merges": [["a", "n"]] }),
+            byte_level.clone(),
+            byte_level,
+        ),
+        whole(
+            json!({ "type": "WordLevel", "vocab": { "Once": 0, "[UNK]": 1 }, "unk_token": "[UNK]" }),
+            json!({ "type": "Whitespace" }),
+            Value::Null,
+        ),
+        whole(
+            json!({ "type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.5]], "byte_fallback": true }),
+            json!({ "type": "Metaspace" }),
+            json!({ "type": "Metaspace" }),
+        ),
+    ]
+}
+
+fn tokenizer_words() -> BTreeSet<String> {
+    owned(&[
+        "BPE",
+        "WordPiece",
+        "Unigram",
+        "ByteLevel",
+        "Metaspace",
+        "Split",
+        "Sequence",
+        "Replace",
+        "Regex",
+        "merges",
+        "vocab",
+        "\"type\":",
+        "byte_fallback",
+        "TemplateProcessing",
+    ])
+}
+
+fn requests() -> Vec<Vec<u8>> {
+    let every = json!({ "id": 7, "prompt": "é\n", "max_tokens": 5, "temperature": 0.5, "top_k": 40, "top_p": 0.9, "min_p": 0.05,
+        "seed": u64::MAX, "stop": ["x", "\n\n"], "ignore_eos": true, "logprobs": 20 });
+    vec![
+        format!("{every}\n\n{{\"id\": \"b\", \"prompt_token_ids\": [0, 4294967295]}}\r\n").into_bytes(),
+        b"\xef\xbb\xbf{\"prompt\": \"Once\", \"stop\": \"x\", \"seed\": null}\n{\"id\": \"0\", \"prompt\": \"twice\"}"
+            .to_vec(),
+        b"{\"prompt\": \"\\ud800\", \"prompt_token_ids\": [-1, 1e3, 4294967296]}\n[[[[[[[[\n{\"a\": 1, \"a\": 2"
+            .to_vec(),
+    ]
+}
+
+fn request_words() -> BTreeSet<String> {
+    let mut words = owned(&["true", "null", "1e999", "-0", "18446744073709551616", "ud83d", "u0000"]);
+    words.extend(rally_cli::requests::KEYS.iter().map(|key| format!("\"{key}\":")));
+    words
+}

@@ -1,0 +1,22 @@
+# Versions of the tools that tests need beyond Rust and a C compiler; read by `install-test-tools` and `test-more`.
+
+# The nightly compiler that miri and the fuzz targets are built with, and the commit by which the same one goes under another name.
+nightly_toolchain=nightly-2026-05-20
+nightly_commit=e50aa6fba
+cargo_fuzz_version=0.13.2
+
+# Prints the name under which rustup has that compiler; fails if it has none.
+nightly() {
+  local name
+  for name in "$nightly_toolchain" nightly; do
+    if rustc "+$name" --version 2> /dev/null | grep -q "($nightly_commit "; then
+      echo "$name"
+      return
+    fi
+  done
+  return 1
+}
+
+has_miri() { cargo "+$1" miri --version > /dev/null 2>&1 && [ -d "$(rustc "+$1" --print sysroot)/lib/rustlib/src" ]; }
+
+has_cargo_fuzz() { [ "$(cargo fuzz --version 2> /dev/null)" = "cargo-fuzz $cargo_fuzz_version" ]; }
