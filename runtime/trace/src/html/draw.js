@@ -149,24 +149,32 @@ class Chart {
   }
 
   drawColumns(lane, top) {
-    const { context, palette } = this;
+    const { context, palette } = this, paths = new Map();
+    // One fill a colour: thousands of changes of colour would cost more than all the rest.
+    const put = (colour, x, y, height) => {
+      if (!paths.has(colour)) paths.set(colour, new Path2D());
+      paths.get(colour).rect(x, y, 1, height);
+    };
     for (let x = LEFT; x < LEFT + this.width; x++) {
       const [from, to] = [this.at(x), this.at(x + 1)];
       let y = top + BAR;
       workBetween(lane, from, to).forEach((ns, work) => {
         const height = Math.min(1, ns / (to - from)) * BAR;
         if (height < 0.2) return;
-        context.fillStyle = palette.get(WORK_COLOUR[work]);
-        context.fillRect(x, y - height, 1, height);
+        put(palette.get(WORK_COLOUR[work]), x, y - height, height);
         y -= height;
       });
-      if (this.show.bubbles) this.drawBubbleColumn(lane.bubbles, x, [from, to], [top, y]);
+      if (this.show.bubbles) this.bubbleColumn(lane.bubbles, [from, to], [top, y], (colour, y, height) => put(colour, x, y, height));
+    }
+    for (const [colour, path] of paths) {
+      context.fillStyle = colour;
+      context.fill(path);
     }
   }
 
   /** Shares of causes on top of the work, from a sample where a pixel has many bubbles. */
-  drawBubbleColumn(bubbles, x, [from, to], [top, y]) {
-    const { context, palette, trace: { causes } } = this;
+  bubbleColumn(bubbles, [from, to], [top, y], put) {
+    const { palette, trace: { causes } } = this;
     const [first, last] = visible(bubbles, from, to), stride = Math.max(1, Math.ceil((last - first) / 32));
     const shares = causes.map(() => 0);
     for (let i = first; i < last; i += stride) {
@@ -177,8 +185,7 @@ class Chart {
     shares.forEach((share, cause) => {
       const height = share * scale;
       if (height < 0.2) return;
-      context.fillStyle = palette.bubble(causes[cause]);
-      context.fillRect(x, y - height, 1, height);
+      put(palette.bubble(causes[cause]), y - height, height);
       y -= height;
     });
   }
