@@ -19,10 +19,11 @@ use std::io::{self, Write};
 const PAGE: &str = include_str!("html/page.html");
 const STYLE: &str = include_str!("html/page.css");
 /// In the order in which they build on each other.
-const SCRIPTS: [&str; 6] = [
+const SCRIPTS: [&str; 7] = [
     include_str!("html/decode.js"),
     include_str!("html/view.js"),
     include_str!("html/draw.js"),
+    include_str!("html/overview.js"),
     include_str!("html/tooltip.js"),
     include_str!("html/tables.js"),
     include_str!("html/main.js"),

@@ -4,6 +4,7 @@
 //! Start at [`Recording`] (a plan with what its lanes left behind) and [`Analysis::of`].
 
 pub mod analysis;
+mod baseline;
 pub mod bubbles;
 pub mod chrome;
 pub mod digest;

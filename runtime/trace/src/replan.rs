@@ -4,8 +4,8 @@
 //! Beyond them nothing is known, and the answer errs against change: fewer rows take no less time, more rows take
 //! proportionally more. Going on after a wait takes what it took in the recording.
 
+use crate::baseline::{Baseline, inside};
 use crate::recording::{Recording, SpanId};
-use crate::stragglers::Baseline;
 use crate::window::Window;
 use rally_graph::kinds::Role;
 use rally_graph::plan::{Plan, TaskRole};
@@ -133,8 +133,8 @@ fn wake_ns(recording: &Recording<'_>, window: &Window) -> u64 {
     let (mut total, mut count) = (0, 0);
     for lane in 0..recording.lanes.len() {
         for (span, entry) in recording.spans(lane).iter().enumerate() {
-            let inside = (window.from_ns..window.to_ns).contains(&entry.start_ns);
-            if let (true, Some((awaited, true))) = (inside, recording.awaited(SpanId { lane, span })) {
+            let counts = inside(window, entry.start_ns);
+            if let (true, Some((awaited, true))) = (counts, recording.awaited(SpanId { lane, span })) {
                 let over_ns = recording.span(awaited).end_ns.max(entry.ready_ns);
                 total += entry.start_ns.saturating_sub(over_ns);
                 count += 1;

@@ -1,4 +1,4 @@
-// Draws lanes over time on the chart, and the strip with the whole trace.
+// Draws lanes over time on the chart.
 //
 // Where a lane has few tasks in view each is a bar; where it has many, a column of pixels shows how much of its time went into
 // what. So a frame costs about the same whatever the trace holds.
@@ -126,10 +126,14 @@ class Chart {
     context.save();
     context.strokeStyle = context.fillStyle = palette.get('--soft');
     context.setLineDash([4, 4]);
+    let free = 0;
     for (let i = first; i < last; i++) {
       const x = Math.round(this.x(steps.start[i])) + 0.5;
       this.line(x, 0, x, this.height - CHART_END);
-      context.fillText(`step ${steps.number[i]}`, x + 4, 8);
+      const name = `step ${steps.number[i]}`;
+      if (x < free) continue;
+      context.fillText(name, x + 4, 8);
+      free = x + context.measureText(name).width + 12;
     }
     context.restore();
   }
@@ -145,34 +149,43 @@ class Chart {
   }
 
   drawColumns(lane, top) {
-    const { context, palette } = this;
+    const { context, palette } = this, paths = new Map();
+    // One fill a colour: thousands of changes of colour would cost more than all the rest.
+    const put = (colour, x, y, height) => {
+      if (!paths.has(colour)) paths.set(colour, new Path2D());
+      paths.get(colour).rect(x, y, 1, height);
+    };
     for (let x = LEFT; x < LEFT + this.width; x++) {
       const [from, to] = [this.at(x), this.at(x + 1)];
       let y = top + BAR;
       workBetween(lane, from, to).forEach((ns, work) => {
         const height = Math.min(1, ns / (to - from)) * BAR;
         if (height < 0.2) return;
-        context.fillStyle = palette.get(WORK_COLOUR[work]);
-        context.fillRect(x, y - height, 1, height);
+        put(palette.get(WORK_COLOUR[work]), x, y - height, height);
         y -= height;
       });
-      if (this.show.bubbles) this.drawBubbleColumn(lane.bubbles, x, from, to, y);
+      if (this.show.bubbles) this.bubbleColumn(lane.bubbles, [from, to], [top, y], (colour, y, height) => put(colour, x, y, height));
+    }
+    for (const [colour, path] of paths) {
+      context.fillStyle = colour;
+      context.fill(path);
     }
   }
 
   /** Shares of causes on top of the work, from a sample where a pixel has many bubbles. */
-  drawBubbleColumn(bubbles, x, from, to, y) {
-    const { context, palette, trace: { causes } } = this;
+  bubbleColumn(bubbles, [from, to], [top, y], put) {
+    const { palette, trace: { causes } } = this;
     const [first, last] = visible(bubbles, from, to), stride = Math.max(1, Math.ceil((last - first) / 32));
     const shares = causes.map(() => 0);
     for (let i = first; i < last; i += stride) {
       shares[bubbles.cause[i]] += (Math.min(bubbles.end[i], to) - Math.max(bubbles.start[i], from)) * stride / (to - from);
     }
+    // The lane's top is what is left for them; a sample may come out above it.
+    const sum = shares.reduce((sum, share) => sum + share, 0), scale = Math.min(BAR, (y - top) / Math.max(sum, 1e-9));
     shares.forEach((share, cause) => {
-      const height = Math.min(1, share) * BAR;
+      const height = share * scale;
       if (height < 0.2) return;
-      context.fillStyle = palette.bubble(causes[cause]);
-      context.fillRect(x, y - height, 1, height);
+      put(palette.bubble(causes[cause]), y - height, height);
       y -= height;
     });
   }
@@ -364,44 +377,4 @@ function fit(context, text, width) {
   let short = text;
   while (short.length > 1 && context.measureText(`${short}…`).width > width) short = short.slice(0, -1);
   return `${short}…`;
-}
-
-/** The whole trace: each lane's busy share in a row, and what the chart shows of it. */
-class Overview {
-  constructor(trace, view, palette, canvas) { Object.assign(this, { trace, view, palette, canvas, image: null }); }
-  forget() { this.image = null; }
-
-  draw() {
-    const [context, width] = surface(this.canvas, 44);
-    if (!this.image || this.image.width !== this.canvas.width) this.image = this.paint(width);
-    context.drawImage(this.image, 0, 0, width, 44);
-    const { from, to } = this.trace, x = (at) => (at - from) / (to - from) * width;
-    const [left, right] = [Math.max(0, x(this.view.from)), Math.min(width, x(this.view.to))];
-    context.fillStyle = this.palette.get('--veil');
-    context.fillRect(0, 0, left, 44);
-    context.fillRect(right, 0, width - right, 44);
-    context.strokeStyle = this.palette.get('--focus');
-    context.lineWidth = 1.5;
-    context.strokeRect(left + 0.75, 0.75, Math.max(2, right - left - 1.5), 42.5);
-  }
-
-  paint(width) {
-    const image = document.createElement('canvas');
-    [image.width, image.height] = [this.canvas.width, this.canvas.height];
-    const context = image.getContext('2d');
-    context.scale(image.width / width, image.height / 44);
-    const { lanes, from, to } = this.trace, row = 40 / lanes.length;
-    lanes.forEach((lane, index) => {
-      for (let x = 0; x < width; x += 1) {
-        const [a, b] = [from + (to - from) * x / width, from + (to - from) * (x + 1) / width];
-        let y = 2 + (index + 1) * row;
-        workBetween(lane, a, b).forEach((ns, work) => {
-          const height = Math.min(1, ns / (b - a)) * row * 0.9;
-          context.fillStyle = this.palette.get(WORK_COLOUR[work]);
-          context.fillRect(x, y -= height, 1, height);
-        });
-      }
-    });
-    return image;
-  }
 }

@@ -88,8 +88,8 @@ function main() {
   new ResizeObserver(() => { overview.forget(); changed(); }).observe(element('stage-area'));
   followScheme(() => { palette.forget(); overview.forget(); fillLegend(trace, palette); changed(); });
 
-  // A step from the middle of the run says more than the run as a whole; fewer than three have no middle.
-  if (trace.steps.n > 2) view.showStep(trace.steps.n >> 1); else view.all();
+  // A usual step says more than the run as a whole; of fewer than three none is usual.
+  if (trace.steps.n > 2) view.showStep(view.typicalStep); else view.all();
   fillTables();
   draw();
   document.documentElement.dataset.ready = 'yes';

@@ -36,6 +36,14 @@ class View {
     const { steps } = this.trace, middle = (this.from + this.to) / 2;
     return Math.max(0, firstIndex(steps.n, (i) => steps.start[i] > middle) - 1);
   }
+  /** A step as long as most are, from the middle of the run. */
+  get typicalStep() {
+    const { steps, to } = this.trace;
+    const took = steps.start.map((start, i) => (steps.start[i + 1] ?? to) - start);
+    const median = [...took].sort((a, b) => a - b)[steps.n >> 1];
+    const usual = took.map((ns, i) => i).filter((i) => Math.abs(took[i] - median) <= 0.1 * median);
+    return usual[usual.length >> 1] ?? steps.n >> 1;
+  }
   showStep(index) {
     const { steps, to } = this.trace;
     if (!steps.n) return;
