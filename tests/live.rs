@@ -11,6 +11,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Output, Stdio};
 
+/// The view begins with it.
+const HEADING: &str = "tiny-ping-pong ping_pong:3";
 const PROMPTS: [&str; 6] = ["--prompt", "Once upon a time", "--prompt", "Long ago, a", "--prompt", "Nora"];
 
 fn rally(arguments: &[&str]) -> Command {
@@ -66,6 +68,16 @@ impl Terminal {
     }
 }
 
+/// What was drawn from the view's first heading on; before it a bar shows weights being loaded.
+fn view(drawn: &str) -> &str {
+    &drawn[drawn.find(HEADING).expect("there was a view")..]
+}
+
+/// Without the lines that are printed once all is over.
+fn before_digest(drawn: &str) -> &str {
+    &drawn[..drawn.find("3 requests, ").expect("there is a digest")]
+}
+
 /// What is on a screen that is high enough after `written`, line by line; and the widest line that ever was.
 fn screen(written: &str) -> (Vec<String>, usize) {
     let (mut lines, mut row, mut column, mut widest) = (vec![Vec::<char>::new()], 0, 0, 0);
@@ -78,7 +90,7 @@ fn screen(written: &str) -> (Vec<String>, usize) {
                 lines.resize(lines.len().max(row + 1), Vec::new());
             }
             '\x1b' => {
-                let code: String = characters.by_ref().skip(1).take_while_inclusive();
+                let code = control_sequence(&mut characters);
                 match (code.trim_end_matches(char::is_alphabetic).parse(), code.chars().last()) {
                     (Ok(up), Some('A')) => row = row.checked_sub(up).expect("never above the first line"),
                     (_, Some('J')) => {
@@ -90,8 +102,9 @@ fn screen(written: &str) -> (Vec<String>, usize) {
                 }
             }
             character => {
-                lines[row].resize(lines[row].len().max(column + 1), ' ');
-                lines[row][column] = character;
+                let line: &mut Vec<char> = &mut lines[row];
+                line.resize(line.len().max(column + 1), ' ');
+                line[column] = character;
                 column += 1;
                 widest = widest.max(column);
             }
@@ -100,22 +113,16 @@ fn screen(written: &str) -> (Vec<String>, usize) {
     (lines.into_iter().map(|line| line.into_iter().collect()).collect(), widest)
 }
 
-trait TakeInclusive {
-    /// Up to the letter that ends a control sequence, and that.
-    fn take_while_inclusive(self) -> String;
-}
-
-impl<I: Iterator<Item = char>> TakeInclusive for I {
-    fn take_while_inclusive(self) -> String {
-        let mut taken = String::new();
-        for character in self {
-            taken.push(character);
-            if character.is_ascii_alphabetic() {
-                break;
-            }
+/// What follows the escape and its bracket, up to the letter that ends it.
+fn control_sequence(characters: &mut impl Iterator<Item = char>) -> String {
+    let mut taken = String::new();
+    for character in characters.skip(1) {
+        taken.push(character);
+        if character.is_ascii_alphabetic() {
+            break;
         }
-        taken
     }
+    taken
 }
 
 /// Texts of the prompts, which follow each other with an empty line between.
@@ -128,11 +135,11 @@ fn stories(results: &str) {
 fn a_terminal_is_redrawn_in_place() {
     let (drawn, results) = Terminal::new(24, 80).run(rally(&[]));
     stories(&results);
-    let (lines, widest) = screen(&drawn);
+    let (lines, _) = screen(view(&drawn));
+    let (_, widest) = screen(view(before_digest(&drawn)));
     assert!(widest < 80, "{widest} columns");
     assert!(drawn.contains("\x1b[32m█"), "busy lanes are drawn in colour: {drawn}");
-    let heading = "tiny-ping-pong ping_pong:3  ";
-    let headings: Vec<usize> = (0..lines.len()).filter(|line| lines[*line].starts_with(heading)).collect();
+    let headings: Vec<usize> = (0..lines.len()).filter(|line| lines[*line].starts_with(HEADING)).collect();
     assert_eq!(headings.len(), 1, "one view is left: {lines:#?}");
     let view = &lines[headings[0]..];
     assert!(view[0].ends_with(" s  3 of 3 requests done"), "{view:#?}");
@@ -149,8 +156,7 @@ fn a_narrow_terminal_without_colours_is_not_overrun() {
     command.env("NO_COLOR", "1");
     let (drawn, results) = Terminal::new(5, 40).run(command);
     stories(&results);
-    let view: Vec<&str> = drawn.split("3 requests, ").collect();
-    let (lines, widest) = screen(view[0]);
+    let (lines, widest) = screen(view(before_digest(&drawn)));
     assert!(widest < 40 && !drawn.contains("\x1b[3"), "{widest} columns: {drawn}");
     // A screen of five rows: four of them are drawn, and the cursor is in the fifth.
     assert!(lines.iter().filter(|line| !line.is_empty()).count() <= 4, "{lines:#?}");
@@ -175,6 +181,20 @@ fn without_a_terminal_there_are_lines_on_stderr_and_results_on_stdout() {
     dumb.env("TERM", "dumb");
     let (drawn, _) = Terminal::new(24, 200).run(dumb);
     assert!(drawn.contains("3 of 3 requests done, TPOT") && !drawn.contains("\x1b["), "{drawn}");
+}
+
+#[test]
+fn a_bench_shows_each_of_its_rounds() {
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_rally"));
+    let compare = ["--compare", "sequential:1,ping_pong:2", "--repeats", "1", "--format", "json", "--num-prompts", "4"];
+    bench.current_dir(env!("CARGO_MANIFEST_DIR")).args(["bench", "graphs/tiny-ping-pong.json", "--live"]).args(compare);
+    let (result, progress) = without_terminal(bench.args(["--metrics", "127.0.0.1:0"]).stdin(Stdio::null()));
+    serde_json::from_str::<serde_json::Value>(&result).expect("one object is all of stdout");
+    assert!(progress.starts_with("metrics on http://127.0.0.1:"), "{progress}");
+    for title in ["sequential:1 1/1: ", "ping_pong:2 1/1: "] {
+        let last = progress.lines().rfind(|line| line.starts_with(title)).expect("every round is shown");
+        assert!(last.contains("5 of 5 requests done"), "four and a warm-up: {last}");
+    }
 }
 
 #[test]

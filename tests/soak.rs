@@ -1,5 +1,5 @@
-//! Ten thousand steps with trace ring, metrics and live figures on hold memory flat. Part of the second test command, for it takes
-//! a minute. A program of its own: the count is of the whole process.
+//! Ten thousand steps with trace ring, metrics and live figures on hold memory flat. A test of its own in a program of its
+//! own: the count is of the whole process.
 
 mod support;
 
