@@ -25,7 +25,7 @@ use support::{Ask, Layout, Places, graph_file, request, small_shape};
 fn a_live_scrape_has_every_family_and_nothing_else() {
     let mut run = Running::start();
     // Past the first requests' ends, so that every histogram has been fed.
-    let text = run.page_after(30_000.0);
+    let text = run.page_after(4_000.0);
     let page = parse(&text).unwrap_or_else(|fault| panic!("{fault}\n{text}"));
     let known: BTreeSet<&str> = FAMILIES.iter().map(|family| family.name()).collect();
     assert_eq!(page.types.keys().map(String::as_str).collect::<BTreeSet<_>>(), known);
@@ -35,7 +35,7 @@ fn a_live_scrape_has_every_family_and_nothing_else() {
         assert_eq!(page.types[family.name()] == "counter", family.name().ends_with("_total"), "{}", family.name());
     }
     bounded(&page);
-    let later = run.page_after(31_000.0);
+    let later = run.page_after(4_500.0);
     let later = parse(&later).unwrap_or_else(|fault| panic!("{fault}\n{later}"));
     rose(&page, &later);
     assert_eq!(run.get("/health"), ("HTTP/1.1 200 OK".into(), "ok\n".into()));

@@ -26,7 +26,7 @@ impl Running {
         let requests = folder.path().join("requests.jsonl");
         let request = |id: usize| {
             let prompt = "Once upon a time";
-            serde_json::json!({ "id": id.to_string(), "prompt": prompt, "max_tokens": 400, "ignore_eos": true })
+            serde_json::json!({ "id": id.to_string(), "prompt": prompt, "max_tokens": 40, "ignore_eos": true })
         };
         let lines: String = (0..5000).map(|id| format!("{}\n", request(id))).collect();
         std::fs::write(&requests, lines).expect("the temporary folder can be written");

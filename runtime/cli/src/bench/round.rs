@@ -86,11 +86,11 @@ impl Rounds {
         let from_ns = client.begun().duration_since(engine.started()).as_nanos() as u64;
         tracing::info!(contender = title, requests = plan.load.requests.len(), "measuring");
         let interrupted = drive(&engine, &mut client, plan.interrupts, observer)?;
-        observer.finish();
         bar.finish_and_clear();
         let preemptions = engine.handle().preemptions() - already;
         engine.close();
         let mut report = engine.join();
+        observer.finish();
         if interrupted && !self.summaries.is_empty() {
             return Ok(true);
         }

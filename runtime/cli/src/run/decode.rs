@@ -62,12 +62,11 @@ pub fn decode(
     let collectors = jobs.iter().map(|job| collector(job, deployment.codec.as_ref(), begun)).collect();
     let mut run = Run { jobs, submitted: false, collectors, console, open: jobs.len(), ended: None };
     tracing::info!(requests = jobs.len(), "decoding");
-    let driven = drive(&engine, &mut run, interrupts, observer);
+    let interrupted = drive(&engine, &mut run, interrupts, observer)?;
     let elapsed_s = begun.elapsed().as_secs_f64();
-    observer.finish();
-    let interrupted = driven?;
     engine.close();
     let report = engine.join();
+    observer.finish();
     Ok(Outcome { collectors: run.collectors, report, interrupted, elapsed_s })
 }
 
