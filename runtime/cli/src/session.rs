@@ -35,6 +35,7 @@ pub fn open(args: &SessionArgs) -> Result<Deployment, CliError> {
         model: args.model.as_deref(),
         exact: args.exact,
         schedule: args.schedule.as_deref(),
+        costs: None,
         kinds: None,
         machine: graph_file::this_machine(),
     };

@@ -3,6 +3,7 @@
 //! A policy orders the tasks of one cycle; it neither runs nor times them. [`Plan::compile`](rally_graph::plan::Plan::compile)
 //! proves that an order is complete and cannot deadlock, so a policy of your own can be wrong but cannot hang a run.
 
+use crate::costs::StageCosts;
 use crate::greedy::Greedy;
 use rally_graph::order::{self, CustomOrder, OrderError};
 use rally_graph::plan::{Plan, PlanError, TaskTable, Turn};
@@ -189,6 +190,14 @@ impl Schedule {
             Self::from_spec(&ScheduleSpec { policy, micro_batches: count as u32, order: spec.order.clone() })?;
         schedule.label = text.into();
         Ok(schedule)
+    }
+
+    /// The same schedule with `greedy` ordering by `costs`, for tasks of `rows` rows; other policies look at none.
+    pub fn with_costs(mut self, costs: StageCosts, rows: usize) -> Self {
+        if self.policy.name() == "greedy" {
+            self.policy = Box::new(Greedy { costs, rows });
+        }
+        self
     }
 
     /// The plan of this schedule, proved.

@@ -6,6 +6,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, RandomWeights, WeightSource
 use crate::kinds::StageRegistry;
 use crate::text::{TextCodec, TextError};
 use rally_engine::EngineParts;
+use rally_engine::schedule::costs::StageCosts;
 use rally_engine::schedule::planner::PlannerConfig;
 use rally_engine::schedule::policy::{Schedule, ScheduleError};
 use rally_graph::diagnostic::Diagnostic;
@@ -13,7 +14,7 @@ use rally_graph::kinds::{KindRegistry, Role};
 use rally_graph::model::ModelShape;
 use rally_graph::source::Positions;
 use rally_graph::spec::{DeploymentSpec, ModelSource};
-use rally_graph::stage_graph::StageGraph;
+use rally_graph::stage_graph::{self, StageGraph};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -24,6 +25,9 @@ pub enum GraphError {
     /// The graph has faults.
     #[error("{}: {}", .0.path.display(), first_fault(.0))]
     Faulty(Box<Checked>),
+    /// The graph does not unroll over this model.
+    #[error(transparent)]
+    Graph(#[from] stage_graph::BuildError),
     /// The schedule cannot be had.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
@@ -40,6 +44,20 @@ fn first_fault(checked: &Checked) -> String {
         Some(first) => format!("line {}, column {}: {}", first.line, first.column, first.message),
         None => "no fault".into(),
     }
+}
+
+/// `schedule` with what `greedy` orders by: measured costs, else what the model's shapes say, for half a full micro-batch.
+pub fn with_costs(
+    schedule: Schedule,
+    graph: &StageGraph,
+    spec: &DeploymentSpec,
+    shape: &ModelShape,
+    kinds: &KindRegistry,
+    measured: Option<&StageCosts>,
+) -> Schedule {
+    let rows = (spec.limits.rows_per_micro_batch as usize).div_ceil(2);
+    let measured = measured.cloned().unwrap_or_default();
+    schedule.with_costs(measured.or(StageCosts::of_shapes(graph, shape, kinds, rows)), rows)
 }
 
 /// A deployment that can be run.
@@ -76,6 +94,9 @@ impl Deployment {
             Some(text) => Schedule::parse(text, &spec.schedule)?,
             None => Schedule::from_spec(&spec.schedule)?,
         };
+        let kinds = choices.kinds.unwrap_or(KindRegistry::shared());
+        let graph = StageGraph::build(&spec, &shape, kinds)?;
+        let schedule = with_costs(schedule, &graph, &spec, &shape, kinds, choices.costs);
         let mut deployment = Self {
             weights: Box::new(RandomWeights::new(0, shape.weight_format)),
             spec,

@@ -48,6 +48,10 @@ impl StageKindInfo for Embed {
     fn weights_bytes(&self, part: &WeightPart<'_>) -> u64 {
         plain_bytes(part.shape.weight_format, part.shape.vocab * part.shape.hidden)
     }
+    fn active_share(&self, shape: &ModelShape) -> f64 {
+        // A row looks up one of them.
+        1.0 / shape.vocab.max(1) as f64
+    }
 }
 
 struct MfaAttention;
@@ -196,6 +200,10 @@ impl StageKindInfo for ExpertFfn {
             _ => 0,
         };
         routed + shared
+    }
+    fn active_share(&self, shape: &ModelShape) -> f64 {
+        let width = |experts: usize| (experts * shape.expert_width + shape.shared_width).max(1) as f64;
+        width(shape.top_k) / width(shape.experts)
     }
     fn scratch_values_per_row(&self, query: &WeightPart<'_>) -> u64 {
         let (shape, tensor) = (query.shape, query.counts.tensor);
