@@ -93,8 +93,12 @@ impl StageKindInfo for MfaAttention {
     }
     fn scratch_values_per_row(&self, part: &WeightPart<'_>) -> u64 {
         let shape = part.shape;
-        // h, c, k and v, then q and the heads' outputs.
-        (shape.hidden + shape.query_rank + 2 * shape.head_dim + 2 * shape.heads * shape.head_dim) as u64
+        let width = shape.heads * shape.head_dim;
+        // h, o, c, k and v, then q and the heads' outputs.
+        let whole = 2 * shape.hidden + shape.query_rank + 2 * shape.head_dim + 2 * width;
+        // A slice of the output projection works on the rows of all that have one.
+        let sliced = if part.counts.o_proj > 1 { width + part.counts.o_proj * shape.hidden } else { 0 };
+        (whole + sliced) as u64
     }
 }
 
@@ -208,7 +212,8 @@ impl StageKindInfo for ExpertFfn {
     fn scratch_values_per_row(&self, query: &WeightPart<'_>) -> u64 {
         let (shape, tensor) = (query.shape, query.counts.tensor);
         let widest = shape.expert_width.max(shape.shared_width).div_ceil(tensor);
-        (2 * widest + shape.hidden) as u64
+        // Gate and up, an expert's rows and its answers.
+        (2 * widest + 2 * shape.hidden) as u64
     }
 }
 
@@ -241,7 +246,8 @@ impl StageKindInfo for DenseFfn {
         swiglu_bytes(query.shape, part(query.shape.dense_width, query.counts.tensor, query.position.tensor).len())
     }
     fn scratch_values_per_row(&self, query: &WeightPart<'_>) -> u64 {
-        (2 * query.shape.dense_width.div_ceil(query.counts.tensor)) as u64
+        // The block's answers go through a buffer of the size of u.
+        (2 * query.shape.dense_width.div_ceil(query.counts.tensor) + query.shape.hidden) as u64
     }
 }
 
