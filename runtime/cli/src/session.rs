@@ -38,6 +38,7 @@ impl SessionArgs {
             model: self.model.as_deref(),
             exact: self.exact,
             schedule: self.schedule.as_deref(),
+            costs: None,
             kinds: None,
             machine: graph_file::this_machine(),
         }

@@ -12,6 +12,7 @@ use crate::values::Values;
 pub use crate::values::Widths;
 use crate::wiring::Wiring;
 use crossbeam::channel::{Receiver, unbounded};
+use rally_graph::kinds::Role;
 use rally_graph::plan::{Plan, TaskRole};
 use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::{DeviceIndex, StageGraph, StageIndex};
@@ -292,7 +293,9 @@ fn build_lane(
     let cores = parts.graph.devices[device].cores.clone();
     let micro_batches = parts.plan.micro_batches;
     // An FFN device may get the rows of every attention device; so may an attention device that runs the FFN as well.
-    let rows = parts.planner.rows_per_device * parts.attention.len();
+    let is_ffn = parts.graph.devices_of_role(Role::Ffn).contains(&device);
+    let gathers = is_ffn || !parts.attention.contains(&device);
+    let rows = parts.planner.rows_per_device * if gathers { parts.attention.len() } else { 1 };
     let mut stages: Vec<Option<Box<dyn Stage>>> = parts.graph.stages.iter().map(|_| None).collect();
     for (stage, work) in parts.devices[device].stages.drain() {
         stages[stage] = Some(work);

@@ -3,13 +3,14 @@
 //! Counted, not measured: weights as stored, KV for all of `limits.kv_tokens`, and the slots that the plan preallocates for
 //! activations and edges. What a runtime or driver takes for itself is not in here.
 
+mod slots;
+
 use crate::hardware::{self, Machine};
-use crate::kinds::weights::{routing_row_bytes, wire_row_bytes};
-use crate::kinds::{KindRegistry, Role, WeightPart};
+use crate::kinds::{KindRegistry, WeightPart};
 use crate::model::{LayerKind, ModelShape};
 use crate::placement::ExpertPlacement;
 use crate::resolve::{Resolved, StageAt};
-use crate::spec::{Backend, ComputeDtype, DeploymentSpec};
+use crate::spec::{Backend, DeploymentSpec};
 use crate::stage_graph::{DeviceIndex, Section};
 use serde::Serialize;
 
@@ -83,7 +84,7 @@ pub(crate) fn count(resolved: &Resolved<'_>, shape: &ModelShape, machine: Machin
                 name: entry.name.clone(),
                 weights_bytes: on.iter().map(|stage| weights(stage, device, shape)).fold(0, u64::saturating_add),
                 kv_bytes: on.iter().map(|stage| kv(resolved, stage, shape)).fold(0, u64::saturating_add),
-                slots_bytes: slots(resolved, device, shape, &rows),
+                slots_bytes: slots::count(resolved, device, shape, &rows),
                 capacity_bytes,
                 capacity_source,
             }
@@ -145,6 +146,7 @@ fn kv(resolved: &Resolved<'_>, stage: &StageAt<'_>, shape: &ModelShape) -> u64 {
 /// Rows of one micro-batch.
 struct Rows {
     attention: Vec<DeviceIndex>,
+    /// Of all attention devices, each with its full share.
     total: u64,
     share: u64,
     sampled: u64,
@@ -154,69 +156,12 @@ impl Rows {
     fn of(resolved: &Resolved<'_>) -> Self {
         let attention = resolved.attention_devices();
         let (limits, devices) = (&resolved.spec.limits, attention.len().max(1) as u64);
-        let total = u64::from(limits.rows_per_micro_batch);
-        let share = total.div_ceil(devices);
-        Self { attention, total, share, sampled: share.min(u64::from(limits.sequences).div_ceil(devices)) }
+        let share = u64::from(limits.rows_per_micro_batch).div_ceil(devices);
+        Self {
+            attention,
+            total: share * devices,
+            share,
+            sampled: share.min(u64::from(limits.sequences).div_ceil(devices)),
+        }
     }
-
-    /// An attention device has its share of the rows; an FFN device sees all.
-    fn on(&self, device: DeviceIndex) -> u64 {
-        if self.attention.contains(&device) { self.share } else { self.total }
-    }
-}
-
-/// Per micro-batch the values that flow and both ends of every edge; once, the largest scratch of any stage.
-fn slots(resolved: &Resolved<'_>, device: DeviceIndex, shape: &ModelShape, rows: &Rows) -> u64 {
-    let value_bytes = if resolved.spec.compute == ComputeDtype::F32 { 4 } else { 2 };
-    let micro_batches = u64::from(resolved.spec.schedule.micro_batches);
-    let row = shape.hidden as u64 * value_bytes;
-    let on: Vec<&StageAt<'_>> = resolved.stages.iter().filter(|stage| stage.on.contains(&device)).collect();
-    let mut flowing = 0;
-    if rows.attention.contains(&device) {
-        // x, u and y.
-        flowing += 3 * row * rows.share;
-    }
-    if on.iter().any(|stage| stage.role() == Role::Ffn) {
-        // u of all rows and this device's part of y.
-        flowing += 2 * row * rows.total;
-    }
-    let edges: u64 = resolved.stages.iter().map(|stage| edge(resolved, stage, device, shape, rows)).sum();
-    let scratch = on
-        .iter()
-        .map(|stage| {
-            let counts = stage.counts();
-            let part = WeightPart { shape, layer: None, counts, position: Default::default(), held: None };
-            let rows = match stage.role() {
-                Role::Sampling => rows.sampled,
-                Role::Ffn => rows.total,
-                _ => rows.on(device),
-            };
-            stage.info.scratch_values_per_row(&part).saturating_mul(rows)
-        })
-        .max()
-        .unwrap_or(0);
-    micro_batches.saturating_mul(flowing + edges).saturating_add(scratch.saturating_mul(value_bytes))
-}
-
-/// Buffers of a transfer's ends on a device. A row to itself moves nothing and needs none.
-fn edge(resolved: &Resolved<'_>, stage: &StageAt<'_>, device: DeviceIndex, shape: &ModelShape, rows: &Rows) -> u64 {
-    if stage.role() != Role::Transfer {
-        return 0;
-    }
-    let stages = &resolved.stages;
-    let own = stages.iter().position(|other| other.pointer == stage.pointer).unwrap_or(0);
-    let returns = stages[..own].iter().any(|other| other.role() == Role::Ffn);
-    let wire = wire_row_bytes(stage.spec.dtype.unwrap_or_default(), shape.hidden)
-        + if returns { 0 } else { routing_row_bytes(shape) };
-    let others = |ends: &[DeviceIndex]| ends.iter().filter(|end| **end != device).count() as u64;
-    let mut bytes = 0;
-    if stage.from.contains(&device) && others(&stage.to) > 0 {
-        bytes += wire * if returns { rows.total } else { rows.on(device) };
-    }
-    if stage.to.contains(&device) {
-        // On the way back every FFN device sends a row of its own for each of this device's rows.
-        let arriving = if returns { rows.on(device) * others(&stage.from) } else { rows.share * others(&stage.from) };
-        bytes += wire * arriving;
-    }
-    bytes
 }

@@ -95,6 +95,13 @@ impl ExpertPlacement {
     pub fn copies(&self) -> usize {
         self.holders.iter().map(|holders| holders.len().saturating_sub(1)).sum()
     }
+
+    /// Most experts of one row that a shard computes for another, of `top_k` that the row has.
+    pub fn lent_at_once(&self, top_k: usize) -> usize {
+        let lent = |from: usize, to: usize| self.held_by(from).iter().filter(|id| self.home(**id) == to).count();
+        let pairs = (0..self.shards()).flat_map(|from| (0..self.shards()).map(move |to| (from, to)));
+        pairs.filter(|(from, to)| from != to).map(|(from, to)| lent(from, to)).max().unwrap_or(0).min(top_k)
+    }
 }
 
 impl PlacementSpec {

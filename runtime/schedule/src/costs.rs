@@ -1,6 +1,10 @@
 //! Stage costs: how long a stage's work takes for a number of rows. What `greedy` orders by and virtual lanes may run on.
 
+use rally_graph::kinds::{KindRegistry, Role, WeightPart};
+use rally_graph::model::ModelShape;
 use rally_graph::plan::{StageLabel, TaskId, TaskRole, TaskTable};
+use rally_graph::shard::ShardCounts;
+use rally_graph::stage_graph::StageGraph;
 use std::collections::BTreeMap;
 
 /// Seconds by kind of stage, part of it, and rows. Where nothing is known, an assumption by role stands in.
@@ -10,6 +14,11 @@ pub struct StageCosts {
     known: BTreeMap<(String, &'static str), Vec<(usize, f64)>>,
 }
 
+/// Of an H800 (Step-3 paper, table 5).
+const BYTES_PER_SECOND: f64 = 3.35e12;
+/// Of an H800 in 8 bits.
+const FLOPS: f64 = 1.98e15;
+
 /// Seconds that one unit of the assumed costs stands for.
 const UNIT: f64 = 10e-6;
 
@@ -18,6 +27,41 @@ impl StageCosts {
     /// units each, 2 for sampling, 1 for anything else that computes, nothing for transfers. One unit is 10 µs, whatever the rows.
     pub fn assumed() -> Self {
         Self::default()
+    }
+
+    /// Taken from the model's shapes: of every kind the fullest device and layer of `graph`, for `rows`
+    /// rows. A stage takes as long as reading the weights that its rows touch, or as multiplying with them,
+    /// whichever is longer, on a card of Step-3's report (H800: 3.35 TB/s, 1.98 PFLOP/s in 8 bits); attention's look at its
+    /// context is left out. Only the ratios of stages mean anything on another machine.
+    pub fn of_shapes(graph: &StageGraph, shape: &ModelShape, kinds: &KindRegistry, rows: usize) -> Self {
+        let mut costs = Self::default();
+        for instance in graph.graph.node_weights() {
+            let stage = &graph.stages[instance.stage];
+            let Some(info) = kinds.get(&stage.kind).filter(|info| info.role() != Role::Transfer) else { continue };
+            let counts = ShardCounts::of(stage.spec.shard.as_ref());
+            let seconds = (0..stage.devices.len()).map(|device| {
+                let position = counts.position(device);
+                let part = WeightPart { shape, layer: instance.layer, counts, position, held: None };
+                let (bytes, active) = (info.weights_bytes(&part) as f64, info.active_share(shape));
+                let touched = (rows as f64 * active).min(1.0);
+                (bytes * touched / BYTES_PER_SECOND).max(2.0 * bytes * active * rows as f64 / FLOPS)
+            });
+            let longest = seconds.fold(0.0, f64::max);
+            let known = costs.known.entry((stage.kind.clone(), part_name(TaskRole::Compute))).or_default();
+            match known.first_mut() {
+                Some((_, before)) => *before = longest.max(*before),
+                None => known.push((rows, longest)),
+            }
+        }
+        costs
+    }
+
+    /// What is known here, and where nothing is, what `other` knows.
+    pub fn or(mut self, other: Self) -> Self {
+        for (key, points) in other.known {
+            self.known.entry(key).or_insert(points);
+        }
+        self
     }
 
     /// Adds what was measured: `part` of a stage of `kind` takes `seconds` for `rows`.
@@ -68,7 +112,6 @@ fn part_name(part: TaskRole) -> &'static str {
 }
 
 fn assumed(stage: &StageLabel, part: TaskRole) -> f64 {
-    use rally_graph::kinds::Role;
     let units = match (part, stage.role) {
         (TaskRole::Send | TaskRole::Receive | TaskRole::Exchange, _) => 0.0,
         (_, Role::Attention | Role::Ffn) => 8.0,

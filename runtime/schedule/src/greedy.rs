@@ -121,6 +121,8 @@ struct SimulatedLane<'a> {
     segments: Vec<Segment<'a>>,
     /// Segments done, by micro-batch, over all steps.
     done: Vec<usize>,
+    /// By micro-batch, when its next segment is ready, once that is known: groups of 64 devices wait for 64 others.
+    ready: Vec<Option<u64>>,
     free_at: u64,
     ran: Vec<Ran>,
 }
@@ -139,6 +141,11 @@ struct Simulation<'a> {
 const STEPS: usize = 6;
 const SETTLED: usize = 4;
 
+/// Nobody runs two steps ahead: a plan has tasks of two neighbouring steps at most.
+fn is_fair(step: usize, slowest: usize) -> bool {
+    step < STEPS && step <= slowest + 1
+}
+
 impl<'a> Simulation<'a> {
     fn new(table: &'a TaskTable, micro_batches: usize, durations: &'a [u64], rule: Rule) -> Self {
         let segment =
@@ -146,6 +153,7 @@ impl<'a> Simulation<'a> {
         let lane = |lane: usize| SimulatedLane {
             segments: table.segments(lane).into_iter().map(segment).collect(),
             done: vec![0; micro_batches],
+            ready: vec![None; micro_batches],
             free_at: 0,
             ran: Vec::new(),
         };
@@ -162,7 +170,7 @@ impl<'a> Simulation<'a> {
     }
 
     /// The lane that can start earliest, and what it takes.
-    fn next(&self) -> Option<(usize, Ran, u64)> {
+    fn next(&mut self) -> Option<(usize, Ran, u64)> {
         let slowest =
             self.lanes.iter().flat_map(|lane| lane.done.iter().map(|done| done / lane.segments.len())).min()?;
         let mut best: Option<(u64, usize, Ran)> = None;
@@ -176,16 +184,14 @@ impl<'a> Simulation<'a> {
         best.map(|(start, lane, ran)| (lane, ran, start))
     }
 
-    fn choose(&self, index: usize, slowest: usize) -> Option<(u64, Ran)> {
+    fn choose(&mut self, index: usize, slowest: usize) -> Option<(u64, Ran)> {
+        self.find_ready(index, slowest);
         let lane = &self.lanes[index];
         let candidates: Vec<(u64, Ran)> = (0..self.micro_batches)
             .filter_map(|micro_batch| {
                 let done = lane.done[micro_batch];
                 let (segment, step) = (done % lane.segments.len(), done / lane.segments.len());
-                // Nobody runs two steps ahead: a plan has tasks of two neighbouring steps at most.
-                let fair = step < STEPS && step <= slowest + 1;
-                let ready =
-                    fair.then(|| self.ready_at(lane.segments[segment].tasks[0], micro_batch, step)).flatten()?;
+                let ready = lane.ready[micro_batch].filter(|_| is_fair(step, slowest))?;
                 Some((ready, Ran { segment, micro_batch, step }))
             })
             .collect();
@@ -202,6 +208,19 @@ impl<'a> Simulation<'a> {
             (wish, *ready, ran.micro_batch)
         });
         chosen.map(|(_, ran)| (start, ran))
+    }
+
+    /// Notes when the lane's next segments are ready, where that has come to be known.
+    fn find_ready(&mut self, index: usize, slowest: usize) {
+        for micro_batch in 0..self.micro_batches {
+            let lane = &self.lanes[index];
+            let (segment, step) =
+                (lane.done[micro_batch] % lane.segments.len(), lane.done[micro_batch] / lane.segments.len());
+            if lane.ready[micro_batch].is_none() && is_fair(step, slowest) {
+                self.lanes[index].ready[micro_batch] =
+                    self.ready_at(lane.segments[segment].tasks[0], micro_batch, step);
+            }
+        }
     }
 
     /// When what `task` follows is done, if that is known.
@@ -232,6 +251,7 @@ impl<'a> Simulation<'a> {
         }
         lane.free_at = now;
         lane.done[ran.micro_batch] += 1;
+        lane.ready[ran.micro_batch] = None;
         lane.ran.push(ran);
     }
 }

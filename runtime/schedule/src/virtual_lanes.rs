@@ -275,7 +275,7 @@ impl<'a> World<'a> {
                 self.lanes[lane].samples.extend(sample);
             }
         }
-        let own = attention.map(|own| batch_load(&self.batches[own][m])).unwrap_or_default();
+        let own = attention.map(|own| batch_load(&self.batches[own][m]));
         self.rows.of_task(planned.task, m, own)
     }
 

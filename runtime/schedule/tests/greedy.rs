@@ -4,7 +4,10 @@ mod common;
 
 use common::{at_once, planner, table};
 use proptest::prelude::*;
+use rally_graph::kinds::KindRegistry;
+use rally_graph::model::ModelShape;
 use rally_graph::plan::{Plan, TaskRole, TaskTable};
+use rally_graph::stage_graph::StageGraph;
 use rally_schedule::costs::StageCosts;
 use rally_schedule::greedy::{Greedy, cycle_ns};
 use rally_schedule::policy::{PingPong, Policy, Schedule};
@@ -110,4 +113,34 @@ proptest! {
         prop_assert!(cycle <= rotated, "{} against {}", cycle, rotated);
         prop_assert!(wall as f64 <= 1.1 * rotated_wall as f64 + 1.0, "run {} against {}", wall, rotated_wall);
     }
+}
+
+/// By Step-3's shapes half the FFN takes half as long, experts as many rows as they are given, and a schedule orders by that.
+#[test]
+fn costs_follow_from_shapes() {
+    let shape =
+        ModelShape { expert_width: 256, shared_width: 256, experts: 8, hidden: 64, top_k: 2, ..common::shape(3) };
+    let of = |ffn: usize, rows: usize| {
+        let mut json = serde_json::to_value(common::spec(1, ffn)).expect("a spec is JSON");
+        json["stages"][1]["layers"][3]["shard"] = serde_json::json!({ "tensor": ffn });
+        let spec = serde_json::from_value(json).expect("the graph is well formed");
+        let graph = StageGraph::build(&spec, &shape, KindRegistry::shared()).expect("the graph unrolls");
+        let costs = StageCosts::of_shapes(&graph, &shape, KindRegistry::shared(), rows);
+        let table = TaskTable::new(&graph);
+        let is_experts = |task: &usize| table.stages[table.tasks[*task].stage].kind == "expert_ffn";
+        let task = (0..table.tasks.len()).find(is_experts).expect("there are experts");
+        costs.seconds(&table.stages[table.tasks[task].stage], TaskRole::Compute, rows)
+    };
+    assert!((of(1, 1) / of(2, 1) - 2.0).abs() < 1e-9);
+    // One row touches two of eight experts and the shared one: a third of the weights. Three rows may touch all.
+    assert!((of(1, 3) / of(1, 1) - 3.0).abs() < 1e-9);
+    assert_eq!(of(1, 3), of(1, 12), "until there are rows enough, reading weights is all");
+    let slow = costs(&[("mfa_attention", 100), ("expert_ffn", 300), ("dense_ffn", 300), ("sampling", 1000)]);
+    let schedule = || Schedule::parse("greedy:6", &common::spec(1, 1).schedule).expect("it is a policy");
+    let orders = |schedule: Schedule| schedule.policy.orders(&table(1, 1, 8), 6);
+    let mut by_cost = schedule();
+    assert!(by_cost.order_by(&Greedy { costs: slow.clone(), rows: 1 }));
+    let measured = orders(by_cost);
+    assert_eq!(measured, Greedy { costs: slow, rows: 1 }.orders(&table(1, 1, 8), 6));
+    assert_ne!(measured, orders(schedule()), "not what assumed costs give");
 }

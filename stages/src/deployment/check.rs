@@ -4,6 +4,7 @@
 
 use super::make_exact;
 use crate::config::load_model_shape;
+use rally_engine::schedule::costs::StageCosts;
 use rally_graph::diagnostic::{Diagnostic, Reporter};
 use rally_graph::hardware::Machine;
 use rally_graph::kinds::KindRegistry;
@@ -24,6 +25,8 @@ pub struct Choices<'a> {
     pub exact: bool,
     /// Schedule instead of the graph's, as `POLICY[:N]`.
     pub schedule: Option<&'a str>,
+    /// Measured stage costs for the policy `greedy`; the model's shapes stand in where nothing was measured.
+    pub costs: Option<&'a StageCosts>,
     /// Kinds the graph may use; the built-in ones if absent.
     pub kinds: Option<&'a KindRegistry>,
     /// What the graph is held against: cores and memory of this machine.

@@ -7,4 +7,4 @@ mod runnable;
 
 pub use assemble::{AssembleError, AssembleOptions, assemble, make_exact, planner_config};
 pub use check::{Checked, Choices, check_graph, check_text};
-pub use open::{Deployment, GraphError};
+pub use open::{Deployment, GraphError, with_costs};

@@ -6,6 +6,8 @@ use crate::checkpoint::{Checkpoint, CheckpointError, RandomWeights, WeightSource
 use crate::kinds::StageRegistry;
 use crate::text::{TextCodec, TextError};
 use rally_engine::EngineParts;
+use rally_engine::schedule::costs::StageCosts;
+use rally_engine::schedule::greedy::Greedy;
 use rally_engine::schedule::planner::PlannerConfig;
 use rally_engine::schedule::policy::{Schedule, ScheduleError};
 use rally_graph::diagnostic::Diagnostic;
@@ -13,7 +15,7 @@ use rally_graph::kinds::{KindRegistry, Role};
 use rally_graph::model::ModelShape;
 use rally_graph::source::Positions;
 use rally_graph::spec::{DeploymentSpec, ModelSource};
-use rally_graph::stage_graph::StageGraph;
+use rally_graph::stage_graph::{self, StageGraph};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -24,6 +26,9 @@ pub enum GraphError {
     /// The graph has faults.
     #[error("{}: {}", .0.path.display(), first_fault(.0))]
     Faulty(Box<Checked>),
+    /// The graph does not unroll over this model.
+    #[error(transparent)]
+    Graph(#[from] stage_graph::BuildError),
     /// The schedule cannot be had.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
@@ -48,6 +53,21 @@ fn schedule(spec: &DeploymentSpec, text: Option<&str>) -> Result<Schedule, Sched
         Some(text) => Schedule::parse(text, &spec.schedule),
         None => Schedule::from_spec(&spec.schedule),
     }
+}
+
+/// `schedule` with what `greedy` orders by: measured costs, else what the model's shapes say, for half a full micro-batch.
+pub fn with_costs(
+    mut schedule: Schedule,
+    graph: &StageGraph,
+    spec: &DeploymentSpec,
+    shape: &ModelShape,
+    kinds: &KindRegistry,
+    measured: Option<&StageCosts>,
+) -> Schedule {
+    let rows = (spec.limits.rows_per_micro_batch as usize).div_ceil(2);
+    let measured = measured.cloned().unwrap_or_default();
+    schedule.order_by(&Greedy { costs: measured.or(StageCosts::of_shapes(graph, shape, kinds, rows)), rows });
+    schedule
 }
 
 /// A deployment that can be run.
@@ -92,6 +112,9 @@ impl Deployment {
             unreachable!("a graph without faults has a spec and a model");
         };
         let schedule = schedule(&spec, choices.schedule)?;
+        let kinds = choices.kinds.unwrap_or(KindRegistry::shared());
+        let graph = StageGraph::build(&spec, &shape, kinds)?;
+        let schedule = with_costs(schedule, &graph, &spec, &shape, kinds, choices.costs);
         let mut deployment = Self {
             weights: Arc::new(RandomWeights::new(0, shape.weight_format)),
             weights_source: String::new(),
@@ -141,9 +164,13 @@ impl Deployment {
         format!("{} {:?}", self.weights_source, self.shape)
     }
 
-    /// The schedule once more, for whoever runs the deployment several times.
-    pub fn same_schedule(&self) -> Result<Schedule, ScheduleError> {
-        schedule(&self.spec, self.schedule_text.as_deref())
+    /// The schedule that `text` names, or its own once more, for whoever runs the deployment several times. `greedy` orders by the
+    /// model's shapes.
+    pub fn schedule_as(&self, text: Option<&str>) -> Result<Schedule, GraphError> {
+        let schedule = schedule(&self.spec, text.or(self.schedule_text.as_deref()))?;
+        let kinds = self.kinds.as_ref().unwrap_or(KindRegistry::shared());
+        let graph = StageGraph::build(&self.spec, &self.shape, kinds)?;
+        Ok(with_costs(schedule, &graph, &self.spec, &self.shape, kinds, None))
     }
 
     /// Sizes the step planner keeps to.

@@ -176,14 +176,6 @@ impl MoeLayer {
     fn here(&self, shard: usize) -> impl Iterator<Item = (usize, &SwiGlu)> {
         self.placed.held_by(shard).iter().copied().zip(&self.experts)
     }
-
-    /// Most experts of one row that a shard computes for another.
-    fn lent_at_once(&self, top_k: usize) -> usize {
-        let placed = &self.placed;
-        let lent = |from: usize, to: usize| placed.held_by(from).iter().filter(|id| placed.home(**id) == to).count();
-        let pairs = (0..placed.shards()).flat_map(|from| (0..placed.shards()).map(move |to| (from, to)));
-        pairs.filter(|(from, to)| from != to).map(|(from, to)| lent(from, to)).max().unwrap_or(0).min(top_k)
-    }
 }
 
 struct ExpertFfn {
@@ -217,7 +209,7 @@ pub(super) fn build_expert(context: &mut BuildContext<'_>) -> Result<Box<dyn Sta
     }
     let (rows, shards) = (context.gathered_rows(), share.counts.experts);
     let width = share.inner(shape.expert_width).len().max(share.inner(shape.shared_width).len());
-    let lent = layers.iter().flatten().map(|layer| layer.lent_at_once(shape.top_k)).max().unwrap_or(0);
+    let lent = layers.iter().flatten().map(|layer| layer.placed.lent_at_once(shape.top_k)).max().unwrap_or(0);
     let work = ExpertWork {
         shard: share.at.expert,
         scratch: Scratch::new(rows, width, shape.hidden),

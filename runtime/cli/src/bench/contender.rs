@@ -114,11 +114,7 @@ impl Opened {
         schedule: Option<&str>,
         part: Part,
     ) -> Result<(), CliError> {
-        let spec = &deployment.spec.schedule;
-        let schedule = match schedule {
-            Some(text) => Schedule::parse(text, spec).or_mistake()?,
-            None => deployment.same_schedule().or_mistake()?,
-        };
+        let schedule = deployment.schedule_as(schedule).or_mistake()?;
         let fresh = || Rc::new(SharedWeights::new(Arc::clone(&deployment.weights)));
         let weights = Rc::clone(self.weights.entry(deployment.weights_id()).or_insert_with(fresh));
         self.contenders.push(Contender {

@@ -10,7 +10,7 @@ use rally_graph::kinds::KindRegistry;
 use rally_graph::plan::{Plan, PlannedTask, TaskRole, TaskTable};
 use rally_graph::render;
 use rally_graph::stage_graph::StageGraph;
-use rally_stages::deployment::Checked;
+use rally_stages::deployment::{Checked, with_costs};
 use serde::Serialize;
 use timeline::Timeline;
 
@@ -22,6 +22,7 @@ pub fn render(checked: &Checked, form: Option<Form>) -> Result<String, CliError>
     }
     let graph = StageGraph::build(spec, shape, KindRegistry::shared()).or_mistake()?;
     let schedule = Schedule::from_spec(&spec.schedule).or_mistake()?;
+    let schedule = with_costs(schedule, &graph, spec, shape, KindRegistry::shared(), None);
     let plan = schedule.plan(TaskTable::new(&graph)).or_mistake()?;
     if form == Some(Form::Json) {
         let shown = ShownPlan::new(&graph, &plan, &schedule.label);

@@ -48,6 +48,10 @@ impl StageKindInfo for Embed {
     fn weights_bytes(&self, part: &WeightPart<'_>) -> u64 {
         plain_bytes(part.shape.weight_format, part.shape.vocab * part.shape.hidden)
     }
+    fn active_share(&self, shape: &ModelShape) -> f64 {
+        // A row looks up one of them.
+        1.0 / shape.vocab.max(1) as f64
+    }
 }
 
 struct MfaAttention;
@@ -89,8 +93,12 @@ impl StageKindInfo for MfaAttention {
     }
     fn scratch_values_per_row(&self, part: &WeightPart<'_>) -> u64 {
         let shape = part.shape;
-        // h, c, k and v, then q and the heads' outputs.
-        (shape.hidden + shape.query_rank + 2 * shape.head_dim + 2 * shape.heads * shape.head_dim) as u64
+        let width = shape.heads * shape.head_dim;
+        // h, o, c, k and v, then q and the heads' outputs.
+        let whole = 2 * shape.hidden + shape.query_rank + 2 * shape.head_dim + 2 * width;
+        // A slice of the output projection works on the rows of all that have one.
+        let sliced = if part.counts.o_proj > 1 { width + part.counts.o_proj * shape.hidden } else { 0 };
+        (whole + sliced) as u64
     }
 }
 
@@ -197,10 +205,15 @@ impl StageKindInfo for ExpertFfn {
         };
         routed + shared
     }
+    fn active_share(&self, shape: &ModelShape) -> f64 {
+        let width = |experts: usize| (experts * shape.expert_width + shape.shared_width).max(1) as f64;
+        width(shape.top_k) / width(shape.experts)
+    }
     fn scratch_values_per_row(&self, query: &WeightPart<'_>) -> u64 {
         let (shape, tensor) = (query.shape, query.counts.tensor);
         let widest = shape.expert_width.max(shape.shared_width).div_ceil(tensor);
-        (2 * widest + shape.hidden) as u64
+        // Gate and up, an expert's rows and its answers.
+        (2 * widest + 2 * shape.hidden) as u64
     }
 }
 
@@ -233,7 +246,8 @@ impl StageKindInfo for DenseFfn {
         swiglu_bytes(query.shape, part(query.shape.dense_width, query.counts.tensor, query.position.tensor).len())
     }
     fn scratch_values_per_row(&self, query: &WeightPart<'_>) -> u64 {
-        (2 * query.shape.dense_width.div_ceil(query.counts.tensor)) as u64
+        // The block's answers go through a buffer of the size of u.
+        (2 * query.shape.dense_width.div_ceil(query.counts.tensor) + query.shape.hidden) as u64
     }
 }
 

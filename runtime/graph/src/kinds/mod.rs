@@ -166,6 +166,12 @@ pub trait StageKindInfo: Send + Sync {
         0
     }
 
+    /// Share of its weights that one row is multiplied with, 0 to 1.
+    fn active_share(&self, shape: &ModelShape) -> f64 {
+        let _ = shape;
+        1.0
+    }
+
     /// Bytes it keeps per token and layer.
     fn kv_bytes_per_token(&self, shape: &ModelShape, dtype: WireDtype) -> u64 {
         let _ = (shape, dtype);

@@ -47,8 +47,9 @@ impl Expansion<'_> {
     fn compute(&mut self, node: NodeIndex, before: &[TaskId]) -> Vec<TaskId> {
         let (graph, stage) = (self.graph, self.graph.stage(node));
         let exchanges = graph.graph[node].layer.and_then(|layer| Exchanges::of(graph, stage, layer));
-        let mut tasks =
-            self.on_each(node, TaskRole::Compute, &[stage.devices.clone()], |this, device| this.own(device, before));
+        let mut tasks = self.on_each(node, TaskRole::Compute, std::slice::from_ref(&stage.devices), |this, device| {
+            this.own(device, before)
+        });
         for part in 1..exchanges.as_ref().map_or(1, |exchanges| exchanges.parts) {
             let peers = exchanges.iter().flat_map(|exchanges| &exchanges.peers).cloned().collect::<Vec<_>>();
             tasks = self.on_each(node, TaskRole::Exchange, &peers, |this, device| {

@@ -55,29 +55,29 @@ impl<'a> RowFlow<'a> {
         self.held[device * self.micro_batches + micro_batch].load = load;
     }
 
-    /// What a task that starts now works on; `own` are the rows of its device's own descriptor.
-    pub(super) fn of_task(&mut self, task: TaskId, micro_batch: usize, own: Load) -> Load {
+    /// What a task that starts now works on; `own` are the rows of the descriptor, on an attention device.
+    pub(super) fn of_task(&mut self, task: TaskId, micro_batch: usize, own: Option<Load>) -> Load {
         let template = &self.table.tasks[task];
         let place = template.device * self.micro_batches + micro_batch;
         let sent = |before: &TaskId| self.sent[before * self.micro_batches + micro_batch];
-        let load = match (template.role, template.payload) {
-            (TaskRole::Receive, Payload::Output) => {
+        let load = match (template.role, template.payload, own) {
+            (TaskRole::Receive, Payload::Output, Some(own)) => {
                 self.held[place].load = own;
                 own
             }
-            (TaskRole::Receive, _) => {
+            (TaskRole::Receive, ..) => {
                 let origins = self.arrivals(template, micro_batch);
                 let load = origins.iter().map(|(_, load)| *load).sum();
                 self.held[place] = Held { load, origins };
                 load
             }
-            (TaskRole::Exchange, Payload::Input | Payload::RoutedInput) => {
+            (TaskRole::Exchange, Payload::Input | Payload::RoutedInput, _) => {
                 self.along_rail(template, micro_batch).iter().map(|(_, load)| *load).sum()
             }
-            (TaskRole::Send, Payload::Output) if !self.ways[task].homes.is_empty() => self.going_home(task, place),
+            (TaskRole::Send, Payload::Output, _) if !self.ways[task].homes.is_empty() => self.going_home(task, place),
             // A part between two exchanges works on the rows of all peers.
-            (TaskRole::Exchange, Payload::None) if self.ways[task].goes_on => template.after.iter().map(sent).sum(),
-            (TaskRole::Compute | TaskRole::Send | TaskRole::Exchange, _) => self.held[place].load,
+            (TaskRole::Exchange, Payload::None, _) if self.ways[task].goes_on => template.after.iter().map(sent).sum(),
+            (TaskRole::Compute | TaskRole::Send | TaskRole::Exchange, ..) => self.held[place].load,
         };
         let kept = match template.part {
             // What a part hands back to each peer are that peer's rows.
