@@ -53,7 +53,8 @@ fn write(folder: &Path, target: &str, seeds: &[Vec<u8>], words: BTreeSet<String>
     for (index, seed) in seeds.iter().enumerate() {
         fs::write(corpus.join(format!("seed-{index}")), seed).expect("a seed can be written");
     }
-    let lines: String = words.iter().map(|word| format!("\"{}\"\n", word.replace('"', "\\\""))).collect();
+    let lines: String =
+        words.iter().map(|word| format!("\"{}\"\n", word.replace('\\', "\\\\").replace('"', "\\\""))).collect();
     fs::write(folder.join(format!("{target}.dict")), lines).expect("the words can be written");
 }
 
