@@ -9,7 +9,7 @@ use rally_trace::{Recording, chrome, digest, html};
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Spans a lane keeps for a trace: 16 MB of memory, about 70 MB of JSON at most.
+/// Spans a lane keeps for a trace: 16 MB of memory, some 80 MB of JSON or 4 MB of HTML.
 pub const SPANS_PER_TRACE: usize = 262_144;
 /// Spans a lane keeps for the digest alone: the last steps of a run say how it went.
 pub const SPANS_PER_DIGEST: usize = 16_384;
