@@ -210,7 +210,8 @@ class Chart {
     context.fillStyle = microBatchColour(task.microBatch);
     context.fillRect(x, top, width - gap, 4);
     this.bars++;
-    if (width > 26) this.drawText(label(trace, task), task, x, width, top);
+    const left = Math.max(x, LEFT), shown = Math.min(x + width, LEFT + this.width) - left;
+    if (shown > 26) this.drawText(label(trace, task), task, left, shown, top);
   }
 
   drawText(name, task, x, width, top) {
@@ -221,7 +222,7 @@ class Chart {
     if (!text) return;
     context.fillStyle = palette.get('--on-bar');
     context.textAlign = 'center';
-    context.fillText(text, Math.max(x, LEFT) / 2 + Math.min(x + width, LEFT + this.width) / 2, top + BAR / 2 + 2);
+    context.fillText(text, x + width / 2, top + BAR / 2 + 2);
   }
 
   /** A→F and F→A: from a send's end to the begin of the receive that took its rows. */
