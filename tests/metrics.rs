@@ -118,9 +118,8 @@ fn refused(address: &str) -> String {
 
 #[test]
 fn an_address_that_cannot_be_had_is_a_mistake() {
-    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port can be had");
-    let taken = taken.local_addr().expect("it has an address").to_string();
-    let listener = TcpListener::bind(&taken);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port can be had");
+    let taken = listener.local_addr().expect("it has an address").to_string();
     let message = refused(&taken);
     drop(listener);
     assert!(message.contains(&taken) && message.contains("in use") && message.contains("port 0"), "{message}");
