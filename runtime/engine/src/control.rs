@@ -4,10 +4,10 @@
 //! waits for one. Submissions and cancellations from outside go to the same planner, under the same short lock.
 
 use crate::engine::EngineError;
+use crate::outbox::Outbox;
 use crate::stage::Sample;
 use crate::sync::LaneSync;
 use crate::telemetry;
-use crossbeam::channel::Sender;
 use rally_graph::plan::Plan;
 use rally_schedule::batch::{DeviceBatch, SequenceId, SequenceRequest};
 use rally_schedule::planner::{FinishReason, PlannerEvent, StepPlanner, SubmitError};
@@ -60,7 +60,7 @@ pub(crate) struct Control {
     micro_batches: Vec<Mutex<MicroBatchState>>,
     exits: usize,
     sync: Arc<LaneSync>,
-    events: Sender<RunEvent>,
+    events: Outbox,
 }
 
 /// A lane that panicked while it held a lock has already aborted the run; the data is only looked at to shut down.
@@ -69,7 +69,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Control {
-    pub(crate) fn new(planner: StepPlanner, plan: &Plan, sync: Arc<LaneSync>, events: Sender<RunEvent>) -> Self {
+    pub(crate) fn new(planner: StepPlanner, plan: &Plan, sync: Arc<LaneSync>, events: Outbox) -> Self {
         let config = *planner.config();
         let exits = plan.table.exits.len();
         let micro_batch = |m: usize| MicroBatchState {
@@ -131,8 +131,7 @@ impl Control {
     }
 
     pub(crate) fn fail(&self, error: EngineError) {
-        // The owner may have gone; then nobody needs to know.
-        let _ = self.events.send(RunEvent::Failed(error));
+        self.events.send(RunEvent::Failed(error));
         self.abort();
     }
 
@@ -208,8 +207,7 @@ impl Control {
                     RunEvent::Token(TokenReport { index, sample: samples.swap_remove(found), at })
                 }
             };
-            // The owner may have gone; the run then ends when it notices.
-            let _ = self.events.send(event);
+            self.events.send(event);
         }
     }
 }

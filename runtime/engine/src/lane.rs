@@ -90,6 +90,7 @@ impl Lane {
         let plan = Arc::clone(&self.plan);
         let tasks = &plan.lanes[self.index].tasks;
         let mut cycle = 0;
+        self.recorder.mark();
         loop {
             for (position, task) in tasks.iter().enumerate() {
                 if let Err(end) = self.turn(&plan, cycle, position, task) {
@@ -102,22 +103,25 @@ impl Lane {
 
     fn turn(&mut self, plan: &Plan, cycle: u64, position: usize, task: &PlannedTask) -> Result<(), LaneEnd> {
         self.sync.check(cycle)?;
-        let ready_ns = self.recorder.now_ns();
+        let ready_ns = self.recorder.marked_ns();
+        let mut waited = false;
         for wait in &task.waits {
             let target = plan.wait_target(wait, cycle as i64);
-            self.sync.wait(self.index, cycle, wait.lane, target as u64)?;
+            waited |= self.sync.wait(self.index, cycle, wait.lane, target as u64)?;
         }
         // A task that lags in the very first cycle belongs to a step that never was; its micro-batch has no rows yet.
         let step = if task.behind { cycle.wrapping_sub(1) } else { cycle };
-        let start_ns = self.recorder.now_ns();
+        let start_ns = if waited { self.recorder.mark() } else { ready_ns };
         let (rows, bytes) = self.execute(plan, position, task, step)?;
         if rows > 0 {
-            let end_ns = self.recorder.now_ns();
+            let end_ns = self.recorder.mark();
             let (position, rows) = (position as u32, rows as u32);
             self.recorder.record(Span { position, step, rows, bytes, ready_ns, start_ns, end_ns });
         }
         if self.positions[position].ends_step {
             self.control.end_step(task.micro_batch, cycle, &mut self.samples);
+            // Planning, and waiting for something to plan, belongs to no task.
+            self.recorder.mark();
         }
         let done = cycle * plan.lanes[self.index].tasks.len() as u64 + position as u64 + 1;
         self.sync.complete(self.index, done, &task.wakes);

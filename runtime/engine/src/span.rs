@@ -5,6 +5,9 @@ pub use rally_schedule::span::{LaneReport, Span};
 use std::time::Instant;
 
 /// A bounded ring of spans and running sums. Owned by its lane.
+///
+/// Reading the clock is most of what a span costs, so a lane reads it once a task, and once more where it really waited: a task
+/// begins where the one before it ended.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     origin: Instant,
@@ -14,16 +17,25 @@ pub(crate) struct Recorder {
     report: LaneReport,
     first_ns: Option<u64>,
     last_ns: u64,
+    marked_ns: u64,
 }
 
 impl Recorder {
     pub(crate) fn new(name: &str, origin: Instant, capacity: usize) -> Self {
         let report = LaneReport { name: name.into(), ..LaneReport::default() };
-        Self { origin, ring: Vec::with_capacity(capacity), capacity, next: 0, report, first_ns: None, last_ns: 0 }
+        let ring = Vec::with_capacity(capacity);
+        Self { origin, ring, capacity, next: 0, report, first_ns: None, last_ns: 0, marked_ns: 0 }
     }
 
-    pub(crate) fn now_ns(&self) -> u64 {
-        self.origin.elapsed().as_nanos() as u64
+    /// Reads the clock and remembers what it said.
+    pub(crate) fn mark(&mut self) -> u64 {
+        self.marked_ns = self.origin.elapsed().as_nanos() as u64;
+        self.marked_ns
+    }
+
+    /// What the clock said last.
+    pub(crate) fn marked_ns(&self) -> u64 {
+        self.marked_ns
     }
 
     pub(crate) fn record(&mut self, span: Span) {
@@ -40,7 +52,7 @@ impl Recorder {
             self.ring[self.next] = span;
             self.report.dropped_spans += 1;
         }
-        self.next = (self.next + 1) % self.capacity;
+        self.next = if self.next + 1 == self.capacity { 0 } else { self.next + 1 };
     }
 
     pub(crate) fn into_report(mut self) -> LaneReport {

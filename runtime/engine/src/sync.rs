@@ -24,7 +24,9 @@ pub(crate) struct Stopped;
 struct LaneSignal {
     /// Tasks completed since the start.
     progress: AtomicU64,
-    parked: AtomicBool,
+    /// On a cache line of its own: others look at it with every task they complete, and must not miss because this lane has
+    /// counted on.
+    parked: CachePadded<AtomicBool>,
     /// The lane has left; its progress stays what it is.
     ended: AtomicBool,
     thread: OnceLock<Thread>,
@@ -45,7 +47,7 @@ impl LaneSync {
     pub(crate) fn new(lanes: usize, apart: bool) -> Self {
         let signal = || LaneSignal {
             progress: AtomicU64::new(0),
-            parked: AtomicBool::new(false),
+            parked: CachePadded::new(AtomicBool::new(false)),
             ended: AtomicBool::new(false),
             thread: OnceLock::new(),
         };
@@ -131,17 +133,17 @@ impl LaneSync {
         self.lanes[lane].progress.load(Ordering::Acquire) >= target
     }
 
-    /// Waits, as lane `own` in `cycle`, until `lane` has completed `target` tasks.
-    pub(crate) fn wait(&self, own: usize, cycle: u64, lane: usize, target: u64) -> Result<(), Stopped> {
+    /// Waits, as lane `own` in `cycle`, until `lane` has completed `target` tasks. Says whether there was anything to wait for.
+    pub(crate) fn wait(&self, own: usize, cycle: u64, lane: usize, target: u64) -> Result<bool, Stopped> {
         if self.reached(lane, target) {
-            return Ok(());
+            return Ok(false);
         }
         let limit = if self.crowded { SPIN_CROWDED } else { SPIN };
         let began = Instant::now();
         loop {
             for _ in 0..64 {
                 if self.reached(lane, target) {
-                    return Ok(());
+                    return Ok(true);
                 }
                 std::hint::spin_loop();
             }
@@ -154,7 +156,7 @@ impl LaneSync {
                 std::thread::yield_now();
             }
         }
-        self.park(own, cycle, lane, target)
+        self.park(own, cycle, lane, target).map(|()| true)
     }
 
     fn park(&self, own: usize, cycle: u64, lane: usize, target: u64) -> Result<(), Stopped> {
