@@ -8,7 +8,9 @@
 //! the task after a sampling carries that, so those are counted apart (`step`: 3 of 1,104 tasks) and the percentiles are
 //! printed with and without them.
 
-use rally::engine::schedule::batch::{SamplingParams, SequenceRequest, TokenDetail};
+mod common;
+
+use common::{cpu_model, request};
 use rally::engine::schedule::planner::PlannerConfig;
 use rally::engine::schedule::policy::PingPong;
 use rally::engine::schedule::policy::Policy;
@@ -138,16 +140,9 @@ fn parts(lanes: usize, record: bool) -> EngineParts {
 fn run(lanes: usize, record: bool) -> (Arc<Plan>, Vec<LaneReport>) {
     let parts = parts(lanes, record);
     let plan = Arc::clone(&parts.plan);
-    let request = |id: usize| SequenceRequest {
-        id: id as u64,
-        prompt: Arc::from([1]),
-        max_new_tokens: STEPS,
-        stop_token_ids: Arc::from([]),
-        sampling: SamplingParams::default(),
-        detail: TokenDetail::default(),
-    };
+    let requests = (0..MICRO_BATCHES as u64).map(|id| request(id, 1, 16, STEPS));
     let engine = Engine::start(parts).expect("threads can be had");
-    let report = engine.run_to_end((0..MICRO_BATCHES).map(request), |_| ()).expect("the run ends well");
+    let report = engine.run_to_end(requests, |_| ()).expect("the run ends well");
     (plan, report.lanes)
 }
 
@@ -198,12 +193,7 @@ fn spread<T: Copy + PartialOrd>(mut values: Vec<T>) -> (T, T) {
 }
 
 fn main() {
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpu
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
-        .map_or("this CPU", |(_, name)| name);
-    println!("ns a task, median of {RUNS} runs of {COUNTED_STEPS} steps (best run), {cpu}");
+    println!("ns a task, median of {RUNS} runs of {COUNTED_STEPS} steps (best run), {}", cpu_model());
     for (lanes, mean_bar_ns) in [(1, 100.0), (2, 300.0)] {
         let (mut with, mut without) = (Vec::new(), Vec::new());
         for _ in 0..RUNS {
