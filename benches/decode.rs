@@ -2,7 +2,9 @@
 //!
 //! `cargo bench --bench decode`. 1.3 GB of random bf16 weights, undivided, one sequence, through the real engine. The time of
 //! a token is that between two events of the run, so scheduling, attention, norms and sampling are in it; the bytes are those of
-//! the matrices that a token multiplies with. The ceiling is what one core reads from the same kind of memory in the same run.
+//! the matrices that a token multiplies with. Beside the median token stands the sum of each task's best time over the tokens: the
+//! same on a quiet machine, and on one that others use too the nearest to it. The ceiling is what one core reads from the same
+//! kind of memory in the same run, the best of 16 MiB pieces.
 //! Two cores in one stage's team are printed for information: they share the memory's bandwidth.
 
 mod common;
@@ -20,6 +22,7 @@ use rally::stages::checkpoint::RandomWeights;
 use rally::stages::deployment::{AssembleOptions, assemble};
 use rally::stages::kinds::StageRegistry;
 use serde_json::json;
+use std::collections::HashMap;
 use std::time::Instant;
 
 const TOKENS: usize = 24;
@@ -30,18 +33,18 @@ const CEILING_BYTES: usize = 256 << 20;
 fn shape() -> ModelShape {
     ModelShape {
         family: "step3".into(),
-        hidden: 4096,
+        hidden: 2048,
         vocab: 8192,
         heads: 16,
         head_dim: 128,
         query_rank: 1024,
-        dense_width: 11_264,
+        dense_width: 8192,
         expert_width: 64,
         shared_width: 64,
         experts: 4,
         top_k: 2,
         norm_expert_weight: false,
-        layers: vec![LayerKind::Dense; 4],
+        layers: vec![LayerKind::Dense; 12],
         rms_norm_eps: 1e-5,
         rope_theta: 1e4,
         max_positions: 2048,
@@ -59,8 +62,8 @@ fn bytes_per_token(shape: &ModelShape) -> f64 {
     2.0 * (shape.layers.len() * layer + shape.vocab * hidden) as f64
 }
 
-/// Seconds of each decoded token on the cores `cores`.
-fn token_times(cores: &[u32]) -> Vec<f64> {
+/// Seconds of each decoded token on the cores `cores`, sorted, and the sum of the tasks' best.
+fn token_times(cores: &[u32]) -> (Vec<f64>, f64) {
     let spec: DeploymentSpec = serde_json::from_value(json!({
         "version": 1, "name": "decode", "model": "random", "devices": { "d": { "backend": "cpu", "cores": cores } },
         "stages": [
@@ -78,18 +81,25 @@ fn token_times(cores: &[u32]) -> Vec<f64> {
     let weights = RandomWeights::parse("random:7", WeightFormat::Bf16).expect("a seed");
     let schedule = Schedule::from_spec(&spec.schedule).expect("a built-in schedule");
     let graph = StageGraph::build(&spec, &shape, KindRegistry::shared()).expect("the graph above unrolls");
-    let parts =
-        assemble(&spec, graph, &shape, &weights, &schedule, &StageRegistry::builtin(), AssembleOptions::default());
+    let options = AssembleOptions { spans_per_lane: 1 << 16, probe: None };
+    let parts = assemble(&spec, graph, &shape, &weights, &schedule, &StageRegistry::builtin(), options);
     let engine = Engine::start(parts.expect("the graph above can run")).expect("threads can be had");
     let mut at: Vec<Instant> = Vec::with_capacity(TOKENS);
     let requests = [request(0, PROMPT_TOKENS, shape.vocab as u32, TOKENS)];
-    let tokens = engine.run_to_end(requests, |event| {
+    let report = engine.run_to_end(requests, |event| {
         if let RunEvent::Token(token) = event {
             at.push(token.at);
         }
     });
-    tokens.expect("the run ends well");
-    at.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect()
+    let report = report.expect("the run ends well");
+    // Step 0 reads the prompt.
+    let mut best: HashMap<u32, u64> = HashMap::new();
+    for span in report.lanes[0].spans.iter().filter(|span| span.step > 0) {
+        let time = best.entry(span.position).or_insert(u64::MAX);
+        *time = (*time).min(span.end_ns - span.start_ns);
+    }
+    let times = sorted(at.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()));
+    (times, best.values().sum::<u64>() as f64 * 1e-9)
 }
 
 fn main() {
@@ -98,12 +108,12 @@ fn main() {
     let read = || memory.bytes_per_second(Isa::detect(), 3);
     for cores in [&[0][..], &[0, 1]] {
         let before = read();
-        let times = sorted(token_times(cores));
+        let (times, best) = token_times(cores);
         let ceiling = before.max(read());
-        let (rate, best) = (bytes / median(&times), bytes / times[0]);
+        let (rate, best) = (bytes / median(&times), bytes / best);
         println!(
             "decode, batch 1, {:.2} GB of bf16 weights a token, {} core{}: median {:.1} ms, {:.1} GB/s = {:.0} % of one core's \
-             read bandwidth {:.1} GB/s (best token {:.1} GB/s = {:.0} %) on {}",
+             read bandwidth {:.1} GB/s (best of each task {:.1} GB/s = {:.0} %) on {}",
             bytes * 1e-9,
             cores.len(),
             if cores.len() == 1 { "" } else { "s" },

@@ -4,21 +4,22 @@
 //! equally busy; it fits the caches, because two cores double arithmetic but share memory bandwidth.
 //!
 //! Two bounds, both from the run's own stage times, filling and draining included: the same plan on virtual lanes, where each
-//! task takes what it took in the run and waiting and waking cost nothing. The bound of the ratio replays the sequential run's
-//! tasks in both orders. The bound of ping-pong alone replays its own run; sequential's handing over, which flatters the ratio,
+//! stage takes what it took in the mean (by rows) and waiting and waking cost nothing. The bound of the ratio runs both orders
+//! on the sequential run's times. The bound of ping-pong alone is on its own times; sequential's handing over, which flatters the ratio,
 //! is not in it.
 
 mod common;
 
 use common::{cpu_model, median, request, sorted};
 use rally::engine::schedule::batch::SequenceRequest;
+use rally::engine::schedule::costs::StageCosts;
 use rally::engine::schedule::planner::PlannerConfig;
 use rally::engine::schedule::policy::Schedule;
 use rally::engine::schedule::virtual_lanes::{Arrival, VirtualRun, VirtualTask};
 use rally::engine::{Engine, RunReport};
 use rally::graph::kinds::KindRegistry;
 use rally::graph::model::{LayerKind, ModelShape, WeightFormat};
-use rally::graph::plan::Plan;
+use rally::graph::plan::{Plan, TaskRole};
 use rally::graph::spec::DeploymentSpec;
 use rally::graph::stage_graph::{DeviceIndex, StageGraph};
 use rally::stages::checkpoint::RandomWeights;
@@ -114,29 +115,36 @@ impl Run {
         [0, 1].map(|lane| self.report.lanes[lane].busy_ns as f64 / 1e9)
     }
 
-    /// What each task took: by task, micro-batch and step.
-    fn task_times(&self) -> HashMap<(usize, usize, u64), u64> {
-        let lanes = self.plan.lanes.iter().zip(&self.report.lanes);
-        let times = lanes.flat_map(|(lane, report)| {
-            report.spans.iter().map(|span| {
-                let task = &lane.tasks[span.position as usize];
-                ((task.task, task.micro_batch, span.step), span.end_ns - span.start_ns)
-            })
-        });
-        times.collect()
+    /// What each stage took in the mean, by rows.
+    fn stage_times(&self) -> StageCosts {
+        let table = &self.plan.table;
+        let mut sums: HashMap<(&str, &str, u32), (TaskRole, f64, f64)> = HashMap::new();
+        for (lane, report) in self.plan.lanes.iter().zip(&self.report.lanes) {
+            for span in &report.spans {
+                let task = &table.tasks[lane.tasks[span.position as usize].task];
+                let (stage, role) = (&table.stages[task.stage], task.role);
+                let part = if role == TaskRole::Send { "send" } else { "other" };
+                let sum = sums.entry((&stage.id, part, span.rows)).or_insert((role, 0.0, 0.0));
+                (sum.1, sum.2) = (sum.1 + (span.end_ns - span.start_ns) as f64 * 1e-9, sum.2 + 1.0);
+            }
+        }
+        let mut costs = StageCosts::assumed();
+        for ((stage, _, rows), (role, seconds, count)) in sums {
+            costs.set(stage, role, rows as usize, seconds / count);
+        }
+        costs
     }
 
-    /// Seconds that this run's plan takes on virtual lanes where tasks take `times`.
-    fn bound_s(&self, times: &HashMap<(usize, usize, u64), u64>) -> f64 {
-        let costs = |task: &VirtualTask<'_>| {
-            let time = times.get(&(task.task, task.micro_batch, task.step));
-            *time.expect("real and virtual lanes do the same tasks in the same steps")
-        };
+    /// Seconds that this run's plan takes on virtual lanes where stages take `costs`.
+    fn bound_s(&self, costs: &StageCosts) -> f64 {
+        // By id instead of by kind: both transfers are of one kind.
+        let mut table = self.plan.table.clone();
+        table.stages.iter_mut().for_each(|stage| stage.kind.clone_from(&stage.id));
         let virtual_run = VirtualRun {
             plan: &self.plan,
             planner: self.planner,
             attention: &self.attention,
-            costs: &costs,
+            costs: &|task: &VirtualTask<'_>| costs.task_ns(&table, task.task, task.load.rows),
             token: &|_, _| 0,
         };
         let arrivals = requests().map(|request| Arrival { at_ns: 0, request }).collect();
@@ -164,10 +172,10 @@ fn main() {
         let (a, b) = (run(width, first), run(width, second));
         let (sequential, ping_pong) = if pair % 2 == 0 { (a, b) } else { (b, a) };
         let ratio = sequential.wall_s / ping_pong.wall_s;
-        let times = sequential.task_times();
+        let times = sequential.stage_times();
         ratios.push(ratio);
         of_bound.push(ratio / (sequential.bound_s(&times) / ping_pong.bound_s(&times)));
-        of_own_bound.push(ping_pong.bound_s(&ping_pong.task_times()) / ping_pong.wall_s);
+        of_own_bound.push(ping_pong.bound_s(&ping_pong.stage_times()) / ping_pong.wall_s);
     }
     let [ratios, of_bound, of_own_bound] = [ratios, of_bound, of_own_bound].map(sorted);
     println!(
