@@ -319,7 +319,7 @@ struct Panel<'a, F: Format> {
 }
 
 /// Rows of a tile from which computing takes longer than reading the weights, so that it pays to ask for those that come
-/// next. With fewer, the hardware's own prefetching does as well and the requests are in the way.
+/// next. With fewer, weights come nearly as fast as the memory gives them without.
 const PREFETCH_ROWS: usize = 3;
 
 /// One block of the sums of R rows of activations with C rows of weights. `ahead` elements after each weight lies one that is
