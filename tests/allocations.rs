@@ -1,6 +1,7 @@
-//! The hot path allocates nothing: what is left in a steady run is the event channel, one block for 31 events.
+//! The hot path allocates nothing, events included: between two tokens of a steady run the whole process takes no memory.
 //!
-//! A test of its own in a program of its own: the count is of the whole process.
+//! A test of its own in a program of its own, for the count is of the process. The run makes fewer events than the engine has
+//! room for unread, so a reader that is held up on a busy machine costs nothing either.
 
 mod support;
 
@@ -50,10 +51,7 @@ fn a_steady_step_allocates_nothing() {
             let layout = Layout { policy, split, micro_batches, a2f: dtype, kv: dtype, ..Layout::default() };
             let counted = allocations(&layout);
             println!("{policy}:{micro_batches} {dtype}: {counted} allocations for {COUNTED_TOKENS} tokens");
-            // On a busy machine the lanes may have come to their end while the count was read; one allocation a step would
-            // still be some 200 more.
-            let most = SEQUENCES * TOKENS_EACH / 31 + 20;
-            assert!(counted <= most, "{layout:?}: {counted} allocations for {COUNTED_TOKENS} tokens");
+            assert_eq!(counted, 0, "{layout:?}: allocations for {COUNTED_TOKENS} tokens");
         }
     }
 }

@@ -27,9 +27,12 @@ pub struct ReadCeiling {
 }
 
 impl ReadCeiling {
-    /// Allocates `bytes`, in the same kind of memory as weights. Should exceed every cache several times.
+    /// Allocates and writes `bytes`, in the same kind of memory as weights. Should exceed every cache several times.
     pub fn new(bytes: usize) -> ReadCeiling {
-        ReadCeiling { memory: AlignedBuffer::zeroed(bytes.next_multiple_of(4 * LANES * STREAMS) / 4) }
+        let mut memory = AlignedBuffer::zeroed(bytes.next_multiple_of(4 * LANES * STREAMS) / 4);
+        // Memory that nobody has written is one page of zeros, which the caches hold.
+        memory.fill(1.0);
+        ReadCeiling { memory }
     }
 
     /// Bytes per second at which the calling thread reads the memory, piece by piece: the best piece of `rounds`

@@ -1,6 +1,6 @@
 //! Aligned owned memory for weights, KV pages and scratch. Knows no shapes.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
@@ -25,6 +25,9 @@ unsafe impl Element for u16 {}
 unsafe impl Element for u8 {}
 
 /// A fixed number of elements, zeroed at birth and aligned to a cache line.
+///
+/// A large buffer comes from the system page by page as it is touched: KV pages and tables that are never reached cost nothing,
+/// and loading waits for no zeroing.
 pub(crate) struct AlignedBuffer<T: Element> {
     pointer: NonNull<T>,
     len: usize,
@@ -43,11 +46,8 @@ impl<T: Element> AlignedBuffer<T> {
         }
         let layout = Self::layout(len);
         // SAFETY: the layout has a size above zero, as `len` is and elements are not zero-sized.
-        let raw = unsafe { alloc(layout) };
+        let raw = unsafe { if layout.size() >= HUGE_PAGE_BYTES { map(layout) } else { alloc_zeroed(layout) } };
         let Some(pointer) = NonNull::new(raw.cast::<T>()) else { handle_alloc_error(layout) };
-        advise_huge_pages(raw, layout.size());
-        // SAFETY: the allocation holds `len` elements, and zero bytes are valid elements.
-        unsafe { pointer.as_ptr().write_bytes(0, len) };
         AlignedBuffer { pointer, len }
     }
 
@@ -89,10 +89,12 @@ impl<T: Element> DerefMut for AlignedBuffer<T> {
 
 impl<T: Element> Drop for AlignedBuffer<T> {
     fn drop(&mut self) {
-        if self.len > 0 {
-            // SAFETY: allocated in `zeroed` with the layout of the same length.
-            unsafe { dealloc(self.pointer.as_ptr().cast(), Self::layout(self.len)) };
+        if self.len == 0 {
+            return;
         }
+        let (raw, layout) = (self.pointer.as_ptr().cast(), Self::layout(self.len));
+        // SAFETY: allocated in `zeroed` in the same way, with the layout of the same length.
+        unsafe { if layout.size() >= HUGE_PAGE_BYTES { unmap(raw, layout) } else { dealloc(raw, layout) } }
     }
 }
 
@@ -102,17 +104,69 @@ impl<T: Element> std::fmt::Debug for AlignedBuffer<T> {
     }
 }
 
+/// Zeroed memory that the system hands over as it is touched, in huge pages where it can; null if there is none. An allocator
+/// asked for this alignment would write the zeros itself, and so take every page at once.
+///
+/// # Safety
+///
+/// The layout's size is above zero and its alignment that of a huge page; whoever frees the memory calls `unmap`.
 #[cfg(target_os = "linux")]
-fn advise_huge_pages(start: *mut u8, bytes: usize) {
-    if bytes >= HUGE_PAGE_BYTES {
-        // SAFETY: the range is one live allocation of ours, aligned to a huge page. The call is advice: it changes
-        // no content, and a refusal only costs speed.
-        unsafe { libc::madvise(start.cast(), bytes, libc::MADV_HUGEPAGE) };
+unsafe fn map(layout: Layout) -> *mut u8 {
+    let bytes = mapped_bytes(layout);
+    let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping, a huge page too long, touches nothing that exists; what lies before and after the first aligned
+    // stretch of it goes back. The advice changes no content, and a refusal only costs speed.
+    unsafe {
+        let start = libc::mmap(std::ptr::null_mut(), bytes + HUGE_PAGE_BYTES, access, kind, -1, 0);
+        if start == libc::MAP_FAILED {
+            return std::ptr::null_mut();
+        }
+        let start = start.cast::<u8>();
+        let before = start.align_offset(HUGE_PAGE_BYTES);
+        if before > 0 {
+            libc::munmap(start.cast(), before);
+        }
+        let aligned = start.add(before);
+        libc::munmap(aligned.add(bytes).cast(), HUGE_PAGE_BYTES - before);
+        libc::madvise(aligned.cast(), bytes, libc::MADV_HUGEPAGE);
+        aligned
     }
 }
 
+/// # Safety
+///
+/// `raw` came from `map` with this layout and is not used any more.
+#[cfg(target_os = "linux")]
+unsafe fn unmap(raw: *mut u8, layout: Layout) {
+    // SAFETY: the caller's promise.
+    unsafe { libc::munmap(raw.cast(), mapped_bytes(layout)) };
+}
+
+/// Whole pages. Not whole huge ones: a matrix slightly larger than one would take two.
+#[cfg(target_os = "linux")]
+fn mapped_bytes(layout: Layout) -> usize {
+    /// A multiple of every page size in use.
+    const PAGES: usize = 64 << 10;
+    layout.size().next_multiple_of(PAGES)
+}
+
+/// # Safety
+///
+/// The layout's size is above zero.
 #[cfg(not(target_os = "linux"))]
-fn advise_huge_pages(_start: *mut u8, _bytes: usize) {}
+unsafe fn map(layout: Layout) -> *mut u8 {
+    // SAFETY: the caller's promise.
+    unsafe { alloc_zeroed(layout) }
+}
+
+/// # Safety
+///
+/// `raw` came from `map` with this layout and is not used any more.
+#[cfg(not(target_os = "linux"))]
+unsafe fn unmap(raw: *mut u8, layout: Layout) {
+    // SAFETY: the caller's promise.
+    unsafe { dealloc(raw, layout) }
+}
 
 /// A raw pointer that threads share while they write disjoint elements.
 #[derive(Clone, Copy)]

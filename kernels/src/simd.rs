@@ -30,6 +30,9 @@ pub(crate) trait Simd: Copy + 'static {
     /// Whether [`Simd::load_64_e4m3`] is the fast way to widen codes.
     const WIDENS_64_CODES: bool = false;
 
+    /// Asks for the cache line at `from` in the second-level cache; any address will do. Changes no result.
+    #[inline(always)]
+    unsafe fn prefetch<T>(_from: *const T) {}
     unsafe fn splat(value: f32) -> Self::Vector;
     unsafe fn load(from: *const f32) -> Self::Vector;
     unsafe fn store(to: *mut f32, value: Self::Vector);

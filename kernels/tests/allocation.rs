@@ -44,7 +44,7 @@ fn a_second_round_allocates_nothing() {
     let team = Team::serial();
     let w = Matrix::from_f32(96, 96, vec![0.1; 96 * 96]);
     let norm_weight = vec![1.0; 96];
-    let rope = RopeTable::new(48, 500_000.0, 65_536);
+    let mut rope = RopeTable::new(48, 500_000.0, 65_536);
     let mut pool = KvPool::new(2, 16, 48, 48, StorageDtype::Fp8E4m3);
     let (mut attention, mut sampling) = (AttentionScratch::new(), SamplingScratch::new());
     let mut x = vec![0.5; 20 * 96];

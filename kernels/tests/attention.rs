@@ -4,7 +4,7 @@ mod common;
 
 use common::Random;
 use proptest::prelude::*;
-use rally_kernels::attention::{AttentionRow, AttentionScratch, mfa_attention, mfa_attention_rows};
+use rally_kernels::attention::{AttentionScratch, mfa_attention, mfa_attention_chunk};
 use rally_kernels::dtype::{StorageDtype, bf16_to_f32, e4m3_to_f32, f32_to_bf16, f32_to_e4m3};
 use rally_kernels::isa::Isa;
 use rally_kernels::kv::KvPool;
@@ -148,21 +148,25 @@ fn step3_heads_over_a_long_context() {
 
 #[test]
 fn rows_together_equal_rows_alone() {
-    let case = Case::new(13, 64, 64, 150, StorageDtype::Bf16, 11);
-    let (pool, pages) = case.pool(16);
-    // A prefill chunk: every row sees one position more, all of one sequence.
-    let contexts = [64, 65, 66, 127, 128, 129, 1, 150];
-    let q = Random::new(5).normals(contexts.len() * 13 * 64);
-    let rows: Vec<AttentionRow<'_>> = contexts.iter().map(|&context| AttentionRow { pages: &pages, context }).collect();
-    for team in [Team::serial(), Team::pinned(&[0, 1])] {
-        let mut scratch = AttentionScratch::new();
-        let mut together = vec![f32::NAN; q.len()];
-        mfa_attention_rows(&team, &q, 13, 64, &pool, &rows, &mut together, &mut scratch);
-        for (row, &context) in contexts.iter().enumerate() {
-            let range = row * 13 * 64..(row + 1) * 13 * 64;
-            let mut alone = vec![f32::NAN; 13 * 64];
-            mfa_attention(&team, &q[range.clone()], 13, 64, &pool, &pages, context, &mut alone, &mut scratch);
-            assert_eq!(bits(&alone), bits(&together[range]), "row {row}");
+    // A prefill chunk: every row sees one position more. Chunks cross tiles and pages, are larger and smaller than what is
+    // worked on together, and begin with the sequence or later.
+    for (heads, rows, context) in [(13, 60, 1), (13, 8, 60), (64, 11, 60), (300, 3, 127), (1, 100, 30)] {
+        let case = Case::new(heads, 64, 48, context + rows - 1, StorageDtype::Bf16, 11);
+        let (pool, pages) = case.pool(16);
+        let q = Random::new(5).normals(rows * heads * 64);
+        for isa in Isa::available() {
+            for team in [Team::serial().with_isa(isa), Team::pinned(&[0, 1]).with_isa(isa)] {
+                let mut scratch = AttentionScratch::new();
+                let mut together = vec![f32::NAN; rows * heads * 48];
+                mfa_attention_chunk(&team, &q, rows, heads, 64, &pool, &pages, context, &mut together, &mut scratch);
+                for row in 0..rows {
+                    let q = &q[row * heads * 64..(row + 1) * heads * 64];
+                    let mut alone = vec![f32::NAN; heads * 48];
+                    mfa_attention(&team, q, heads, 64, &pool, &pages, context + row, &mut alone, &mut scratch);
+                    let range = row * heads * 48..(row + 1) * heads * 48;
+                    assert_eq!(bits(&alone), bits(&together[range]), "{isa:?} {heads} heads, row {row} of {rows}");
+                }
+            }
         }
     }
 }

@@ -73,7 +73,7 @@ fn rope_rotates_halves_by_f64_angles() {
     let (shape, x) = floats("rope.x");
     let (_, want) = floats("rope.y");
     let (_, positions) = bytes("rope.pos");
-    let table = RopeTable::new(256, 500_000.0, 65_536);
+    let mut table = RopeTable::new(256, 500_000.0, 65_536);
     for (row, position) in positions.as_chunks::<8>().0.iter().enumerate() {
         let range = row * shape[1]..(row + 1) * shape[1];
         let mut got = x[range.clone()].to_vec();

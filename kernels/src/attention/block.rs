@@ -1,58 +1,96 @@
-//! The inner loops of attention: one row's block of heads over its context, tile by tile.
+//! The inner loops of attention: some heads of some rows of a sequence over their context, tile by tile.
+
+use std::ops::Range;
 
 use super::product::Product;
-use super::{AttentionRow, TILE, Workspace};
+use super::{TILE, Workspace};
 use crate::activation::exp;
 use crate::kv::KvPool;
 use crate::memory::SharedMut;
 use crate::simd::{Kernel, LANES, Simd, TRANSPOSED};
 
-/// Some heads of one row.
-pub(super) struct HeadBlock<'a> {
-    /// `[heads, head_dim]`.
+/// Some heads of some consecutive rows of one sequence.
+pub(super) struct Block<'a> {
+    /// Of all rows and heads, `[rows, all_heads, head_dim]`.
     pub q: &'a [f32],
-    pub heads: usize,
+    pub all_heads: usize,
+    /// Which rows.
+    pub rows: Range<usize>,
+    /// Which heads of them.
+    pub heads: Range<usize>,
     pub pool: &'a KvPool,
-    pub row: AttentionRow<'a>,
-    /// The whole output; this block writes `[heads, value_width]` at `out_start`.
+    /// Pages of the sequence.
+    pub pages: &'a [u32],
+    /// Positions that row 0 sees; row r sees r more.
+    pub context: usize,
+    /// The whole output, `[rows, all_heads, value_width]`.
     pub out: SharedMut,
-    pub out_start: usize,
     pub workspace: &'a mut Workspace,
 }
 
-impl Kernel for HeadBlock<'_> {
+impl Kernel for Block<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
         let head_dim = self.pool.key_width();
         let value_stride = self.pool.value_width().next_multiple_of(LANES);
-        self.workspace.prepare(self.heads, head_dim, value_stride);
+        self.workspace.prepare(self.rows.len() * self.heads.len(), head_dim, value_stride);
         self.start(head_dim, value_stride);
-        for start in (0..self.row.context).step_by(TILE) {
-            let len = TILE.min(self.row.context - start);
+        let context = self.context + self.rows.end - 1;
+        for start in (0..context).step_by(TILE) {
+            let len = TILE.min(context - start);
             // SAFETY: the machine has the set; `prepare` sized every buffer for these strides.
             unsafe {
                 self.load_tile::<S>(start, len, head_dim, value_stride);
-                self.score_tile::<S>(head_dim);
+                self.attend_tile::<S>(start, head_dim, value_stride);
             }
-            self.softmax_tile(len);
-            // SAFETY: as above.
-            unsafe { self.weigh_tile::<S>(len, value_stride) };
         }
         self.finish(value_stride);
     }
 }
 
-impl HeadBlock<'_> {
+impl Block<'_> {
     #[inline(always)]
     fn start(&mut self, head_dim: usize, value_stride: usize) {
         let scale = (head_dim as f32).sqrt().recip();
+        let (heads, queries) = (self.heads.len(), self.rows.len() * self.heads.len());
         let workspace = &mut *self.workspace;
-        workspace.queries.iter_mut().zip(self.q).for_each(|(to, &from)| *to = from * scale);
-        workspace.sums[..self.heads * value_stride].fill(0.0);
-        workspace.totals[..self.heads * LANES].fill(0.0);
-        workspace.maxima[..self.heads].fill(f32::NEG_INFINITY);
+        for (index, row) in self.rows.clone().enumerate() {
+            let to = &mut workspace.queries[index * heads * head_dim..(index + 1) * heads * head_dim];
+            let from = &self.q[(row * self.all_heads + self.heads.start) * head_dim..];
+            to.iter_mut().zip(from).for_each(|(to, &from)| *to = from * scale);
+        }
+        workspace.sums[..queries * value_stride].fill(0.0);
+        workspace.totals[..queries * LANES].fill(0.0);
+        workspace.maxima[..queries].fill(f32::NEG_INFINITY);
+    }
+
+    /// The tile's part in the queries of every row that sees any of it. Rows that see the same number of its positions, so all
+    /// but those at the end of their context, are done together.
+    ///
+    /// # Safety
+    ///
+    /// The machine has the set of `S`; the workspace is prepared for `head_dim` and `value_stride` and holds the tile.
+    #[inline(always)]
+    unsafe fn attend_tile<S: Simd>(&mut self, start: usize, head_dim: usize, value_stride: usize) {
+        let (rows, heads) = (self.rows.clone(), self.heads.len());
+        let mut row = rows.start;
+        while row < rows.end {
+            let len = TILE.min((self.context + row).saturating_sub(start));
+            // Later rows see more, or the whole tile as well.
+            let end = if len == TILE { rows.end } else { row + 1 };
+            if len > 0 {
+                let queries = (row - rows.start) * heads..(end - rows.start) * heads;
+                // SAFETY: the caller's promise; the queries are some of the workspace's.
+                unsafe {
+                    self.score_tile::<S>(queries.clone(), head_dim);
+                    self.softmax_tile(queries.clone(), len);
+                    self.weigh_tile::<S>(queries, len, value_stride);
+                }
+            }
+            row = end;
+        }
     }
 
     /// Widens the tile's keys, transposed, and values. Columns and rows past `len` keep older numbers (or zeros), whose
@@ -68,7 +106,7 @@ impl HeadBlock<'_> {
         for group in (0..len).step_by(TRANSPOSED) {
             for offset in group..len.min(group + TRANSPOSED) {
                 let position = start + offset;
-                let page = self.row.pages[position / pool.page_tokens()];
+                let page = self.pages[position / pool.page_tokens()];
                 let row = pool.row(page, position % pool.page_tokens());
                 let key = &mut workspace.rows[(offset - group) * padded..];
                 pool.keys().read(row, &mut key[..head_dim]);
@@ -89,40 +127,40 @@ impl HeadBlock<'_> {
     ///
     /// # Safety
     ///
-    /// The machine has the set of `S`; the workspace is prepared for `head_dim`.
+    /// The machine has the set of `S`; the workspace is prepared for `head_dim` and at least `queries.end` queries.
     #[inline(always)]
-    unsafe fn score_tile<S: Simd>(&mut self, head_dim: usize) {
+    unsafe fn score_tile<S: Simd>(&mut self, queries: Range<usize>, head_dim: usize) {
         let workspace = &mut *self.workspace;
         let product = Product {
-            weights: workspace.queries.as_ptr(),
+            weights: workspace.queries[queries.start * head_dim..].as_ptr(),
             weight_stride: head_dim,
             rows: workspace.keys.as_ptr(),
             row_stride: TILE,
             len: head_dim,
             factors: std::ptr::null(),
-            sums: workspace.scores.as_mut_ptr(),
+            sums: workspace.scores[queries.start * TILE..].as_mut_ptr(),
             sum_stride: TILE,
         };
-        // SAFETY: `queries` is [heads, head_dim], `keys` [head_dim, TILE], `scores` [heads, TILE].
-        unsafe { product.run::<S, false>(self.heads, TILE) };
+        // SAFETY: `queries` is [queries, head_dim], `keys` [head_dim, TILE], `scores` [queries, TILE].
+        unsafe { product.run::<S, false>(queries.len(), TILE) };
     }
 
     /// Turns scores into exponentials relative to the running maximum, and updates maxima, factors and totals.
     #[inline(always)]
-    fn softmax_tile(&mut self, len: usize) {
+    fn softmax_tile(&mut self, queries: Range<usize>, len: usize) {
         let workspace = &mut *self.workspace;
-        for head in 0..self.heads {
-            let scores: &mut [f32; TILE] = (&mut workspace.scores[head * TILE..(head + 1) * TILE])
+        for query in queries {
+            let scores: &mut [f32; TILE] = (&mut workspace.scores[query * TILE..(query + 1) * TILE])
                 .try_into()
-                .expect("a head's scores are one tile");
+                .expect("a query's scores are one tile");
             // Positions past the context weigh e^-inf = 0.
             scores[len..].fill(f32::NEG_INFINITY);
-            let before = workspace.maxima[head];
+            let before = workspace.maxima[query];
             let maximum = larger(before, largest(scores));
-            workspace.maxima[head] = maximum;
+            workspace.maxima[query] = maximum;
             let factor = exp(before - maximum);
-            workspace.factors[head] = factor;
-            let totals = &mut workspace.totals[head * LANES..(head + 1) * LANES];
+            workspace.factors[query] = factor;
+            let totals = &mut workspace.totals[query * LANES..(query + 1) * LANES];
             for score in scores.iter_mut() {
                 *score = exp(*score - maximum);
             }
@@ -137,41 +175,44 @@ impl HeadBlock<'_> {
     ///
     /// # Safety
     ///
-    /// The machine has the set of `S`; the workspace is prepared for `value_stride`.
+    /// The machine has the set of `S`; the workspace is prepared for `value_stride` and at least `queries.end` queries.
     #[inline(always)]
-    unsafe fn weigh_tile<S: Simd>(&mut self, len: usize, value_stride: usize) {
+    unsafe fn weigh_tile<S: Simd>(&mut self, queries: Range<usize>, len: usize, value_stride: usize) {
         let workspace = &mut *self.workspace;
         let product = Product {
-            weights: workspace.scores.as_ptr(),
+            weights: workspace.scores[queries.start * TILE..].as_ptr(),
             weight_stride: TILE,
             rows: workspace.values.as_ptr(),
             row_stride: value_stride,
             len,
-            factors: workspace.factors.as_ptr(),
-            sums: workspace.sums.as_mut_ptr(),
+            factors: workspace.factors[queries.start..].as_ptr(),
+            sums: workspace.sums[queries.start * value_stride..].as_mut_ptr(),
             sum_stride: value_stride,
         };
-        // SAFETY: `scores` is [heads, TILE], `values` [TILE, value_stride], `sums` [heads, value_stride].
-        unsafe { product.run::<S, true>(self.heads, value_stride) };
+        // SAFETY: `scores` is [queries, TILE], `values` [TILE, value_stride], `sums` [queries, value_stride].
+        unsafe { product.run::<S, true>(queries.len(), value_stride) };
     }
 
     /// Divides by the softmax's denominators and writes the output.
     #[inline(always)]
     fn finish(&mut self, value_stride: usize) {
         let width = self.pool.value_width();
-        for head in 0..self.heads {
-            let mut lanes: [f32; LANES] = self.workspace.totals[head * LANES..(head + 1) * LANES]
+        let heads = self.heads.len();
+        for query in 0..self.rows.len() * heads {
+            let mut lanes: [f32; LANES] = self.workspace.totals[query * LANES..(query + 1) * LANES]
                 .try_into()
-                .expect("a head's total is one vector");
+                .expect("a query's total is one vector");
             for half in [8, 4, 2, 1] {
                 for lane in 0..half {
                     lanes[lane] += lanes[lane + half];
                 }
             }
-            let sums = &self.workspace.sums[head * value_stride..head * value_stride + width];
+            let (row, head) = (self.rows.start + query / heads, self.heads.start + query % heads);
+            let out = (row * self.all_heads + head) * width;
+            let sums = &self.workspace.sums[query * value_stride..query * value_stride + width];
             for (index, sum) in sums.iter().enumerate() {
                 // SAFETY: within the output; blocks of other threads write other heads or rows.
-                unsafe { *self.out.pointer().add(self.out_start + head * width + index) = sum / lanes[0] };
+                unsafe { *self.out.pointer().add(out + index) = sum / lanes[0] };
             }
         }
     }

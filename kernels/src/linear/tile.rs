@@ -141,7 +141,9 @@ impl Product<'_> {
             unsafe {
                 let rows = std::array::from_fn(|c| weights.at(column + c, start));
                 let scales = std::array::from_fn(|c| weights.scales_at(column + c, start));
-                let sums = tile::<S, F, R, C>(self.x_at(0, start), self.x_stride, rows, scales, len);
+                // The same inputs of the columns that come next.
+                let ahead = C * weights.stride;
+                let sums = tile::<S, F, R, C>(self.x_at(0, start), self.x_stride, rows, scales, len, ahead);
                 self.add(0, column, start, sums);
             }
         }
@@ -160,7 +162,10 @@ impl Product<'_> {
             let columns = first..self.columns.end.min(first + PANEL_COLUMNS);
             for start in (0..width).step_by(BLOCK) {
                 let len = BLOCK.min(width - start);
-                let panel = Panel { weights, first, first_input: start, columns: columns.clone(), start, len };
+                // The same columns' next block, or the first one of the next panel.
+                let next = start + BLOCK;
+                let ahead = if next < width { BLOCK } else { PANEL_COLUMNS * weights.stride - start };
+                let panel = Panel { weights, first, first_input: start, columns: columns.clone(), start, len, ahead };
                 // SAFETY: columns and inputs lie within the matrix.
                 unsafe { self.panel_rows::<S, F, R, C>(&panel) };
             }
@@ -190,7 +195,8 @@ impl Product<'_> {
                     }
                     let weights =
                         &Weights::<F32Format> { values: &buffer, stride: PANEL_STRIDE, scales: &[], scale_stride: 0 };
-                    let panel = Panel { weights, first: 0, first_input: 0, columns: columns.clone(), start, len };
+                    let panel =
+                        Panel { weights, first: 0, first_input: 0, columns: columns.clone(), start, len, ahead: 0 };
                     self.panel_rows::<S, F32Format, R, C>(&panel);
                 }
             }
@@ -260,7 +266,9 @@ impl Product<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             let x = self.x_at(row, panel.start);
-            let sums = tile::<S, F, R, C>(x, self.x_stride, rows, scales, panel.len);
+            // Once is enough.
+            let ahead = if row == 0 { panel.ahead } else { 0 };
+            let sums = tile::<S, F, R, C>(x, self.x_stride, rows, scales, panel.len, ahead);
             self.add(row, panel.columns.start + index, panel.start, sums);
         }
     }
@@ -306,9 +314,16 @@ struct Panel<'a, F: Format> {
     /// Inputs from `start`, `len` of them.
     start: usize,
     len: usize,
+    /// From these weights to those that come next.
+    ahead: usize,
 }
 
-/// One block of the sums of R rows of activations with C rows of weights.
+/// Rows of a tile from which computing takes longer than reading the weights, so that it pays to ask for those that come
+/// next. With fewer, weights come nearly as fast as the memory gives them without.
+const PREFETCH_ROWS: usize = 3;
+
+/// One block of the sums of R rows of activations with C rows of weights. `ahead` elements after each weight lies one that is
+/// needed later.
 ///
 /// # Safety
 ///
@@ -321,6 +336,7 @@ unsafe fn tile<S: Simd, F: Format, const R: usize, const C: usize>(
     weights: [*const F::Element; C],
     scales: [*const f32; C],
     len: usize,
+    ahead: usize,
 ) -> [[f32; C]; R] {
     // SAFETY: the caller's promise covers every index below `len`.
     unsafe {
@@ -330,6 +346,9 @@ unsafe fn tile<S: Simd, F: Format, const R: usize, const C: usize>(
                 let mut w = [S::splat(0.0); C];
                 for (w, weights) in w.iter_mut().zip(weights) {
                     *w = F::load::<S>(weights.add(k));
+                    if R >= PREFETCH_ROWS {
+                        S::prefetch(weights.wrapping_add(k + ahead));
+                    }
                 }
                 step::<S, R, C>(x.add(k), x_stride, w, &mut sums);
             }
@@ -346,6 +365,8 @@ unsafe fn tile<S: Simd, F: Format, const R: usize, const C: usize>(
                     let mut codes = [[S::splat(0.0); 4]; C];
                     for (codes, weights) in codes.iter_mut().zip(weights) {
                         *codes = F::load_64::<S>(weights.add(k));
+                        // Widening codes takes as long as reading them, with one row as well.
+                        S::prefetch(weights.wrapping_add(k + ahead));
                     }
                     for vector in 0..4 {
                         let mut w = scale;

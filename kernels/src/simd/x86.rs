@@ -152,6 +152,11 @@ impl Simd for Avx512 {
     const WIDENS_64_CODES: bool = true;
 
     #[inline(always)]
+    unsafe fn prefetch<T>(from: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn splat(value: f32) -> __m512 {
         unsafe { _mm512_set1_ps(value) }
     }
@@ -251,6 +256,11 @@ impl Simd for Avx512 {
 impl Simd for Avx2 {
     type Vector = [__m256; 2];
     const ACCUMULATORS: usize = 6;
+
+    #[inline(always)]
+    unsafe fn prefetch<T>(from: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+    }
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> [__m256; 2] {

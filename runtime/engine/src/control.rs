@@ -5,10 +5,10 @@
 
 use crate::engine::EngineError;
 use crate::figures::RunFigures;
+use crate::outbox::Outbox;
 use crate::primitives::{Condvar, Mutex, MutexGuard};
 use crate::stage::Sample;
 use crate::sync::LaneSync;
-use crossbeam::channel::Sender;
 use rally_graph::plan::Plan;
 use rally_schedule::batch::{DeviceBatch, SequenceId, SequenceRequest};
 use rally_schedule::planner::{FinishReason, PlannerEvent, StepPlanner, SubmitError};
@@ -63,7 +63,7 @@ pub(crate) struct Control {
     micro_batches: Vec<Mutex<MicroBatchState>>,
     exits: usize,
     sync: Arc<LaneSync>,
-    events: Sender<RunEvent>,
+    events: Outbox,
     /// Times count from here.
     origin: Instant,
     figures: Arc<RunFigures>,
@@ -80,7 +80,7 @@ impl Control {
         planner: StepPlanner,
         plan: &Plan,
         sync: Arc<LaneSync>,
-        events: Sender<RunEvent>,
+        events: Outbox,
         origin: Instant,
         counters: usize,
         figures: Arc<RunFigures>,
@@ -154,8 +154,7 @@ impl Control {
     }
 
     pub(crate) fn fail(&self, error: EngineError) {
-        // The owner may have gone; then nobody needs to know.
-        let _ = self.events.send(RunEvent::Failed(error));
+        self.events.send(RunEvent::Failed(error));
         self.abort();
     }
 
@@ -242,8 +241,7 @@ impl Control {
                     RunEvent::Token(TokenReport { index, sample: samples.swap_remove(found), at })
                 }
             };
-            // The owner may have gone; the run then ends when it notices.
-            let _ = self.events.send(event);
+            self.events.send(event);
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::control::{Control, RunEvent};
 use crate::figures::{LaneMeter, RunFigures, counts_routing};
 use crate::lane::{Lane, Position, stand_apart};
+use crate::outbox::{Inbox, outbox};
 use crate::slot::{Header, SlotError};
 use crate::span::{CounterSample, LaneReport, Recorder};
 use crate::stage::{Probe, Stage, StageError};
@@ -11,7 +12,7 @@ use crate::transfer::Scratch;
 use crate::values::Values;
 pub use crate::values::Widths;
 use crate::wiring::Wiring;
-use crossbeam::channel::{Receiver, unbounded};
+use crossbeam::channel::Receiver;
 use rally_graph::kinds::Role;
 use rally_graph::plan::{Plan, TaskRole};
 use rally_graph::spec::WireDtype;
@@ -111,7 +112,7 @@ pub struct EngineParts {
 pub struct Engine {
     control: Arc<Control>,
     lanes: Vec<JoinHandle<LaneReport>>,
-    events: Receiver<RunEvent>,
+    inbox: Inbox,
     started: Instant,
     figures: Arc<RunFigures>,
 }
@@ -171,14 +172,15 @@ impl Engine {
     /// Allocates slots and values, and starts one thread a lane. Lanes wait, parked, until something is submitted.
     pub fn start(mut parts: EngineParts) -> Result<Self, EngineError> {
         let sync = Arc::new(LaneSync::new(parts.plan.lanes.len(), stand_apart(&parts.plan, &parts.graph)));
-        let (sender, events) = unbounded();
+        let (outbox, inbox) = outbox(parts.planner.sequences)
+            .map_err(|error| EngineError::Thread { lane: "events".into(), message: error.to_string() })?;
         let planner = StepPlanner::new(parts.planner);
         let started = Instant::now();
         // A micro-batch's step has several spans on every lane and one sample, so this many reach back further than the spans.
         let counters = parts.spans_per_lane.min(MOST_COUNTERS);
         let experts = experts_by_lane(&parts);
         let figures = Arc::new(RunFigures::new(started, &parts.plan, &parts.graph, &planner, &experts));
-        let control = Control::new(planner, &parts.plan, Arc::clone(&sync), sender, started, counters, figures.clone());
+        let control = Control::new(planner, &parts.plan, Arc::clone(&sync), outbox, started, counters, figures.clone());
         let control = Arc::new(control);
         let (graph, attention) = (Arc::clone(&parts.graph), parts.attention.clone());
         let mut wiring = Wiring::new(&graph, &attention, parts.planner.rows_per_device, parts.widths);
@@ -187,7 +189,7 @@ impl Engine {
             ready.push(build_lane(&mut parts, index, &sync, &control, started, &mut wiring, &figures)?);
         }
         // Dropped on the way out, it ends and joins the lanes that have started.
-        let mut engine = Self { control, lanes: Vec::new(), events, started, figures };
+        let mut engine = Self { control, lanes: Vec::new(), inbox, started, figures };
         for lane in ready {
             let name = parts.plan.lanes[lane.index].name.clone();
             let spawned = std::thread::Builder::new().name(format!("lane {name}")).spawn(move || lane.run());
@@ -208,9 +210,10 @@ impl Engine {
         self.control.submit(requests)
     }
 
-    /// What happens, in order.
+    /// What happens, in order. No event is lost and no lane waits for the reader; one that leaves thousands unread makes the run
+    /// take memory for the rest. What is unread when the engine is dropped is gone.
     pub fn events(&self) -> &Receiver<RunEvent> {
-        &self.events
+        &self.inbox.events
     }
 
     /// When the lanes started; span times count from here.
@@ -238,7 +241,7 @@ impl Engine {
         let mut open = requests.len();
         self.submit(requests)?;
         while open > 0 {
-            match self.events.recv().map_err(|_| EngineError::EndedEarly)? {
+            match self.inbox.events.recv().map_err(|_| EngineError::EndedEarly)? {
                 RunEvent::Failed(error) => return Err(error),
                 event => {
                     open -= usize::from(matches!(event, RunEvent::Finished(..)));

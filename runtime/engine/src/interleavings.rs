@@ -11,15 +11,17 @@ mod toy;
 
 use crate::control::{Control, RunEvent};
 use crate::engine::EngineError;
+use crate::figures::RunFigures;
+use crate::outbox::{Inbox, outbox};
 use crate::primitives::{AtomicU64, Mutex, Ordering};
 use crate::slot::{self, Header, Slot};
 use crate::sync::{LaneSync, Stopped};
-use crossbeam::channel::{Receiver, unbounded};
 use loom::thread;
 use rally_graph::spec::WireDtype;
 use rally_schedule::batch::DeviceBatch;
 use rally_schedule::planner::{StepPlanner, SubmitError};
 use std::sync::Arc;
+use std::time::Instant;
 use toy::{Setup, policy, request};
 
 /// Runs `model` through its interleavings; `switches`: at most so many where a thread is taken off that could go on. Without it, all.
@@ -180,10 +182,13 @@ fn a_slot_is_never_held_twice() {
 }
 
 /// One micro-batch on one device, before its first step.
-fn idle() -> (Arc<Control>, Receiver<RunEvent>) {
+fn idle() -> (Arc<Control>, Inbox) {
     let parts = Setup { split: false, ..Setup::simple(policy(false), 1) }.parts();
-    let (sender, events) = unbounded();
-    (Arc::new(Control::new(StepPlanner::new(parts.planner), &parts.plan, lanes(1), sender)), events)
+    let (outbox, inbox) = outbox(parts.planner.sequences).expect("a thread can be had");
+    let planner = StepPlanner::new(parts.planner);
+    let origin = Instant::now();
+    let figures = Arc::new(RunFigures::new(origin, &parts.plan, &parts.graph, &planner, &[0]));
+    (Arc::new(Control::new(planner, &parts.plan, lanes(1), outbox, origin, 0, figures)), inbox)
 }
 
 /// The end of an empty step, as a lane has it: returns the rows of the next one.
@@ -200,18 +205,18 @@ fn next_step(control: &Arc<Control>) -> thread::JoinHandle<usize> {
 #[test]
 fn a_lane_without_work_hears_of_it() {
     check(None, || {
-        let (control, events) = idle();
+        let (control, inbox) = idle();
         let lane = next_step(&control);
         control.submit([request(0, vec![1, 2, 3], 1)]).expect("the request fits");
         assert_eq!(lane.join().expect("no panic"), 3);
-        assert!(matches!(events.try_recv(), Ok(RunEvent::Admitted(0, _))));
+        assert!(matches!(inbox.events.try_recv(), Ok(RunEvent::Admitted(0, _))));
     });
 }
 
 #[test]
 fn a_lane_without_work_hears_of_the_end() {
     check(None, || {
-        let (control, _events) = idle();
+        let (control, _inbox) = idle();
         let lane = next_step(&control);
         control.close();
         assert_eq!(lane.join().expect("no panic"), 0);
@@ -221,11 +226,11 @@ fn a_lane_without_work_hears_of_the_end() {
 #[test]
 fn a_lane_without_work_hears_of_a_failure() {
     check(None, || {
-        let (control, events) = idle();
+        let (control, inbox) = idle();
         let lane = next_step(&control);
         control.fail(EngineError::EndedEarly);
         assert_eq!(lane.join().expect("no panic"), 0);
-        assert!(matches!(events.try_recv(), Ok(RunEvent::Failed(EngineError::EndedEarly))));
+        assert!(matches!(inbox.events.try_recv(), Ok(RunEvent::Failed(EngineError::EndedEarly))));
         assert_eq!(control.submit([request(0, vec![1], 1)]), Err(SubmitError::Closed));
     });
 }
@@ -234,7 +239,7 @@ fn a_lane_without_work_hears_of_a_failure() {
 #[test]
 fn a_request_beside_the_close_is_answered_or_refused() {
     check(Some(3), || {
-        let (control, _events) = idle();
+        let (control, _inbox) = idle();
         let lane = next_step(&control);
         let closer = {
             let control = Arc::clone(&control);

@@ -95,6 +95,7 @@ impl Lane {
         let plan = Arc::clone(&self.plan);
         let tasks = &plan.lanes[self.index].tasks;
         let mut cycle = 0;
+        self.recorder.mark();
         loop {
             for (position, task) in tasks.iter().enumerate() {
                 if let Err(end) = self.turn(&plan, cycle, position, task) {
@@ -128,10 +129,9 @@ impl Lane {
         } else {
             self.recorder.had_no_rows();
         }
-        if self.positions[position].ends_step
-            && let Some(idle_from_ns) = self.control.end_step(task.micro_batch, cycle, &mut self.samples)
-        {
-            self.recorder.admission(idle_from_ns);
+        if self.positions[position].ends_step {
+            let idle_from_ns = self.control.end_step(task.micro_batch, cycle, &mut self.samples);
+            self.recorder.planned(idle_from_ns);
         }
         let done = cycle * plan.lanes[self.index].tasks.len() as u64 + position as u64 + 1;
         self.sync.complete(self.index, done, &task.wakes);

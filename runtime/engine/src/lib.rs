@@ -12,6 +12,7 @@ pub mod figures;
 mod interleavings;
 mod lane;
 pub mod meter;
+mod outbox;
 mod primitives;
 pub mod slot;
 pub mod span;

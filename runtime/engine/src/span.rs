@@ -8,6 +8,9 @@ use rally_schedule::span::{Gap, Ring};
 use std::time::Instant;
 
 /// A bounded ring of spans and running sums. Owned by its lane.
+///
+/// Reading the clock is most of what a span costs, so a lane reads it once a task, and once more where it really waited: a task
+/// begins where the one before it ended.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     origin: Instant,
@@ -17,40 +20,45 @@ pub(crate) struct Recorder {
     meter: LaneMeter,
     first_ns: Option<u64>,
     last_ns: u64,
+    marked_ns: u64,
 }
 
 impl Recorder {
     pub(crate) fn new(name: &str, origin: Instant, capacity: usize, meter: LaneMeter) -> Self {
         let report = LaneReport { name: name.into(), ..LaneReport::default() };
-        Self { origin, ring: Ring::new(capacity), report, gap: Gap::default(), meter, first_ns: None, last_ns: 0 }
+        let ring = Ring::new(capacity);
+        let gap = Gap::default();
+        Self { origin, ring, report, gap, meter, first_ns: None, last_ns: 0, marked_ns: 0 }
     }
 
-    pub(crate) fn now_ns(&self) -> u64 {
-        self.origin.elapsed().as_nanos() as u64
+    /// Reads the clock and remembers what it said.
+    pub(crate) fn mark(&mut self) -> u64 {
+        self.marked_ns = self.origin.elapsed().as_nanos() as u64;
+        self.marked_ns
     }
 
     /// The lane turns to its next task.
     pub(crate) fn ready(&mut self) {
-        let origin = self.origin;
-        self.gap.ready(|| origin.elapsed().as_nanos() as u64);
+        let marked_ns = self.marked_ns;
+        self.gap.ready(|| marked_ns);
     }
 
     /// The lane is about to wait for `lane`.
     pub(crate) fn look(&self, lane: usize) -> Look {
-        self.meter.look(lane, self.now_ns())
+        self.meter.look(lane, self.marked_ns)
     }
 
     /// The lane has waited for another one.
     pub(crate) fn waited(&mut self, plan: &Plan, wait: &Wait, before: Look) {
+        let now_ns = self.mark();
         self.gap.waited(wait.lane);
-        self.meter.waited(plan, wait, before, self.now_ns());
+        self.meter.waited(plan, wait, before, now_ns);
     }
 
     /// The lane begins the task at `position`. Returns when.
     pub(crate) fn begin(&self, position: usize) -> u64 {
-        let start_ns = self.now_ns();
-        self.meter.begin(position, start_ns);
-        start_ns
+        self.meter.begin(position, self.marked_ns);
+        self.marked_ns
     }
 
     /// The task has ended and had no rows: it leaves no span.
@@ -63,15 +71,19 @@ impl Recorder {
         self.meter.routed(layer, expert_ids);
     }
 
-    /// There was nothing to plan since `from_ns`, until now.
-    pub(crate) fn admission(&mut self, from_ns: u64) {
-        self.gap.admission(from_ns, self.now_ns());
-        self.meter.admission();
+    /// The lane has ended a step, which belongs to no task. There was nothing to plan since `idle_from_ns`, if so.
+    pub(crate) fn planned(&mut self, idle_from_ns: Option<u64>) {
+        let now_ns = self.mark();
+        if let Some(from_ns) = idle_from_ns {
+            self.gap.admission(from_ns, now_ns);
+            self.meter.admission();
+        }
     }
 
     /// A task with rows is over: `span` lacks its end and what was before it.
     pub(crate) fn record(&mut self, span: Span) {
-        let span = self.gap.end(Span { end_ns: self.now_ns(), ..span });
+        let end_ns = self.mark();
+        let span = self.gap.end(Span { end_ns, ..span });
         self.meter.record(&span);
         self.first_ns.get_or_insert(span.start_ns);
         self.last_ns = span.end_ns;

@@ -27,7 +27,9 @@ pub(crate) struct Stopped;
 struct LaneSignal {
     /// Tasks completed since the start.
     progress: AtomicU64,
-    parked: AtomicBool,
+    /// On a cache line of its own: others look at it with every task they complete, and must not miss because this lane has
+    /// counted on.
+    parked: CachePadded<AtomicBool>,
     /// The lane has left; its progress stays what it is.
     ended: AtomicBool,
     thread: OnceLock<Thread>,
@@ -48,7 +50,7 @@ impl LaneSync {
     pub(crate) fn new(lanes: usize, apart: bool) -> Self {
         let signal = || LaneSignal {
             progress: AtomicU64::new(0),
-            parked: AtomicBool::new(false),
+            parked: CachePadded::new(AtomicBool::new(false)),
             ended: AtomicBool::new(false),
             thread: OnceLock::new(),
         };

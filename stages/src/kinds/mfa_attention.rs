@@ -16,7 +16,7 @@ use rally_engine::slot::storage_dtype;
 use rally_engine::stage::{Stage, StageError, TaskContext};
 use rally_graph::model::ModelShape;
 use rally_kernels::activation::add_in_place;
-use rally_kernels::attention::{AttentionScratch, mfa_attention};
+use rally_kernels::attention::{AttentionScratch, mfa_attention_chunk};
 use rally_kernels::kv::KvPool;
 use rally_kernels::linear::linear;
 use rally_kernels::matrix::Matrix;
@@ -163,16 +163,13 @@ impl MfaAttention {
 
     fn attend(&mut self, task: &TaskContext<'_>) {
         let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
-        let width = self.heads * self.head_dim;
+        let (heads, d) = (self.heads, self.head_dim);
         for group in &task.batch.groups {
             let pages = &task.batch.pages[group.pages.clone()];
-            for (i, row) in group.row_range().enumerate() {
-                let (q, out) =
-                    (&self.q[row * width..(row + 1) * width], &mut self.attended[row * width..(row + 1) * width]);
-                let context = group.first_position + i + 1;
-                let (heads, d) = (self.heads, self.head_dim);
-                mfa_attention(task.team, q, heads, d, &layer.kv, pages, context, out, &mut self.scratch);
-            }
+            let range = group.first_row * heads * d..(group.first_row + group.rows) * heads * d;
+            let (q, out) = (&self.q[range.clone()], &mut self.attended[range]);
+            let (kv, context) = (&layer.kv, group.first_position + 1);
+            mfa_attention_chunk(task.team, q, group.rows, heads, d, kv, pages, context, out, &mut self.scratch);
         }
     }
 
