@@ -10,6 +10,7 @@ use rally::engine::schedule::batch::{SequenceRequest, TokenDetail};
 use rally::stages::checkpoint::RandomWeights;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
+use std::time::Duration;
 use support::{Ask, Layout, request, small_shape, start};
 
 #[global_allocator]
@@ -28,6 +29,9 @@ fn allocations(layout: &Layout) -> usize {
         let detail = TokenDetail { logprobs: None, logits: false };
         SequenceRequest { detail, ..request(id as u64, &ask) }
     });
+    // A reader that sleeps is remembered by the channel, which makes room for it the first time.
+    let early = engine.events().recv_timeout(Duration::from_millis(1));
+    assert!(early.is_err(), "nothing has happened yet");
     engine.submit(requests).expect("the requests fit");
     let (mut tokens, mut region, mut counted) = (0, Region::new(ALLOCATOR), 0);
     while tokens < WARM_TOKENS + COUNTED_TOKENS {

@@ -6,18 +6,18 @@
 
 mod support;
 
-use metrics::{Counter, CounterFn, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use proptest::prelude::*;
 use rally::engine::schedule::batch::DeviceBatch;
 use rally::engine::schedule::planner::SubmitError;
 use rally::engine::stage::{Probe, Stage, StageError, TaskContext};
+use rally::engine::exchange::ExchangeSize;
 use rally::engine::values::Values;
 use rally::engine::{Engine, EngineError, EngineParts, RunEvent};
 use rally::stages::checkpoint::RandomWeights;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 use support::{Answer, Ask, Layout, answers, config, layouts, parts, request, small_shape, start};
 
@@ -34,18 +34,15 @@ enum Fault {
     ValuesGone,
     NotANumber,
     ProbePanics,
-    /// Where the planner's lock is held.
-    BooksPanic,
     OwnerLeaves,
 }
 
-const FAULTS: [Fault; 7] = [
+const FAULTS: [Fault; 6] = [
     Fault::StageFails,
     Fault::StagePanics,
     Fault::ValuesGone,
     Fault::NotANumber,
     Fault::ProbePanics,
-    Fault::BooksPanic,
     Fault::OwnerLeaves,
 ];
 
@@ -94,6 +91,14 @@ impl Stage for Faulty {
         };
         Ok(())
     }
+
+    fn exchanges(&self) -> Vec<ExchangeSize> {
+        self.inner.exchanges()
+    }
+
+    fn routed_experts(&self) -> usize {
+        self.inner.routed_experts()
+    }
 }
 
 struct PanickingProbe(Arc<Fuse>);
@@ -101,39 +106,6 @@ struct PanickingProbe(Arc<Fuse>);
 impl Probe for PanickingProbe {
     fn after(&self, _stage: &str, _layer: Option<usize>, _batch: &DeviceBatch, _values: &Values) {
         assert!(!self.0.burn(), "{TOLD} panic in a probe");
-    }
-}
-
-/// The fuse of the run that is on, if its fault is in the bookkeeping.
-static BOOKS: Mutex<Option<Arc<Fuse>>> = Mutex::new(None);
-
-struct Books;
-
-impl CounterFn for Books {
-    fn increment(&self, _value: u64) {
-        // Not while the fuse is locked: that would break the test's own lock.
-        let fuse = BOOKS.lock().expect("nobody panics with it").clone();
-        assert!(!fuse.is_some_and(|fuse| fuse.burn()), "{TOLD} panic in the books");
-    }
-
-    fn absolute(&self, _value: u64) {}
-}
-
-impl Recorder for Books {
-    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-
-    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
-        Counter::from_arc(Arc::new(Books))
-    }
-
-    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
-        Gauge::noop()
-    }
-
-    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
-        Histogram::noop()
     }
 }
 
@@ -173,7 +145,6 @@ fn threads() -> usize {
 }
 
 static WATCHDOG: LazyLock<Watchdog> = LazyLock::new(|| {
-    metrics::set_global_recorder(Books).expect("nobody else in this program records");
     // A thousand panics that were asked for would hide the one that was not.
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -201,7 +172,6 @@ impl Run {
             (fault == Fault::ProbePanics).then(|| Arc::new(PanickingProbe(Arc::clone(&fuse))) as Arc<dyn Probe>);
         let mut parts = parts(&layout.spec(), &small_shape(), &weights, probe);
         let (stage, lane) = break_one(&mut parts, fault, place, &fuse);
-        *BOOKS.lock().expect("nobody panics with it") = (fault == Fault::BooksPanic).then(|| Arc::clone(&fuse));
         Self { engine: Engine::start(parts).expect("threads can be had"), fault, fuse, stage, lane }
     }
 
@@ -241,7 +211,7 @@ impl Run {
             Fault::NotANumber => {
                 matches!(error, EngineError::Stage { source: StageError::NonFiniteLogits { .. }, .. })
             }
-            Fault::ProbePanics | Fault::BooksPanic => panicked(false, TOLD),
+            Fault::ProbePanics => panicked(false, TOLD),
             Fault::OwnerLeaves => false,
         }
     }
@@ -312,7 +282,6 @@ proptest! {
         }
         watchdog.within(what.clone(), || drop(run));
         prop_assert_eq!(handle.submit(request(99, &asks[0])), Err(SubmitError::Closed));
-        *BOOKS.lock().expect("nobody panics with it") = None;
         let deadline = Instant::now() + SOON;
         // The system forgets a thread a moment after it was joined.
         while threads() > threads_before && Instant::now() < deadline {

@@ -161,7 +161,8 @@ fn plans_of_every_policy_are_shown() {
     assert!(stdout(&output).starts_with("greedy:3"), "{}", stderr(&output));
     let text = stdout(&rally(&["show", STEP3, "--plan"]));
     assert!(text.contains("a0.0 … a0.7") && text.contains("the same for layers"), "{text}");
-    assert!(text.lines().count() < 120, "32 lanes and 61 layers are told briefly");
+    // Four groups; in the first layers of a kind, each turn of the three micro-batches is told, the exchanges of `o_proj` too.
+    assert!(text.lines().count() < 200, "32 lanes and 61 layers are told briefly");
 }
 
 #[test]

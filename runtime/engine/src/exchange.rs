@@ -89,7 +89,7 @@ impl<'a> Exchange<'a> {
     /// Adds f32 rows, `[rows, width]` as in [`ExchangeSize`], to what `peer` gets.
     pub fn send(&self, peer: usize, rows: &[f32]) -> Result<(), StageError> {
         let legs = self.legs.ok_or(StageError::NoExchange)?;
-        let slot = legs.outgoing.get(peer).ok_or(StageError::NoExchange)?;
+        let slot = legs.outgoing.get(peer).filter(|_| legs.outgoing_width > 0).ok_or(StageError::NoExchange)?;
         slot::take(slot)?.push_rows(rows, legs.outgoing_width);
         Ok(())
     }

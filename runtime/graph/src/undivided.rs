@@ -71,6 +71,7 @@ fn undivide(stage: &mut StageSpec, on: &OneOrMany, devices: u32, kinds: &KindReg
     }
     stage.on = Some(on.clone());
     let replicas = ShardSpec { replicas: Some(devices), ..ShardSpec::default() };
+    stage.placement = None;
     stage.shard = (role(stage, kinds) == Some(Role::Ffn)).then_some(replicas);
     Ok(())
 }
