@@ -17,6 +17,7 @@ mod types;
 pub use self::types::{FinishReason, PlannerConfig, PlannerEvent, SubmitError};
 
 use self::balance::Loads;
+use self::memory::Way;
 use self::rows::PrefillBudget;
 use self::sequence::{Leaving, Running, Sequence};
 use crate::batch::{DeviceBatch, SequenceId, SequenceRequest};
@@ -47,6 +48,8 @@ pub struct StepPlanner {
     submitted: u64,
     preemptions: u64,
     prefill_turns: u64,
+    /// What the oldest of all is waiting for, if it waits in the queue.
+    way: Option<Way>,
     // Reused between steps.
     loads: Loads,
     order: Vec<usize>,
@@ -72,6 +75,7 @@ impl StepPlanner {
             submitted: 0,
             preemptions: 0,
             prefill_turns: 0,
+            way: None,
             loads: Loads::new(config.micro_batches, config.devices),
             order: Vec::new(),
             budgets: vec![PrefillBudget::default(); config.devices],
@@ -164,6 +168,7 @@ impl StepPlanner {
             most: request.max_new_tokens.min(self.config.max_positions - request.prompt.len()),
             final_pages: self.kv_tokens(&request).div_ceil(self.config.page_tokens),
             announced: false,
+            preempted_at: None,
             request,
         });
         Ok(())
@@ -183,11 +188,12 @@ impl StepPlanner {
     }
 
     /// Makes a running sequence give its pages back when its micro-batch is planned next, and queue again. Its answer is the
-    /// same, only later. Does nothing to one that is not running.
-    pub fn preempt(&mut self, id: SequenceId) {
-        if let Some(running) = self.find(id) {
-            running.leaving = Leaving::Surely;
-        }
+    /// same, only later. Returns whether it will: not if it is not running, and not if it has generated no token since it was
+    /// preempted last, so that whoever asks again and again costs time and starves nobody.
+    pub fn preempt(&mut self, id: SequenceId) -> bool {
+        let Some(running) = self.find(id).filter(|running| running.sequence.has_progressed()) else { return false };
+        running.leaving = Leaving::Surely;
+        true
     }
 
     /// Takes note of a sampled token. A token of a sequence that has ended meanwhile is surplus and is dropped.

@@ -119,14 +119,15 @@ impl StepPlanner {
                 best = Some(change);
             }
         };
-        let alive = |(_, running): &(usize, &Running)| !running.ended;
-        for (sequence, giver) in self.running.iter().enumerate().filter(alive).filter(|(_, r)| r.home == from) {
+        // Whoever moves waits for another plan call. It has rows in between, or it could move for ever and never have any.
+        let may_move = |(_, running): &(usize, &Running)| !running.ended && !running.fresh;
+        for (sequence, giver) in self.running.iter().enumerate().filter(may_move).filter(|(_, r)| r.home == from) {
             let (given, device) = (weight(giver, self.cost), giver.device);
             for to in (0..self.config.micro_batches).filter(|to| *to != from && self.rows_room(*to, device)) {
                 let gain = self.gain(from, to, device, given, mean);
                 consider(gain.map(|gain| Change { gain, sequence, to, back: None }));
             }
-            let others = self.running.iter().enumerate().filter(alive);
+            let others = self.running.iter().enumerate().filter(may_move);
             for (back, taker) in others.filter(|(_, r)| r.home != from && r.device == device) {
                 let gain = self.gain(from, taker.home, device, given - weight(taker, self.cost), mean);
                 consider(gain.map(|gain| Change { gain, sequence, to: taker.home, back: Some(back) }));
@@ -147,6 +148,7 @@ impl StepPlanner {
     /// Members of `micro_batch` that have another home go there.
     pub(super) fn send_home(&mut self, micro_batch: usize) {
         for running in self.running.iter_mut().filter(|running| running.micro_batch == micro_batch) {
+            running.fresh |= running.micro_batch != running.home;
             running.micro_batch = running.home;
         }
     }

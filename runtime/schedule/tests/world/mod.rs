@@ -41,7 +41,6 @@ pub struct Seen {
     pub finished: Option<FinishReason>,
     /// Its place in the order of submission.
     order: usize,
-    forced: bool,
     admitted: bool,
     /// Plan calls since it had rows.
     idle: usize,
@@ -55,6 +54,8 @@ pub struct World {
     pub seen: BTreeMap<u64, Seen>,
     stop_at: u64,
     calls: usize,
+    /// The oldest sequence that lives, and the plan calls that it has stood still since it is the oldest.
+    oldest: Option<(u64, usize)>,
     /// By device, page and offset: who wrote it, as which position.
     memory: Vec<Vec<Option<(u64, usize)>>>,
     /// By device and slot.
@@ -71,6 +72,7 @@ impl World {
             seen: BTreeMap::new(),
             stop_at,
             calls: 0,
+            oldest: None,
             memory: vec![vec![None; config.pages_per_device as usize * config.page_tokens]; config.devices],
             last_tokens: vec![vec![0; config.sequences_per_device]; config.devices],
         }
@@ -89,11 +91,8 @@ impl World {
         self.take(events);
     }
 
-    pub fn preempt(&mut self, id: u64) {
-        if let Some(seen) = self.seen.get_mut(&id) {
-            seen.forced = true;
-        }
-        self.planner.preempt(id);
+    pub fn preempt(&mut self, id: u64) -> bool {
+        self.planner.preempt(id)
     }
 
     /// Steps of the micro-batches in turn.
@@ -240,17 +239,16 @@ impl World {
         }
     }
 
-    /// Whoever was submitted first of all that live never waits for long, once it has run and unless someone wants it to.
-    /// With several devices it may have to queue until a younger one on another device ends: that it ends is all that holds.
-    fn check_oldest(&self) {
-        let living = self.seen.values().filter(|seen| seen.finished.is_none());
-        if let Some(oldest) = living.min_by_key(|seen| seen.order)
-            && self.config.devices == 1
-            && oldest.admitted
-            && !oldest.forced
-        {
-            let patience = self.config.micro_batches * (self.config.sequences + 3);
-            assert!(oldest.idle <= patience, "the oldest stands still: {oldest:?}");
-        }
+    /// Whoever was submitted first of all that live never waits for long, once it has run: not for pages, not in the queue, not
+    /// for others' prompts, and not for someone who preempts it again and again.
+    fn check_oldest(&mut self) {
+        let living = self.seen.iter().filter(|(_, seen)| seen.finished.is_none());
+        let oldest = living.min_by_key(|(_, seen)| seen.order).filter(|(_, seen)| seen.admitted);
+        let Some((id, seen)) = oldest else { return };
+        let before = self.oldest.filter(|(oldest, _)| oldest == id).map_or(0, |(_, idle)| idle);
+        let idle = if seen.idle == 0 { 0 } else { before + 1 };
+        let patience = self.config.micro_batches * (self.config.sequences + 3);
+        assert!(idle <= patience, "the oldest, {id}, stands still: {seen:?}");
+        self.oldest = Some((*id, idle));
     }
 }
