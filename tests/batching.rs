@@ -121,13 +121,14 @@ fn asks(vocab: u32) -> impl Strategy<Value = Vec<Ask>> {
 }
 
 prop_compose! {
-    /// The longest sequence keeps 51 tokens; a device has little more.
+    /// The longest sequence keeps 51 tokens; a device has little more, in whole pages.
     fn tight_layouts()(
         split: bool, attention in 1usize..4, ping_pong: bool, micro_batches in 1usize..7, prefill_chunk in 1usize..33,
         rows in 3usize..40, page_tokens in 1usize..17, sequences in 3usize..13, spare in 0usize..60,
     ) -> Layout {
         let policy = if ping_pong { "ping_pong" } else { "sequential" };
-        let kv_tokens = (51 + spare) * if split { attention } else { 1 };
+        let pages = (51 + spare).div_ceil(page_tokens);
+        let kv_tokens = pages * page_tokens * if split { attention } else { 1 };
         Layout {
             split, attention, policy, micro_batches, prefill_chunk, rows, page_tokens, sequences, kv_tokens,
             ..Layout::default()

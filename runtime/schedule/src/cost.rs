@@ -24,6 +24,20 @@ impl CostModel {
     pub fn of(&self, rows: usize, context: usize) -> f64 {
         self.per_row * rows as f64 + self.per_context * context as f64
     }
+
+    /// Cost of `rows` rows of a prompt of which `read` tokens were read before.
+    pub fn of_prompt(&self, rows: usize, read: usize) -> f64 {
+        self.of(rows, rows * read + rows * (rows + 1) / 2)
+    }
+
+    /// Most rows of such a prompt that cost at most `cost`.
+    pub fn prompt_rows(&self, cost: f64, read: usize) -> usize {
+        // b/2 r² + (a + b (read + 1/2)) r = cost, solved in the form that stands b = 0.
+        let (half, linear) = (self.per_context / 2.0, self.per_row + self.per_context * (read as f64 + 0.5));
+        let rows = 2.0 * cost / (linear + (linear * linear + 4.0 * half * cost).sqrt());
+        // A hair more, so that the exact cost of a number of rows gives that number; no cost at all gives any number.
+        if rows.is_nan() { usize::MAX } else { (rows * (1.0 + 1e-9)) as usize }
+    }
 }
 
 /// Share of what was known that a new timing leaves: about the last hundred steps count.

@@ -8,6 +8,7 @@ use rally_engine::schedule::policy::{Schedule, ScheduleError};
 use rally_engine::stage::Probe;
 use rally_engine::{DeviceParts, EngineParts, Widths};
 use rally_graph::kinds::Role;
+use rally_graph::memory::pages_per_device;
 use rally_graph::model::ModelShape;
 use rally_graph::plan::TaskTable;
 use rally_graph::spec::{ComputeDtype, DeploymentSpec, LayersBlock, Limits, StageEntry, StageSpec, WireDtype};
@@ -61,11 +62,10 @@ fn stages_mut(spec: &mut DeploymentSpec) -> impl Iterator<Item = &mut StageSpec>
     })
 }
 
-/// The sizes each attention device keeps to: equal parts of the graph's limits, rounded up, as the memory table counts them.
+/// The sizes each attention device keeps to: equal parts of the graph's limits, as the memory table counts them. Pages are rounded
+/// down, since nothing else holds their sum to `kv_tokens`; sequences and rows are rounded up, and the planner keeps their sums.
 pub fn planner_config(limits: &Limits, attention: usize, micro_batches: usize, shape: &ModelShape) -> PlannerConfig {
     let sequences = limits.sequences as usize;
-    let kv_tokens = limits.kv_tokens.div_ceil(attention as u64);
-    let pages = kv_tokens.div_ceil(u64::from(limits.page_tokens));
     PlannerConfig {
         micro_batches,
         devices: attention,
@@ -74,7 +74,7 @@ pub fn planner_config(limits: &Limits, attention: usize, micro_batches: usize, s
         rows_per_device: (limits.rows_per_micro_batch as usize).div_ceil(attention),
         rows_per_micro_batch: limits.rows_per_micro_batch as usize,
         prefill_chunk: limits.prefill_chunk as usize,
-        pages_per_device: u32::try_from(pages).unwrap_or(u32::MAX),
+        pages_per_device: u32::try_from(pages_per_device(limits, attention)).unwrap_or(u32::MAX),
         page_tokens: limits.page_tokens as usize,
         max_positions: shape.max_positions,
     }

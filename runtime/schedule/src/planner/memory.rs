@@ -149,7 +149,7 @@ impl StepPlanner {
                 events.push(PlannerEvent::Admitted(sequence.request.id));
                 sequence.announced = true;
             }
-            self.loads.add(micro_batch, device, self.cost.of(1, sequence.known_tokens()));
+            self.count_new(&sequence, micro_batch, device);
             self.start(sequence, device, micro_batch);
         }
     }
