@@ -25,8 +25,6 @@ const WORTH_IT: f64 = 0.01;
 const CHANGES_PER_CALL: usize = 8;
 /// Prompts may fill a step up to this share above the mean: what they leave to 15 % is for costs that change within a round.
 const FILL: f64 = 0.08;
-/// Turns of levelling: each brings the cap nearer to its end by a factor of two at least, with two micro-batches or more.
-const FILL_TURNS: usize = 24;
 /// A prompt's floor is a chunk over this: it never stands still for the sake of balance.
 const FLOOR_PARTS: usize = 4;
 
@@ -125,10 +123,19 @@ impl Loads {
         if prompts > 0 && floor > mean * (1.0 + FILL) {
             return None;
         }
+        let count = self.micro_batches().len() as f64;
         let mut cap = f64::INFINITY;
-        for _ in 0..FILL_TURNS {
-            let filled = self.micro_batches().map(|m| at(&self.full, m).min(cap).max(at(&self.cost, m)));
-            cap = cap.min(filled.sum::<f64>() / self.micro_batches().len() as f64 * (1.0 + FILL)).max(floor);
+        // Each turn takes those above the cap to cost just that; a lower cap may catch more of them.
+        for _ in self.micro_batches() {
+            let (mut capped, mut rest) = (0.0, 0.0);
+            for full in self.micro_batches().map(|m| at(&self.full, m)) {
+                if full > cap { capped += 1.0 } else { rest += full }
+            }
+            let share = count - capped * (1.0 + FILL);
+            if share <= 0.0 {
+                break;
+            }
+            cap = cap.min(rest * (1.0 + FILL) / share).max(floor);
         }
         Some(cap)
     }

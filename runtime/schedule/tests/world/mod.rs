@@ -52,7 +52,10 @@ pub struct World {
     /// In flight, by micro-batch and device.
     pub batches: Vec<Vec<DeviceBatch>>,
     pub seen: BTreeMap<u64, Seen>,
+    /// Most plan calls between two rows of a sequence that decodes.
+    pub longest_silence: usize,
     stop_at: u64,
+    submitted: usize,
     calls: usize,
     /// The oldest sequence that lives, and the plan calls that it has stood still since it is the oldest.
     oldest: Option<(u64, usize)>,
@@ -71,6 +74,8 @@ impl World {
             batches: vec![vec![DeviceBatch::default(); config.devices]; config.micro_batches],
             seen: BTreeMap::new(),
             stop_at,
+            longest_silence: 0,
+            submitted: 0,
             calls: 0,
             oldest: None,
             memory: vec![vec![None; config.pages_per_device as usize * config.page_tokens]; config.devices],
@@ -81,7 +86,8 @@ impl World {
     pub fn submit(&mut self, id: u64, prompt: usize, most: usize) {
         if self.planner.submit(request(id, prompt, most)).is_ok() {
             let most = most.min(self.config.max_positions - prompt);
-            self.seen.insert(id, Seen { prompt, most, order: self.seen.len(), ..Seen::default() });
+            self.seen.insert(id, Seen { prompt, most, order: self.submitted, ..Seen::default() });
+            self.submitted += 1;
         }
     }
 
@@ -124,6 +130,11 @@ impl World {
         self.check_batches(micro_batch);
         self.check_ownership();
         self.check_oldest();
+    }
+
+    /// Drops those that have ended, so that a long run does not look at them again and again.
+    pub fn forget_finished(&mut self) {
+        self.seen.retain(|_, seen| seen.finished.is_none());
     }
 
     /// The token a sequence generates at an index.
@@ -208,6 +219,9 @@ impl World {
             self.memory[device][cell(position)] = Some((id, position));
         }
         let seen = self.seen.get_mut(&id).expect("it was there");
+        if group.input == GroupInput::LastSampled {
+            self.longest_silence = self.longest_silence.max(seen.idle);
+        }
         (seen.next_position, seen.device, seen.idle) = (next_position, device, 0);
     }
 
