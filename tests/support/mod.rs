@@ -80,8 +80,17 @@ pub fn start(
     weights: &dyn WeightSource,
     probe: Option<Arc<dyn Probe>>,
 ) -> Engine {
+    start_with(spec, shape, weights, AssembleOptions { probe, ..AssembleOptions::default() })
+}
+
+/// The same, with choices that are not in the graph.
+pub fn start_with(
+    spec: &DeploymentSpec,
+    shape: &ModelShape,
+    weights: &dyn WeightSource,
+    options: AssembleOptions,
+) -> Engine {
     let schedule = Schedule::from_spec(&spec.schedule).expect("tests use policies that run");
-    let options = AssembleOptions { spans_per_lane: 0, probe };
     let graph = StageGraph::build(spec, shape, KindRegistry::shared()).expect("the graph unrolls");
     let parts = assemble(spec, graph, shape, weights, &schedule, &StageRegistry::builtin(), options);
     Engine::start(parts.unwrap_or_else(|error| panic!("{error}"))).expect("threads can be had")

@@ -4,12 +4,14 @@
 //! waits for one. Submissions and cancellations from outside go to the same planner, under the same short lock.
 
 use crate::engine::EngineError;
+use crate::meter::Meter;
 use crate::stage::Sample;
 use crate::sync::LaneSync;
 use crate::telemetry;
 use crossbeam::channel::Sender;
 use rally_graph::plan::Plan;
 use rally_schedule::batch::{DeviceBatch, SequenceId, SequenceRequest};
+use rally_schedule::cost::CostModel;
 use rally_schedule::planner::{FinishReason, PlannerEvent, StepPlanner, SubmitError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,6 +43,8 @@ pub enum RunEvent {
 struct MicroBatchState {
     batches: Vec<DeviceBatch>,
     samples: Vec<Sample>,
+    /// Rows of this step, and what they attend to, where costs are learned.
+    load: (usize, usize),
     /// Exit tasks of this step that are done.
     arrived: usize,
 }
@@ -59,6 +63,8 @@ pub(crate) struct Control {
     changed: Condvar,
     micro_batches: Vec<Mutex<MicroBatchState>>,
     exits: usize,
+    /// Present if costs are learned.
+    meter: Option<Arc<Meter>>,
     sync: Arc<LaneSync>,
     events: Sender<RunEvent>,
 }
@@ -69,13 +75,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Control {
-    pub(crate) fn new(planner: StepPlanner, plan: &Plan, sync: Arc<LaneSync>, events: Sender<RunEvent>) -> Self {
+    pub(crate) fn new(
+        planner: StepPlanner,
+        plan: &Plan,
+        meter: Option<Arc<Meter>>,
+        sync: Arc<LaneSync>,
+        events: Sender<RunEvent>,
+    ) -> Self {
         let config = *planner.config();
         let exits = plan.table.exits.len();
         let micro_batch = |m: usize| MicroBatchState {
             batches: vec![DeviceBatch::default(); config.devices],
             // A sequence is sampled at most once a step.
             samples: Vec::with_capacity(config.sequences.min(config.rows_per_device * config.devices)),
+            load: (0, 0),
             arrived: plan.exits_at_start(m),
         };
         Self {
@@ -83,6 +96,7 @@ impl Control {
             state: Mutex::new(State { planner, closed: false, planner_events: Vec::new() }),
             changed: Condvar::new(),
             exits,
+            meter,
             sync,
             events,
         }
@@ -108,12 +122,16 @@ impl Control {
         self.changed.notify_all();
     }
 
-    pub(crate) fn preempt(&self, id: SequenceId) {
-        lock(&self.state).planner.preempt(id);
+    pub(crate) fn preempt(&self, id: SequenceId) -> bool {
+        lock(&self.state).planner.preempt(id)
     }
 
     pub(crate) fn preemptions(&self) -> u64 {
         lock(&self.state).planner.preemptions()
+    }
+
+    pub(crate) fn learned_costs(&self) -> Option<CostModel> {
+        lock(&self.state).planner.learned_costs()
     }
 
     pub(crate) fn free_pages(&self) -> usize {
@@ -157,11 +175,18 @@ impl Control {
             return;
         }
         micro_batch_state.arrived = 0;
-        let MicroBatchState { batches, samples, .. } = &mut *micro_batch_state;
+        let MicroBatchState { batches, samples, load, .. } = &mut *micro_batch_state;
         let mut state = self.observe(samples);
+        if let Some(meter) = &self.meter {
+            state.planner.learn(load.0, load.1, meter.take_s(micro_batch));
+        }
         state = self.await_work(state, cycle);
         let State { planner, planner_events, .. } = &mut *state;
         planner.plan(micro_batch, batches, planner_events);
+        if self.meter.is_some() {
+            let sum = |of: fn(&DeviceBatch) -> usize| batches.iter().map(of).sum();
+            *load = (sum(|batch| batch.rows), sum(DeviceBatch::context));
+        }
         telemetry::queue(planner);
         self.publish(planner_events, samples);
     }

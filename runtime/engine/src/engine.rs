@@ -2,6 +2,7 @@
 
 use crate::control::{Control, RunEvent};
 use crate::lane::{Lane, Position, stand_apart};
+use crate::meter::{Meter, Timed};
 use crate::slot::{Header, SlotBusy};
 use crate::span::{LaneReport, Recorder};
 use crate::stage::{Probe, Stage, StageError};
@@ -17,6 +18,7 @@ use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::{DeviceIndex, StageGraph, StageIndex};
 use rally_kernels::team::Team;
 use rally_schedule::batch::{DeviceBatch, SequenceId, SequenceRequest};
+use rally_schedule::cost::CostModel;
 use rally_schedule::planner::{PlannerConfig, StepPlanner, SubmitError};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -100,6 +102,9 @@ pub struct EngineParts {
     pub devices: Vec<DeviceParts>,
     /// Devices that hold sequences, in the planner's order.
     pub attention: Vec<DeviceIndex>,
+    /// Whether the step planner learns what a step costs from how long stages work. Then which rows share a micro-batch depends on timing:
+    /// every sequence has the same tokens as ever, but no second run has the same batches.
+    pub learn: bool,
     /// Spans each lane keeps; 0: only sums.
     pub spans_per_lane: usize,
     /// Sees values after each task.
@@ -130,9 +135,10 @@ impl SubmitHandle {
     }
 
     /// Makes a running sequence give its pages back after the step in flight and queue again, in front. Its answer is the same,
-    /// only later. Does nothing to one that is not running.
-    pub fn preempt(&self, id: SequenceId) {
-        self.0.preempt(id);
+    /// only later. Returns whether it will: not if it is not running, and not if it has generated no token since it was
+    /// preempted last.
+    pub fn preempt(&self, id: SequenceId) -> bool {
+        self.0.preempt(id)
     }
 
     /// How often a sequence had to give its pages back, for want of pages or because someone asked.
@@ -152,10 +158,12 @@ impl SubmitHandle {
 }
 
 /// What a run leaves behind.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RunReport {
     /// By lane, in the plan's order.
     pub lanes: Vec<LaneReport>,
+    /// What a micro-batch's step was found to cost at last, all devices together, in seconds; absent if nothing was learned.
+    pub costs: Option<CostModel>,
 }
 
 impl Engine {
@@ -165,7 +173,11 @@ impl Engine {
         let sync = Arc::new(LaneSync::new(parts.plan.lanes.len(), stand_apart(&parts.plan, &parts.graph)));
         let (sender, events) = unbounded();
         let planner = StepPlanner::new(parts.planner);
-        let control = Arc::new(Control::new(planner, &parts.plan, Arc::clone(&sync), sender));
+        let meter = parts.learn.then(|| Arc::new(Meter::new(parts.plan.micro_batches)));
+        let control = Arc::new(Control::new(planner, &parts.plan, meter.clone(), Arc::clone(&sync), sender));
+        if let Some(meter) = &meter {
+            time_stages(&mut parts.devices, meter);
+        }
         let started = Instant::now();
         let (graph, attention) = (Arc::clone(&parts.graph), parts.attention.clone());
         let mut wiring = Wiring::new(&graph, &attention, parts.planner.rows_per_device, parts.widths);
@@ -235,7 +247,7 @@ impl Engine {
     /// Waits for the lanes to end. Call [`Engine::close`] first.
     pub fn join(mut self) -> RunReport {
         let lanes = self.lanes.drain(..).map(|lane| lane.join().unwrap_or_default()).collect();
-        RunReport { lanes }
+        RunReport { lanes, costs: self.control.learned_costs() }
     }
 }
 
@@ -249,6 +261,14 @@ impl Drop for Engine {
         for lane in self.lanes.drain(..) {
             // A lane reports its own panic; there is nothing to add here.
             let _ = lane.join();
+        }
+    }
+}
+
+fn time_stages(devices: &mut [DeviceParts], meter: &Arc<Meter>) {
+    for stages in devices.iter_mut().map(|device| &mut device.stages) {
+        for (index, stage) in std::mem::take(stages) {
+            stages.insert(index, Box::new(Timed { stage, meter: Arc::clone(meter) }));
         }
     }
 }

@@ -3,6 +3,7 @@
 mod control;
 mod engine;
 mod lane;
+mod meter;
 pub mod slot;
 pub mod span;
 pub mod stage;

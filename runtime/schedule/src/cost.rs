@@ -45,11 +45,18 @@ const KEPT: f64 = 0.99;
 /// Weight of the model before learning against the spread of what was seen: decides only where timings leave a or b open,
 /// as when rows and context always grow together.
 const PRIOR_WEIGHT: f64 = 1e-4;
+/// From this weight of steps on, one that took longer than [`CLIP`] times what was expected counts as that: a lane that lost its core for
+/// ten milliseconds says nothing about rows. Costs that have really risen are still found, by and by.
+const WARM: f64 = 20.0;
+/// See [`WARM`].
+const CLIP: f64 = 3.0;
 
 /// Learns a [`CostModel`] from timed steps: least squares with an intercept (what a step costs with any rows at all, such as
-/// reading the weights, is the same for every micro-batch), old steps forgotten.
-#[derive(Clone, Debug, Default)]
+/// reading the weights, is the same for every micro-batch), old steps forgotten, outliers clipped, nothing ever negative.
+#[derive(Clone, Debug)]
 pub struct CostLearner {
+    prior: CostModel,
+    model: CostModel,
     /// Sum of weights.
     weight: f64,
     /// Means of rows, context, seconds.
@@ -59,12 +66,28 @@ pub struct CostLearner {
 }
 
 impl CostLearner {
+    /// Knows `prior`, in any unit, and nothing else.
+    pub fn new(prior: CostModel) -> Self {
+        Self { prior, model: prior, weight: 0.0, mean: [0.0; 3], spread: [0.0; 5] }
+    }
+
+    /// The model that fits what was seen, in seconds; before anything was, the prior.
+    pub fn model(&self) -> CostModel {
+        self.model
+    }
+
+    /// Whether it has seen a step.
+    pub fn has_learned(&self) -> bool {
+        self.weight > 0.0
+    }
+
     /// Takes note of a step. Timings that are no positive number are dropped, and so are steps without rows.
     pub fn observe(&mut self, rows: usize, context: usize, seconds: f64) {
         if rows == 0 || !seconds.is_finite() || seconds <= 0.0 {
             return;
         }
-        let seen = [rows as f64, context as f64, seconds];
+        let (rows, context) = (rows as f64, context as f64);
+        let seen = [rows, context, self.clipped(rows, context, seconds)];
         let kept = self.weight * KEPT;
         self.weight = kept + 1.0;
         let [r, c, s] = std::array::from_fn(|i| seen[i] - self.mean[i]);
@@ -75,16 +98,22 @@ impl CostLearner {
         for (sum, product) in self.spread.iter_mut().zip([r * r, r * c, c * c, r * s, c * s]) {
             *sum = *sum * KEPT + product * share;
         }
+        self.model = self.fit();
     }
 
-    /// The model that fits what was seen, none of it negative; `prior` decides what timings leave open.
-    pub fn model(&self, prior: CostModel) -> CostModel {
-        if self.weight == 0.0 {
-            return prior;
-        }
+    fn clipped(&self, rows: f64, context: f64, seconds: f64) -> f64 {
+        let CostModel { per_row, per_context } = self.model;
+        let [mean_rows, mean_context, mean_seconds] = self.mean;
+        let expected = mean_seconds + per_row * (rows - mean_rows) + per_context * (context - mean_context);
+        // A small step may be expected to take no time at all; half the mean is nothing to be surprised at.
+        if self.weight < WARM { seconds } else { seconds.min(CLIP * expected.max(mean_seconds / 2.0)) }
+    }
+
+    /// None of it negative; the prior decides what timings leave open.
+    fn fit(&self) -> CostModel {
         let [rows, context, seconds] = self.mean;
-        let unit = seconds / (prior.per_row * rows + prior.per_context * context);
-        let (a0, b0) = (prior.per_row * unit, prior.per_context * unit);
+        let unit = seconds / (self.prior.per_row * rows + self.prior.per_context * context);
+        let (a0, b0) = (self.prior.per_row * unit, self.prior.per_context * unit);
         let (pull_a, pull_b) = (PRIOR_WEIGHT * rows * rows, PRIOR_WEIGHT * context * context);
         let [rr, rc, cc, rs, cs] = self.spread.map(|sum| sum / self.weight);
         let (aa, bb) = (rr + pull_a, cc + pull_b);
@@ -99,6 +128,7 @@ impl CostLearner {
         } else {
             ((right_a / aa).max(0.0), 0.0)
         };
-        if fitted.0 + fitted.1 > 0.0 { CostModel { per_row: fitted.0, per_context: fitted.1 } } else { prior }
+        let sound = fitted.0.is_finite() && fitted.1.is_finite() && fitted.0 + fitted.1 > 0.0;
+        if sound { CostModel { per_row: fitted.0, per_context: fitted.1 } } else { self.prior }
     }
 }

@@ -43,7 +43,6 @@ pub struct StepPlanner {
     ids: HashSet<SequenceId>,
     devices: Vec<DeviceState>,
     cost: CostModel,
-    prior: CostModel,
     learner: CostLearner,
     submitted: u64,
     preemptions: u64,
@@ -70,8 +69,7 @@ impl StepPlanner {
             ids: HashSet::new(),
             devices: (0..config.devices).map(|_| device()).collect(),
             cost: CostModel::default(),
-            prior: CostModel::default(),
-            learner: CostLearner::default(),
+            learner: CostLearner::new(CostModel::default()),
             submitted: 0,
             preemptions: 0,
             prefill_turns: 0,
@@ -117,6 +115,11 @@ impl StepPlanner {
         self.devices.iter().map(|device| device.pages.free()).sum()
     }
 
+    /// What it has learned that a step costs, in seconds; `None` before the first timed step.
+    pub fn learned_costs(&self) -> Option<CostModel> {
+        self.learner.has_learned().then(|| self.learner.model())
+    }
+
     /// What it takes a step to cost.
     pub fn cost_model(&self) -> CostModel {
         self.cost
@@ -124,7 +127,8 @@ impl StepPlanner {
 
     /// Sets what a step costs, also as what [`StepPlanner::learn`] starts from.
     pub fn set_cost_model(&mut self, model: CostModel) {
-        (self.cost, self.prior) = (model, model);
+        self.cost = model;
+        self.learner = CostLearner::new(model);
     }
 
     /// Takes note of how long a micro-batch's step took: `seconds` of work, not of waiting, for so many rows that attended to
@@ -132,7 +136,7 @@ impl StepPlanner {
     /// feeds in measured times cannot be replayed without them.
     pub fn learn(&mut self, rows: usize, context: usize, seconds: f64) {
         self.learner.observe(rows, context, seconds);
-        self.cost = self.learner.model(self.prior);
+        self.cost = self.learner.model();
     }
 
     /// Whether `request` could ever run here.

@@ -3,7 +3,7 @@
 mod world;
 
 use rally_schedule::batch::{GroupInput, RowGroup};
-use rally_schedule::cost::CostModel;
+use rally_schedule::cost::{CostLearner, CostModel};
 use rally_schedule::planner::PlannerConfig;
 use world::World;
 
@@ -250,10 +250,77 @@ fn costs_are_learned_from_times() {
     assert!(ratio > 50e-9 / 3e-6 / 2.0 && ratio < 50e-9 / 3e-6 * 2.0, "{model:?}");
 }
 
+/// Every fiftieth step lost its core for a second: the costs are found all the same, and they are never negative on the way.
+#[test]
+fn outliers_do_not_spoil_what_is_learned() {
+    let mut learner = CostLearner::new(CostModel::default());
+    let mut numbers = Numbers(5);
+    for step in 0..2000 {
+        let rows = 1 + (numbers.next() * 60.0) as usize;
+        let context = rows * (1 + numbers.heavy(100.0, 4000.0));
+        let stalled = if step % 50 == 49 { 1.0 } else { 0.0 };
+        learner.observe(rows, context, 1e-4 + 3e-6 * rows as f64 + 50e-9 * context as f64 + stalled);
+        let model = learner.model();
+        assert!(model.per_row >= 0.0 && model.per_context >= 0.0 && model.per_row + model.per_context > 0.0);
+    }
+    let model = learner.model();
+    println!("learned {model:?}");
+    assert!((model.per_context / 50e-9 - 1.0).abs() < 0.2, "{model:?}");
+}
+
+/// A machine becomes ten times slower: clipping delays that, and does not hide it.
+#[test]
+fn costs_that_rise_are_found() {
+    let mut learner = CostLearner::new(CostModel::default());
+    let mut numbers = Numbers(6);
+    for step in 0..1500 {
+        let (rows, context) = (1 + (numbers.next() * 60.0) as usize, (numbers.next() * 1e5) as usize);
+        let slower = if step < 500 { 1.0 } else { 10.0 };
+        learner.observe(rows, context, slower * (1e-4 + 3e-6 * rows as f64 + 50e-9 * context as f64));
+    }
+    let CostModel { per_row, per_context } = learner.model();
+    assert!(
+        (per_context / 500e-9 - 1.0).abs() < 0.05 && (per_row / 30e-6 - 1.0).abs() < 0.3,
+        "{per_row} {per_context}"
+    );
+}
+
+/// The planner believes in rows, the truth is context: from the times of its own steps it finds that out, and levels what is true.
+#[test]
+fn a_wrong_belief_is_mended_by_the_steps_themselves() {
+    let ratios = |learn: bool| {
+        let mut ratios = Vec::new();
+        for seed in 0..20 {
+            let (mut world, mut numbers) = (World::new(config(3, 1, 30), u64::MAX), Numbers(seed));
+            world.planner.set_cost_model(CostModel { per_row: 1.0, per_context: 0.0 });
+            (0..30).for_each(|id| world.submit(id, numbers.heavy(20.0, 2000.0), 5000));
+            for round in 0..300 {
+                for m in 0..3 {
+                    let (rows, context) = (world.batches[m][0].rows, world.batches[m][0].context());
+                    if learn {
+                        world.planner.learn(rows, context, 1e-6 * (50.0 + MODEL.of(rows, context)));
+                    }
+                    world.step(m);
+                }
+                let level = level(&world, None);
+                if round >= 200 && level.can_be {
+                    ratios.push(level.ratio);
+                }
+            }
+        }
+        shares(ratios)
+    };
+    let (ignorant, learned) = (ratios(false), ratios(true));
+    println!("slowest / mean at 50, 95, 99 %: believing in rows {ignorant:.3?}, having learned {learned:.3?}");
+    assert!(ignorant[0] > 1.15, "the test would say nothing");
+    assert!(learned[2] <= 1.15, "{learned:.3?}");
+}
+
 /// Nonsense changes nothing, and where times say nothing the prior stays.
 #[test]
 fn useless_times_leave_the_prior() {
     let mut world = World::new(config(3, 1, 12), u64::MAX);
+    assert_eq!(world.planner.learned_costs(), None);
     for seconds in [f64::NAN, f64::INFINITY, 0.0, -1.0] {
         world.planner.learn(5, 100, seconds);
     }

@@ -19,6 +19,8 @@ use std::sync::Arc;
 /// Choices that are not in the graph file.
 #[derive(Clone, Default)]
 pub struct AssembleOptions {
+    /// See [`EngineParts::learn`].
+    pub learn: bool,
     /// Spans each lane keeps; 0: only sums.
     pub spans_per_lane: usize,
     /// Sees values after each task.
@@ -116,6 +118,6 @@ pub fn assemble(
         }
     }
     let widths = Widths { hidden: shape.hidden, top_k: shape.top_k };
-    let AssembleOptions { spans_per_lane, probe } = options;
-    Ok(EngineParts { graph, plan, planner, widths, devices, attention, spans_per_lane, probe })
+    let AssembleOptions { learn, spans_per_lane, probe } = options;
+    Ok(EngineParts { graph, plan, planner, widths, devices, attention, learn, spans_per_lane, probe })
 }

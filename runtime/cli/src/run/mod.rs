@@ -44,6 +44,9 @@ pub struct RunArgs {
     /// Write a trace here, in the Chrome trace event format (Perfetto opens it).
     #[arg(long, value_name = "F.json")]
     trace: Option<PathBuf>,
+    /// Level micro-batches by fixed costs instead of learning them from how long stages work: batches can be repeated then
+    #[arg(long)]
+    no_learn: bool,
     /// Output format.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -70,7 +73,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let open = |path: &Option<PathBuf>| path.as_deref().map(OutputFile::create).transpose();
     let outputs = Outputs { out: open(&args.out)?, logits: open(&args.logits)?, trace: open(&args.trace)? };
     let spans_per_lane = if outputs.trace.is_some() { trace::SPANS_PER_LANE } else { 0 };
-    let parts = session::assemble(&deployment, AssembleOptions { spans_per_lane, probe: None })?;
+    let parts = session::assemble(&deployment, AssembleOptions { learn: !args.no_learn, spans_per_lane, probe: None })?;
     let (plan, graph) = (parts.plan.clone(), parts.graph.clone());
     let openings = jobs.iter().map(|job| job.opening.clone()).collect();
     let mut console = Console::new(openings, args.format == Format::Json);
@@ -150,6 +153,9 @@ fn report_json(outcome: &Outcome, deployment: &Deployment) -> serde_json::Value 
         "duration_s": outcome.elapsed_s,
         "results": results,
         "lanes": lanes,
+        "costs": outcome.report.costs.map(|costs| serde_json::json!({
+            "row_us": costs.per_row * 1e6, "context_us": costs.per_context * 1e6,
+        })),
     })
 }
 
