@@ -102,8 +102,8 @@ pub struct EngineParts {
     pub devices: Vec<DeviceParts>,
     /// Devices that hold sequences, in the planner's order.
     pub attention: Vec<DeviceIndex>,
-    /// Whether the step planner learns what a step costs from how long stages work. Then which rows share a micro-batch depends on timing:
-    /// every sequence has the same tokens as ever, but no second run has the same batches.
+    /// Whether the step planner learns what a step costs from how long stages work. Then which rows share a micro-batch
+    /// depends on timing: every sequence has the same tokens as ever, but no second run has the same batches.
     pub learn: bool,
     /// Spans each lane keeps; 0: only sums.
     pub spans_per_lane: usize,
@@ -162,7 +162,8 @@ impl SubmitHandle {
 pub struct RunReport {
     /// By lane, in the plan's order.
     pub lanes: Vec<LaneReport>,
-    /// What a micro-batch's step was found to cost at last, all devices together, in seconds; absent if nothing was learned.
+    /// What a micro-batch's step was found to cost at last, all devices together, in seconds; absent if nothing was
+    /// learned.
     pub costs: Option<CostModel>,
 }
 

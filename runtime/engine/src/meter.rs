@@ -1,6 +1,7 @@
 //! How long the stages of a micro-batch's step worked, all lanes together: what the step planner learns costs from.
 //!
-//! It times stages from outside and knows nothing about lanes; waiting and transfers are not in it. Steady steps allocate nothing.
+//! It times stages from outside and knows nothing about lanes; waiting and transfers are not in it. Steady steps
+//! allocate nothing.
 
 use crate::stage::{Stage, StageError, TaskContext};
 use std::sync::Arc;
@@ -16,7 +17,8 @@ impl Meter {
         Self((0..micro_batches).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// Seconds of the step that has just ended, and none of it is left. Nobody works on the micro-batch between two steps.
+    /// Seconds of the step that has just ended, and none of it is left. Nobody works on the micro-batch between two
+    /// steps.
     pub(crate) fn take_s(&self, micro_batch: usize) -> f64 {
         self.0[micro_batch].swap(0, Ordering::Relaxed) as f64 * 1e-9
     }

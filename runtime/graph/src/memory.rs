@@ -127,8 +127,8 @@ fn kv_per_token(stage: &StageAt<'_>, shape: &ModelShape) -> u64 {
     layers.saturating_mul(stage.info.kv_bytes_per_token(shape, stage.spec.kv_dtype.unwrap_or_default()))
 }
 
-/// KV pages of each attention device: `limits.kv_tokens` is a limit that all of them keep together, so each has an equal number of
-/// whole pages, rounded down. 0: there is less than a page for each.
+/// KV pages of each attention device: `limits.kv_tokens` is a limit that all of them keep together, so each has an
+/// equal number of whole pages, rounded down. 0: there is less than a page for each.
 pub fn pages_per_device(limits: &Limits, attention_devices: usize) -> u64 {
     limits.kv_tokens / u64::from(limits.page_tokens.max(1)) / attention_devices.max(1) as u64
 }

@@ -45,14 +45,15 @@ const KEPT: f64 = 0.99;
 /// Weight of the model before learning against the spread of what was seen: decides only where timings leave a or b open,
 /// as when rows and context always grow together.
 const PRIOR_WEIGHT: f64 = 1e-4;
-/// From this weight of steps on, one that took longer than [`CLIP`] times what was expected counts as that: a lane that lost its core for
-/// ten milliseconds says nothing about rows. Costs that have really risen are still found, by and by.
+/// From this weight of steps on, one that took longer than [`CLIP`] times what was expected counts as that: a lane that
+/// lost its core for ten milliseconds says nothing about rows. Costs that have really risen are still found, by and by.
 const WARM: f64 = 20.0;
 /// See [`WARM`].
 const CLIP: f64 = 3.0;
 
 /// Learns a [`CostModel`] from timed steps: least squares with an intercept (what a step costs with any rows at all, such as
-/// reading the weights, is the same for every micro-batch), old steps forgotten, outliers clipped, nothing ever negative.
+/// reading the weights, is the same for every micro-batch), old steps forgotten, outliers clipped, nothing ever
+/// negative.
 #[derive(Clone, Debug)]
 pub struct CostLearner {
     prior: CostModel,

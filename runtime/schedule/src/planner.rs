@@ -132,8 +132,8 @@ impl StepPlanner {
     }
 
     /// Takes note of how long a micro-batch's step took: `seconds` of work, not of waiting, for so many rows that attended to
-    /// `context` positions in all ([`DeviceBatch::context`]). Batches are a function of what the planner is told: a run that
-    /// feeds in measured times cannot be replayed without them.
+    /// `context` positions in all ([`DeviceBatch::context`]). It counts from the next plan call on. Batches are a
+    /// function of what the planner is told: a run that feeds in measured times cannot be replayed without them.
     pub fn learn(&mut self, rows: usize, context: usize, seconds: f64) {
         self.learner.observe(rows, context, seconds);
         self.cost = self.learner.model();
@@ -183,6 +183,8 @@ impl StepPlanner {
         if let Some(index) = self.waiting.iter().position(|waiting| waiting.request.id == id) {
             self.waiting.remove(index);
             self.ids.remove(&id);
+            // Nobody need leave for it any more.
+            self.way = None;
             events.push(PlannerEvent::Finished(id, FinishReason::Cancelled));
         }
         if let Some(running) = self.find(id) {
@@ -192,8 +194,8 @@ impl StepPlanner {
     }
 
     /// Makes a running sequence give its pages back when its micro-batch is planned next, and queue again. Its answer is the
-    /// same, only later. Returns whether it will: not if it is not running, and not if it has generated no token since it was
-    /// preempted last, so that whoever asks again and again costs time and starves nobody.
+    /// same, only later. Returns whether it will: not if it is not running, and not if it has generated no token since
+    /// it was preempted last, so that whoever asks again and again costs time and starves nobody.
     pub fn preempt(&mut self, id: SequenceId) -> bool {
         let Some(running) = self.find(id).filter(|running| running.sequence.has_progressed()) else { return false };
         running.leaving = Leaving::Surely;

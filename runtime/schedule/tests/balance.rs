@@ -41,7 +41,8 @@ fn config(micro_batches: usize, devices: usize, sequences: usize) -> PlannerConf
 /// Long contexts weigh: a row costs as much as 100 positions.
 const MODEL: CostModel = CostModel { per_row: 1.0, per_context: 0.01 };
 
-/// A quarter of a chunk: what prompts of a device read together in a step of a micro-batch, whatever that does to balance.
+/// A quarter of a chunk: what prompts of a device read together in a step of a micro-batch, whatever that does to
+/// balance.
 const FLOOR: usize = 16;
 
 fn cost(group: &RowGroup, rows: usize) -> f64 {
@@ -52,8 +53,9 @@ fn cost(group: &RowGroup, rows: usize) -> f64 {
 struct Level {
     /// Slowest over mean.
     ratio: f64,
-    /// Whether the steps could be level, as far as can be seen from outside. With prompts at their floor, the slowest is less than 15 % above
-    /// the mean; or it has a member light enough to go. (Members that all weigh more than 0.14 of the mean may fit nowhere.)
+    /// Whether the steps could be level, as far as can be seen from outside. With prompts at their floor, the slowest
+    /// is less than 15 % above the mean; or it has a member light enough to go. (Members that all weigh more than 0.14
+    /// of the mean may fit nowhere.)
     can_be: bool,
 }
 
@@ -250,7 +252,8 @@ fn costs_are_learned_from_times() {
     assert!(ratio > 50e-9 / 3e-6 / 2.0 && ratio < 50e-9 / 3e-6 * 2.0, "{model:?}");
 }
 
-/// Every fiftieth step lost its core for a second: the costs are found all the same, and they are never negative on the way.
+/// Every fiftieth step lost its core for a second: the costs are found all the same, and they are never negative on the
+/// way.
 #[test]
 fn outliers_do_not_spoil_what_is_learned() {
     let mut learner = CostLearner::new(CostModel::default());
@@ -285,7 +288,8 @@ fn costs_that_rise_are_found() {
     );
 }
 
-/// The planner believes in rows, the truth is context: from the times of its own steps it finds that out, and levels what is true.
+/// The planner believes in rows, the truth is context: from the times of its own steps it finds that out, and levels
+/// what is true.
 #[test]
 fn a_wrong_belief_is_mended_by_the_steps_themselves() {
     let ratios = |learn: bool| {
@@ -312,8 +316,8 @@ fn a_wrong_belief_is_mended_by_the_steps_themselves() {
     };
     let (ignorant, learned) = (ratios(false), ratios(true));
     println!("slowest / mean at 50, 95, 99 %: believing in rows {ignorant:.3?}, having learned {learned:.3?}");
-    assert!(ignorant[0] > 1.15, "the test would say nothing");
-    assert!(learned[2] <= 1.15, "{learned:.3?}");
+    assert!(ignorant[1] > 1.2, "the test would say nothing");
+    assert!(learned[2] <= 1.1, "{learned:.3?}");
 }
 
 /// Nonsense changes nothing, and where times say nothing the prior stays.

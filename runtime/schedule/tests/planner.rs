@@ -231,7 +231,8 @@ fn no_prompt_starves() {
     }
 }
 
-/// One prompt of one token a step, always: before newcomers were put behind those that read, the long prompt never got on.
+/// One prompt of one token a step, always: before newcomers were put behind those that read, the long prompt never got
+/// on.
 #[test]
 fn a_stream_of_short_prompts_does_not_hold_a_long_one_up() {
     let config = PlannerConfig { micro_batches: 1, pages_per_device: 100, prefill_chunk: 1, ..small() };

@@ -64,8 +64,9 @@ fn stages_mut(spec: &mut DeploymentSpec) -> impl Iterator<Item = &mut StageSpec>
     })
 }
 
-/// The sizes each attention device keeps to: equal parts of the graph's limits, as the memory table counts them. Pages are rounded
-/// down, since nothing else holds their sum to `kv_tokens`; sequences and rows are rounded up, and the planner keeps their sums.
+/// The sizes each attention device keeps to: equal parts of the graph's limits, as the memory table counts them. Pages
+/// are rounded down, since nothing else holds their sum to `kv_tokens`; sequences and rows are rounded up, and the
+/// planner keeps their sums.
 pub fn planner_config(limits: &Limits, attention: usize, micro_batches: usize, shape: &ModelShape) -> PlannerConfig {
     let sequences = limits.sequences as usize;
     PlannerConfig {

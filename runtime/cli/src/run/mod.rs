@@ -44,7 +44,8 @@ pub struct RunArgs {
     /// Write a trace here, in the Chrome trace event format (Perfetto opens it).
     #[arg(long, value_name = "F.json")]
     trace: Option<PathBuf>,
-    /// Level micro-batches by fixed costs instead of learning them from how long stages work: batches can be repeated then
+    /// Level micro-batches by fixed costs instead of learning them from how long stages work: batches can be repeated
+    /// then
     #[arg(long)]
     no_learn: bool,
     /// Output format.

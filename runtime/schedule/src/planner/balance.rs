@@ -1,17 +1,19 @@
 //! Which micro-batch a sequence belongs to: all micro-batches should cost the same.
 //!
 //! A sequence has a *home*; it moves there at the plan call of the micro-batch it is in, when none of its rows is in flight.
-//! Two may swap homes: each leaves at its own micro-batch's call, and neither micro-batch is ever over a limit. Whoever has moved has rows
-//! before it moves again, so a sequence that decodes has a row at least every second round of plan calls.
+//! Two may swap homes: each leaves at its own micro-batch's call, and neither micro-batch is ever over a limit. Whoever
+//! has moved has rows before it moves again, so a sequence that decodes has a row at least every second round of plan
+//! calls.
 //!
 //! **What is levelled.** The FFN runs a micro-batch over all devices, attention runs it on each device by itself. So a
-//! micro-batch is level if it costs at most 1.15 of the mean over the micro-batches, first in total, then on each device. The
-//! sum of squares of both falls with every change of homes, which therefore come to an end. A prompt counts with its *floor*, a
-//! quarter of a chunk: that is what it reads in any case, and `rows.rs` gives it more where the step stays level.
+//! micro-batch is level if it costs at most 1.15 of the mean over the micro-batches, first in total, then on each
+//! device. The sum of squares of both falls with every change of homes among sequences that decode, so these come to an
+//! end. A prompt counts with its *floor*, a quarter of a chunk that it shares with the prompts beside it: that is what
+//! it reads in any case, and `rows.rs` gives it more where the step stays level.
 //!
-//! **Where it can be.** Homes end at most 5 % above the mean, in total, wherever moves and swaps allow it. They surely allow
-//! 15 % if the heaviest micro-batch has a member lighter than 0.14 of the mean and the lightest has room: of members all
-//! heavier than that (one alone above the mean, two for three micro-batches) no moving makes equal parts.
+//! **Where it can be.** Homes end at most 5 % above the mean, in total, wherever moves and swaps allow it. They surely
+//! allow 15 % if the heaviest micro-batch has a member lighter than 0.14 of the mean and the lightest has room: of
+//! members all heavier than that (one alone above the mean, two for three micro-batches) no moving makes equal parts.
 
 use super::StepPlanner;
 use super::sequence::{Running, Sequence};
@@ -23,7 +25,8 @@ const LEVEL_ENOUGH: f64 = 0.05;
 const WORTH_IT: f64 = 0.01;
 /// Changes of home at one plan call: the rest can wait for the next one.
 const CHANGES_PER_CALL: usize = 8;
-/// Prompts may fill a step up to this share above the mean: what they leave to 15 % is for costs that change within a round.
+/// Prompts may fill a step up to this share above the mean: what they leave to 15 % is for costs that change within a
+/// round.
 const FILL: f64 = 0.08;
 /// A prompt's floor is a chunk over this: it never stands still for the sake of balance.
 const FLOOR_PARTS: usize = 4;
@@ -109,9 +112,9 @@ impl Loads {
         self.of(&self.cost, micro_batch, None) + self.devices as f64 * part
     }
 
-    /// What prompts may bring a micro-batch up to, in all or on one device: [`FILL`] above the mean of what the micro-batches then cost,
-    /// and no less than one costs anyhow. `None` where prompts make a micro-batch too heavy even at their floor: holding
-    /// them back would only cost time.
+    /// What prompts may bring a micro-batch up to, in all or on one device: [`FILL`] above the mean of what the
+    /// micro-batches then cost, and no less than one costs anyhow. `None` where prompts make a micro-batch too heavy
+    /// even at their floor: holding them back would only cost time.
     fn cap(&self, device: Option<usize>) -> Option<f64> {
         let at = |costs: &[f64], m: usize| self.of(costs, m, device);
         let heaviest = self.heaviest(device);
@@ -198,8 +201,8 @@ impl StepPlanner {
         }
     }
 
-    /// What the prompts of `micro_batch` on `device` may cost beside its decode rows, whose cost is given on this device and
-    /// on all.
+    /// What the prompts of `micro_batch` on `device` may cost beside its decode rows, whose cost is given on this
+    /// device and on all.
     pub(super) fn prompt_cost(&self, micro_batch: usize, device: usize, decode: f64, decode_in_all: f64) -> f64 {
         let (loads, cell) = (&self.loads, self.loads.cell(micro_batch, device));
         let own = loads.cap(Some(device)).map_or(f64::INFINITY, |cap| cap - decode);
@@ -252,7 +255,8 @@ impl StepPlanner {
                 best = Some(change);
             }
         };
-        // Whoever moves waits for another plan call. It has rows in between, or it could move for ever and never have any.
+        // Whoever moves waits for another plan call. It has rows in between, or it could move for ever and never have
+        // any.
         let may_move = |(_, running): &(usize, &Running)| !running.ended && !running.fresh;
         let gives = |(_, r): &(usize, &Running)| r.home == from && heavy.device.is_none_or(|device| device == r.device);
         for (sequence, giver) in self.running.iter().enumerate().filter(may_move).filter(gives) {
@@ -271,7 +275,7 @@ impl StepPlanner {
     }
 
     /// By how much the sum of squared loads falls if `moved` goes from one micro-batch to another; `None` if that is not worth
-    /// it. The sum falls with every change, so changes come to an end.
+    /// it.
     fn gain(&self, from: usize, to: usize, device: usize, moved: f64, mean: f64) -> Option<f64> {
         let weights = 1.0 + self.config.devices as f64;
         let gap = (self.loads.pressure(from, device) - self.loads.pressure(to, device)) / weights;

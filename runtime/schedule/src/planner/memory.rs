@@ -5,10 +5,10 @@
 //! then rows of it may be in flight. Whoever lacks pages meanwhile has a *claim*, which younger ones and admissions leave alone,
 //! so the oldest running sequence of a device waits at most until every micro-batch was planned once.
 //!
-//! A sequence that queues again may find that younger ones run on, on other devices or in places it has lost. It waits for them
-//! like anyone else, until it is the oldest of all that live: then younger ones make *way* for it, one after the other at
-//! their own plan calls, until it has a place. So the oldest of all stands still for a few rounds of plan calls at most, on any number of
-//! devices, and everyone is the oldest some day: alone, every accepted sequence fits.
+//! A sequence that queues again may find that younger ones run on, on other devices or in places it has lost. It waits
+//! for them like anyone else, until it is the oldest of all that live: then younger ones make *way* for it, one after
+//! the other at their own plan calls, until it has a place. So the oldest of all stands still for a few rounds of plan
+//! calls at most, on any number of devices, and everyone is the oldest some day: alone, every accepted sequence fits.
 
 use super::StepPlanner;
 use super::sequence::{Leaving, Running, Sequence};
@@ -162,7 +162,8 @@ impl StepPlanner {
         let fits = |device: &usize| {
             let state = &self.devices[*device];
             let own = || self.running.iter().filter(|running| running.device == *device);
-            // Everyone there, the new one too, can grow by a page before someone has to leave. Nobody's wish stops the oldest.
+            // Everyone there, the new one too, can grow by a page before someone has to leave. Nobody's wish stops the
+            // oldest.
             let growing = || own().filter(|r| r.grows()).count() + usize::from(pages < next.final_pages);
             let others = if oldest { 0 } else { growing() + claims(&self.running, *device) };
             !state.free_slots.is_empty() && state.pages.free() >= pages + others
@@ -177,8 +178,8 @@ impl StepPlanner {
         oldest.is_none_or(|running| waiting.arrival < running.sequence.arrival)
     }
 
-    /// If the oldest of all waits in the queue, preempts those of `planned_now` that stand in its way. Returns whether someone
-    /// left.
+    /// If the oldest of all waits in the queue, preempts those of `planned_now` that stand in its way. Returns whether
+    /// someone left.
     fn make_way(&mut self, planned_now: usize) -> bool {
         let Some(next) = self.waiting.front().filter(|next| self.is_oldest(next)) else {
             self.way = None;
@@ -199,8 +200,8 @@ impl StepPlanner {
         now.inspect(|index| self.preempt_now(*index)).is_some()
     }
 
-    /// Who must leave for a sequence with `pages` to have a place on `device`: its youngest, as many as it takes; and if it has
-    /// none left, but the others fill a limit that all devices share, the youngest of them.
+    /// Who must leave for a sequence with `pages` to have a place on `device`: its youngest, as many as it takes; and
+    /// if it has none left, but the others fill a limit that all devices share, the youngest of them.
     fn in_the_way(&self, device: usize, pages: usize) -> Vec<usize> {
         let config = &self.config;
         let goes = |r: &Running| r.ended || r.leaving == Leaving::Surely;

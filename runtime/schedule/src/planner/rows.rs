@@ -2,9 +2,9 @@
 //!
 //! Prompts get what is left. While any sequence of the run decodes, all prompts of a device together have at most
 //! `prefill_chunk` rows in a step of a micro-batch, so that a decode step is never longer than one chunk makes it, however many
-//! prompts arrive. And they fill a micro-batch only as far as it stays level with the others, but for a floor of a quarter of a
-//! chunk. The prompts of a micro-batch share these rows evenly; with more prompts than rows, those that waited longest
-//! come first.
+//! prompts arrive. And they fill a micro-batch only as far as it stays level with the others, but for a floor of a
+//! quarter of a chunk. The prompts of a micro-batch share these rows evenly; with more prompts than rows, those that
+//! waited longest come first.
 
 use super::StepPlanner;
 use super::memory::Growth;

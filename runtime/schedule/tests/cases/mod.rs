@@ -1,4 +1,5 @@
-//! How many cases a property test draws, and from which seed: the same ones every time unless the environment says otherwise.
+//! How many cases a property test draws, and from which seed: the same ones every time unless the environment says
+//! otherwise.
 
 use proptest::test_runner::{Config, RngSeed};
 

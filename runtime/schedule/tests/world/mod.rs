@@ -253,8 +253,8 @@ impl World {
         }
     }
 
-    /// Whoever was submitted first of all that live never waits for long, once it has run: not for pages, not in the queue, not
-    /// for others' prompts, and not for someone who preempts it again and again.
+    /// Whoever was submitted first of all that live never waits for long, once it has run: not for pages, not in the
+    /// queue, not for others' prompts, and not for someone who preempts it again and again.
     fn check_oldest(&mut self) {
         let living = self.seen.iter().filter(|(_, seen)| seen.finished.is_none());
         let oldest = living.min_by_key(|(_, seen)| seen.order).filter(|(_, seen)| seen.admitted);
