@@ -9,7 +9,8 @@
 //! micro-batch is level if it costs at most 1.15 of the mean over the micro-batches, first in total, then on each
 //! device. The sum of squares of both falls with every change of homes among sequences that decode, so these come to an
 //! end. A prompt counts with its *floor*, a quarter of a chunk that it shares with the prompts beside it: that is what
-//! it reads in any case, and `rows.rs` gives it more where the step stays level.
+//! it reads in any case, and `rows.rs` gives it more where the step stays level. Where prompts at their floor are most
+//! of the work, they have whole chunks.
 //!
 //! **Where it can be.** Homes end at most 5 % above the mean, in total, wherever moves and swaps allow it. They surely
 //! allow 15 % if the heaviest micro-batch has a member lighter than 0.14 of the mean and the lightest has room: of
@@ -27,7 +28,10 @@ const WORTH_IT: f64 = 0.01;
 const CHANGES_PER_CALL: usize = 8;
 /// Prompts may fill a step up to this share above the mean: what they leave to 15 % is for costs that change within a
 /// round.
-const FILL: f64 = 0.08;
+const FILL: f64 = 0.05;
+/// Where prompts at their floor are more than this share of all cost, reading is the work: holding them back for the
+/// few who decode would only cost time.
+const MOSTLY_PROMPTS: f64 = 0.5;
 /// A prompt's floor is a chunk over this: it never stands still for the sake of balance.
 const FLOOR_PARTS: usize = 4;
 
@@ -37,6 +41,8 @@ pub(super) struct Loads {
     devices: usize,
     /// With prompts at their floor.
     cost: Vec<f64>,
+    /// Of that, the prompts.
+    reading: Vec<f64>,
     /// With as many prompt rows as limits allow.
     full: Vec<f64>,
     members: Vec<usize>,
@@ -61,8 +67,8 @@ struct Heavy {
 impl Loads {
     pub(super) fn new(micro_batches: usize, devices: usize) -> Self {
         let cells = micro_batches * devices;
-        let (cost, full) = (vec![0.0; cells], vec![0.0; cells]);
-        Self { devices, cost, full, members: vec![0; cells], prompts: vec![0; cells] }
+        let [cost, reading, full] = std::array::from_fn(|_| vec![0.0; cells]);
+        Self { devices, cost, reading, full, members: vec![0; cells], prompts: vec![0; cells] }
     }
 
     fn cell(&self, micro_batch: usize, device: usize) -> usize {
@@ -113,17 +119,12 @@ impl Loads {
     }
 
     /// What prompts may bring a micro-batch up to, in all or on one device: [`FILL`] above the mean of what the
-    /// micro-batches then cost, and no less than one costs anyhow. `None` where prompts make a micro-batch too heavy
-    /// even at their floor: holding them back would only cost time.
+    /// micro-batches then cost, and no less than one costs anyhow. `None` where prompts may have whole chunks.
     fn cap(&self, device: Option<usize>) -> Option<f64> {
         let at = |costs: &[f64], m: usize| self.of(costs, m, device);
-        let heaviest = self.heaviest(device);
-        let (floor, mean) = (at(&self.cost, heaviest), self.mean(device));
-        let prompts: usize = match device {
-            Some(device) => self.prompts[self.cell(heaviest, device)],
-            None => self.prompts[self.cells(heaviest)].iter().sum(),
-        };
-        if prompts > 0 && floor > mean * (1.0 + FILL) {
+        let floor = at(&self.cost, self.heaviest(device));
+        let sum = |costs: &[f64]| self.micro_batches().map(|m| at(costs, m)).sum::<f64>();
+        if sum(&self.reading) > MOSTLY_PROMPTS * sum(&self.cost) {
             return None;
         }
         let count = self.micro_batches().len() as f64;
@@ -149,6 +150,7 @@ impl StepPlanner {
     pub(super) fn count_loads(&mut self) {
         let Self { loads, running, .. } = self;
         loads.cost.fill(0.0);
+        loads.reading.fill(0.0);
         loads.full.fill(0.0);
         loads.members.fill(0);
         loads.prompts.fill(0);
@@ -167,6 +169,7 @@ impl StepPlanner {
             let cell = self.loads.cell(running.home, running.device);
             let rows = most.div_ceil(self.loads.prompts[cell].max(1)).min(self.config.prefill_chunk);
             let (cost, full) = (self.weight(running), self.weight_with(running, rows));
+            self.loads.reading[cell] += if running.prefilling() { cost } else { 0.0 };
             self.loads.cost[cell] += cost;
             self.loads.full[cell] += full;
         }
@@ -262,24 +265,30 @@ impl StepPlanner {
         for (sequence, giver) in self.running.iter().enumerate().filter(may_move).filter(gives) {
             let (given, device) = (self.weight(giver), giver.device);
             for to in (0..self.config.micro_batches).filter(|to| *to != from && self.rows_room(*to, device)) {
-                let gain = self.gain(from, to, device, given, mean);
+                let gain = self.gain(heavy, to, device, given, mean);
                 consider(gain.map(|gain| Change { gain, sequence, to, back: None }));
             }
             let others = self.running.iter().enumerate().filter(may_move);
             for (back, taker) in others.filter(|(_, r)| r.home != from && r.device == device) {
-                let gain = self.gain(from, taker.home, device, given - self.weight(taker), mean);
+                let gain = self.gain(heavy, taker.home, device, given - self.weight(taker), mean);
                 consider(gain.map(|gain| Change { gain, sequence, to: taker.home, back: Some(back) }));
             }
         }
         best
     }
 
-    /// By how much the sum of squared loads falls if `moved` goes from one micro-batch to another; `None` if that is not worth
-    /// it.
-    fn gain(&self, from: usize, to: usize, device: usize, moved: f64, mean: f64) -> Option<f64> {
+    /// By how much the sum of squared loads falls if `moved` leaves a heavy micro-batch; `None` if that is not worth
+    /// it. What is done for the total must better the total; what is done for a device must leave the total level.
+    fn gain(&self, heavy: Heavy, to: usize, device: usize, moved: f64, mean: f64) -> Option<f64> {
+        let (loads, from) = (&self.loads, heavy.micro_batch);
         let weights = 1.0 + self.config.devices as f64;
-        let gap = (self.loads.pressure(from, device) - self.loads.pressure(to, device)) / weights;
-        let bettered = moved.min(gap - moved);
+        let gap = (loads.pressure(from, device) - loads.pressure(to, device)) / weights;
+        let (total, total_to) = (loads.of(&loads.cost, from, None), loads.of(&loads.cost, to, None));
+        let bettered = match heavy.device {
+            None => moved.min(total - total_to - moved),
+            Some(_) if total_to + moved > mean * (1.0 + LEVEL_ENOUGH) => return None,
+            Some(_) => moved.min(gap - moved),
+        };
         (bettered > WORTH_IT * mean).then_some(moved * (gap - moved))
     }
 
