@@ -62,14 +62,15 @@ pub struct CostLearner {
     weight: f64,
     /// Means of rows, context, seconds.
     mean: [f64; 3],
-    /// Weighted sums of products of deviations: rows², rows × context, context², rows × seconds, context × seconds.
-    spread: [f64; 5],
+    /// Weighted sums of products of deviations: rows², rows × context, context², rows × seconds, context × seconds,
+    /// seconds².
+    spread: [f64; 6],
 }
 
 impl CostLearner {
     /// Knows `prior`, in any unit, and nothing else.
     pub fn new(prior: CostModel) -> Self {
-        Self { prior, model: prior, weight: 0.0, mean: [0.0; 3], spread: [0.0; 5] }
+        Self { prior, model: prior, weight: 0.0, mean: [0.0; 3], spread: [0.0; 6] }
     }
 
     /// The model that fits what was seen, in seconds; before anything was, the prior.
@@ -96,7 +97,7 @@ impl CostLearner {
             *mean += deviation / self.weight;
         }
         let share = kept / self.weight;
-        for (sum, product) in self.spread.iter_mut().zip([r * r, r * c, c * c, r * s, c * s]) {
+        for (sum, product) in self.spread.iter_mut().zip([r * r, r * c, c * c, r * s, c * s, s * s]) {
             *sum = *sum * KEPT + product * share;
         }
         self.model = self.fit();
@@ -110,26 +111,37 @@ impl CostLearner {
         if self.weight < WARM { seconds } else { seconds.min(CLIP * expected.max(mean_seconds / 2.0)) }
     }
 
-    /// None of it negative; the prior decides what timings leave open.
+    /// None of it negative; the prior decides what timings leave open. How much that is shows in the first fit's
+    /// residue: the noisier and the fewer the timings, the nearer the second one keeps to the prior, which counts as
+    /// uncertain by its own size.
     fn fit(&self) -> CostModel {
         let [rows, context, seconds] = self.mean;
         let unit = seconds / (self.prior.per_row * rows + self.prior.per_context * context);
-        let (a0, b0) = (self.prior.per_row * unit, self.prior.per_context * unit);
-        let (pull_a, pull_b) = (PRIOR_WEIGHT * rows * rows, PRIOR_WEIGHT * context * context);
-        let [rr, rc, cc, rs, cs] = self.spread.map(|sum| sum / self.weight);
-        let (aa, bb) = (rr + pull_a, cc + pull_b);
-        let (right_a, right_b) = (rs + pull_a * a0, cs + pull_b * b0);
+        let expected = [self.prior.per_row * unit, self.prior.per_context * unit];
+        let least = [PRIOR_WEIGHT * rows * rows, PRIOR_WEIGHT * context * context];
+        let [a, b] = self.least_squares(expected, least);
+        let [.., rs, cs, ss] = self.spread.map(|sum| sum / self.weight);
+        let noise = (ss - a * rs - b * cs).max(0.0) / self.weight;
+        let pull = |i: usize| least[i] + if expected[i] > 0.0 { noise / (expected[i] * expected[i]) } else { 0.0 };
+        let [a, b] = self.least_squares(expected, [pull(0), pull(1)]);
+        let sound = a.is_finite() && b.is_finite() && a + b > 0.0;
+        if sound { CostModel { per_row: a, per_context: b } } else { self.prior }
+    }
+
+    /// Costs of a row and of a position that fit best, each pulled towards what is expected; none negative.
+    fn least_squares(&self, expected: [f64; 2], pull: [f64; 2]) -> [f64; 2] {
+        let [rr, rc, cc, rs, cs, _] = self.spread.map(|sum| sum / self.weight);
+        let (aa, bb) = (rr + pull[0], cc + pull[1]);
+        let (right_a, right_b) = (rs + pull[0] * expected[0], cs + pull[1] * expected[1]);
         let determinant = aa * bb - rc * rc;
         let (a, b) = ((right_a * bb - right_b * rc) / determinant, (right_b * aa - right_a * rc) / determinant);
-        let fitted = if a.is_finite() && b.is_finite() && a >= 0.0 && b >= 0.0 {
-            (a, b)
+        if a.is_finite() && b.is_finite() && a >= 0.0 && b >= 0.0 {
+            [a, b]
         } else if b.is_finite() && b > 0.0 {
             // Noise made one of the two negative: without it, the other explains everything.
-            (0.0, (right_b / bb).max(0.0))
+            [0.0, (right_b / bb).max(0.0)]
         } else {
-            ((right_a / aa).max(0.0), 0.0)
-        };
-        let sound = fitted.0.is_finite() && fitted.1.is_finite() && fitted.0 + fitted.1 > 0.0;
-        if sound { CostModel { per_row: fitted.0, per_context: fitted.1 } } else { self.prior }
+            [(right_a / aa).max(0.0), 0.0]
+        }
     }
 }

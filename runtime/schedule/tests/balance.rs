@@ -284,6 +284,22 @@ fn outliers_do_not_spoil_what_is_learned() {
     assert!((model.per_context / 50e-9 - 1.0).abs() < 0.2, "{model:?}");
 }
 
+/// Times that are nearly all noise say little of what a position costs: it stays near the prior, and does not come out
+/// as nothing.
+#[test]
+fn noise_leaves_the_prior() {
+    let prior = CostModel::default();
+    for seed in 0..20 {
+        let (mut learner, mut numbers) = (CostLearner::new(prior), Numbers(seed));
+        for step in 0..200 {
+            learner.observe(1, 20 + step, 1e-3 * (0.5 + numbers.next()));
+        }
+        let CostModel { per_row, per_context } = learner.model();
+        let ratio = per_context / per_row / (prior.per_context / prior.per_row);
+        assert!((0.3..3.0).contains(&ratio), "seed {seed}: {ratio} of the prior's");
+    }
+}
+
 /// A machine becomes ten times slower: clipping delays that, and does not hide it.
 #[test]
 fn costs_that_rise_are_found() {
