@@ -8,10 +8,11 @@ mod support;
 use rally::engine::RunEvent;
 use rally::engine::schedule::batch::{SequenceRequest, TokenDetail};
 use rally::stages::checkpoint::RandomWeights;
+use rally::stages::deployment::AssembleOptions;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
 use std::time::Duration;
-use support::{Ask, Layout, request, small_shape, start};
+use support::{Ask, Layout, request, small_shape, start_with};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -22,8 +23,10 @@ const TOKENS_EACH: usize = 400;
 const WARM_TOKENS: usize = SEQUENCES * 100;
 const COUNTED_TOKENS: usize = SEQUENCES * 200;
 
-fn allocations(layout: &Layout) -> usize {
-    let engine = start(&layout.spec(), &small_shape(), &RandomWeights::new(3, small_shape().weight_format), None);
+fn allocations(layout: &Layout, learn: bool) -> usize {
+    let weights = RandomWeights::new(3, small_shape().weight_format);
+    let options = AssembleOptions { learn, ..AssembleOptions::default() };
+    let engine = start_with(&layout.spec(), &small_shape(), &weights, options);
     let asks = (0..SEQUENCES as u32).map(|id| Ask::greedy(&[id; 20], TOKENS_EACH));
     let requests = asks.enumerate().map(|(id, ask)| {
         let detail = TokenDetail { logprobs: None, logits: false };
@@ -50,10 +53,11 @@ fn allocations(layout: &Layout) -> usize {
 
 #[test]
 fn a_steady_step_allocates_nothing() {
+    // The split layout learns costs, the other does not.
     for (policy, split, micro_batches) in [("sequential", false, 1), ("ping_pong", true, 3)] {
         for dtype in ["f32", "fp8_e4m3"] {
             let layout = Layout { policy, split, micro_batches, a2f: dtype, kv: dtype, ..Layout::default() };
-            let counted = allocations(&layout);
+            let counted = allocations(&layout, split);
             println!("{policy}:{micro_batches} {dtype}: {counted} allocations for {COUNTED_TOKENS} tokens");
             assert_eq!(counted, 0, "{layout:?}: allocations for {COUNTED_TOKENS} tokens");
         }

@@ -436,4 +436,8 @@ fn json_is_one_object_on_stdout() {
     let result = object(&arguments);
     assert_eq!(result["results"][0]["id"], 7);
     assert_eq!(result["results"][0]["completion_tokens"], 2);
+    assert!(["row_us", "context_us"].iter().all(|key| result["costs"][key].as_f64().is_some_and(|cost| cost >= 0.0)));
+    let fixed = object(&[arguments.as_slice(), &["--no-learn"]].concat());
+    assert_eq!(fixed["costs"], Value::Null);
+    assert_eq!(fixed["results"][0]["token_ids"], result["results"][0]["token_ids"]);
 }

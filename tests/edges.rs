@@ -3,7 +3,7 @@
 mod support;
 
 use rally::engine::RunEvent;
-use rally::engine::schedule::planner::FinishReason;
+use rally::engine::schedule::planner::{FinishReason, SubmitError};
 use rally::graph::model::ModelShape;
 use rally::stages::checkpoint::RandomWeights;
 use std::time::Duration;
@@ -44,12 +44,15 @@ fn the_longest_prompt_gets_its_one_token() {
     assert_eq!(run(&narrow(), &shape, &asks), wide);
 }
 
-/// 100 tokens of KV are two pages of 64, as the memory table counts them, not one.
+/// 191 tokens of KV are two pages of 64, as the memory table counts them, not three: the limit holds to the token.
 #[test]
-fn kv_that_fits_the_limit_fits_the_pages() {
-    let layout = Layout { kv_tokens: 100, page_tokens: 64, ..Layout::default() };
-    let got = run(&layout, &small_shape(), &[Ask::greedy(&prompt(90), 11)]);
-    assert_eq!(got[0].tokens.len(), 11);
+fn kv_holds_the_whole_pages_of_its_limit() {
+    let layout = Layout { kv_tokens: 191, page_tokens: 64, ..Layout::default() };
+    let got = run(&layout, &small_shape(), &[Ask::greedy(&prompt(120), 9)]);
+    assert_eq!(got[0].tokens.len(), 9);
+    let engine = start(&layout.spec(), &small_shape(), &weights(), None);
+    let refused = engine.submit([request(0, &Ask::greedy(&prompt(120), 10))]);
+    assert_eq!(refused, Err(SubmitError::NeverFits { tokens: 129, capacity: 128 }));
 }
 
 #[test]

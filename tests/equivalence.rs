@@ -58,7 +58,7 @@ prop_compose! {
         let router_on_ffn = router_on_ffn && split;
         Layout {
             split, attention, rounds, router_on_ffn, policy, micro_batches, prefill_chunk, rows, page_tokens, cores, sequences,
-            kv_tokens: kv_tokens_per_device * attention,
+            kv_tokens: kv_tokens_per_device.next_multiple_of(page_tokens) * attention,
             ..Layout::default()
         }
     }

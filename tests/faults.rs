@@ -7,10 +7,10 @@
 mod support;
 
 use proptest::prelude::*;
+use rally::engine::exchange::ExchangeSize;
 use rally::engine::schedule::batch::DeviceBatch;
 use rally::engine::schedule::planner::SubmitError;
 use rally::engine::stage::{Probe, Stage, StageError, TaskContext};
-use rally::engine::exchange::ExchangeSize;
 use rally::engine::values::Values;
 use rally::engine::{Engine, EngineError, EngineParts, RunEvent};
 use rally::stages::checkpoint::RandomWeights;

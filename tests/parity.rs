@@ -211,7 +211,8 @@ impl Setup {
         }
         let attention = graph.devices_of_role(Role::Embed);
         let (planner, widths) = (self.planner, Widths { hidden: 4, top_k: 1 });
-        EngineParts { graph, plan, planner, widths, devices, attention, spans_per_lane: 1 << 16, probe: None }
+        let (learn, spans_per_lane) = (false, 1 << 16);
+        EngineParts { graph, plan, planner, widths, devices, attention, learn, spans_per_lane, probe: None }
     }
 }
 

@@ -55,7 +55,7 @@ fn check(parts: [f32; 4], f2a: &'static str, want: f32) {
             }),
         );
         let sums = Arc::new(Sums::default());
-        let options = AssembleOptions { spans_per_lane: 0, probe: Some(sums.clone()) };
+        let options = AssembleOptions { probe: Some(sums.clone()), ..AssembleOptions::default() };
         let schedule = Schedule::from_spec(&spec.schedule).expect("the policy runs");
         let weights = RandomWeights::new(3, shape.weight_format);
         let parts = assemble(&spec, graph, &shape, &weights, &schedule, &registry, options);

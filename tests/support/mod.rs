@@ -87,6 +87,16 @@ pub fn start(
     Engine::start(parts(spec, shape, weights, probe)).expect("threads can be had")
 }
 
+/// The same, with choices that are not in the graph.
+pub fn start_with(
+    spec: &DeploymentSpec,
+    shape: &ModelShape,
+    weights: &dyn WeightSource,
+    options: AssembleOptions,
+) -> Engine {
+    Engine::start(parts_with(spec, shape, weights, options)).expect("threads can be had")
+}
+
 /// What a run is made of.
 pub fn parts(
     spec: &DeploymentSpec,
@@ -94,8 +104,16 @@ pub fn parts(
     weights: &dyn WeightSource,
     probe: Option<Arc<dyn Probe>>,
 ) -> EngineParts {
+    parts_with(spec, shape, weights, AssembleOptions { probe, ..AssembleOptions::default() })
+}
+
+fn parts_with(
+    spec: &DeploymentSpec,
+    shape: &ModelShape,
+    weights: &dyn WeightSource,
+    options: AssembleOptions,
+) -> EngineParts {
     let schedule = Schedule::from_spec(&spec.schedule).expect("tests use policies that run");
-    let options = AssembleOptions { spans_per_lane: 0, probe };
     let graph = StageGraph::build(spec, shape, KindRegistry::shared()).expect("the graph unrolls");
     let parts = assemble(spec, graph, shape, weights, &schedule, &StageRegistry::builtin(), options);
     parts.unwrap_or_else(|error| panic!("{error}"))

@@ -8,9 +8,11 @@ use crate::figures::RunFigures;
 use crate::outbox::Outbox;
 use crate::primitives::{Condvar, Mutex, MutexGuard};
 use crate::stage::Sample;
+use crate::step_work::StepWork;
 use crate::sync::LaneSync;
 use rally_graph::plan::Plan;
 use rally_schedule::batch::{DeviceBatch, SequenceId, SequenceRequest};
+use rally_schedule::cost::CostModel;
 use rally_schedule::planner::{FinishReason, PlannerEvent, StepPlanner, SubmitError};
 use rally_schedule::span::{CounterSample, Ring};
 use std::sync::{Arc, PoisonError};
@@ -43,6 +45,8 @@ pub enum RunEvent {
 struct MicroBatchState {
     batches: Vec<DeviceBatch>,
     samples: Vec<Sample>,
+    /// Rows of this step, and what they attend to, where costs are learned.
+    load: (usize, usize),
     /// Exit tasks of this step that are done.
     arrived: usize,
 }
@@ -62,11 +66,26 @@ pub(crate) struct Control {
     changed: Condvar,
     micro_batches: Vec<Mutex<MicroBatchState>>,
     exits: usize,
+    /// Present if costs are learned.
+    work: Option<Arc<StepWork>>,
     sync: Arc<LaneSync>,
     events: Outbox,
     /// Times count from here.
     origin: Instant,
     figures: Arc<RunFigures>,
+}
+
+/// What a run's control works with.
+pub(crate) struct Surroundings {
+    pub(crate) sync: Arc<LaneSync>,
+    pub(crate) events: Outbox,
+    /// Times count from here.
+    pub(crate) origin: Instant,
+    /// Counter samples that are kept; 0: none.
+    pub(crate) counters: usize,
+    pub(crate) figures: Arc<RunFigures>,
+    /// Present if costs are learned.
+    pub(crate) work: Option<Arc<StepWork>>,
 }
 
 /// A lane that panicked while it held a lock has already aborted the run; the data is only looked at to shut down.
@@ -75,22 +94,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Control {
-    /// `counters`: how many counter samples are kept; 0: none.
-    pub(crate) fn new(
-        planner: StepPlanner,
-        plan: &Plan,
-        sync: Arc<LaneSync>,
-        events: Outbox,
-        origin: Instant,
-        counters: usize,
-        figures: Arc<RunFigures>,
-    ) -> Self {
+    pub(crate) fn new(planner: StepPlanner, plan: &Plan, surroundings: Surroundings) -> Self {
+        let Surroundings { sync, events, origin, counters, figures, work } = surroundings;
         let config = *planner.config();
         let exits = plan.table.exits.len();
         let micro_batch = |m: usize| MicroBatchState {
             batches: vec![DeviceBatch::default(); config.devices],
             // A sequence is sampled at most once a step.
             samples: Vec::with_capacity(config.sequences.min(config.rows_per_device * config.devices)),
+            load: (0, 0),
             arrived: plan.exits_at_start(m),
         };
         Self {
@@ -103,6 +115,7 @@ impl Control {
             }),
             changed: Condvar::new(),
             exits,
+            work,
             sync,
             events,
             origin,
@@ -131,12 +144,16 @@ impl Control {
         self.changed.notify_all();
     }
 
-    pub(crate) fn preempt(&self, id: SequenceId) {
-        lock(&self.state).planner.preempt(id);
+    pub(crate) fn preempt(&self, id: SequenceId) -> bool {
+        lock(&self.state).planner.preempt(id)
     }
 
     pub(crate) fn preemptions(&self) -> u64 {
         lock(&self.state).planner.preemptions()
+    }
+
+    pub(crate) fn learned_costs(&self) -> Option<CostModel> {
+        lock(&self.state).planner.learned_costs()
     }
 
     pub(crate) fn free_pages(&self) -> usize {
@@ -189,10 +206,18 @@ impl Control {
             return None;
         }
         micro_batch_state.arrived = 0;
-        let MicroBatchState { batches, samples, .. } = &mut *micro_batch_state;
-        let (mut state, idle_from_ns) = self.await_work(self.observe(samples), cycle);
+        let MicroBatchState { batches, samples, load, .. } = &mut *micro_batch_state;
+        let mut state = self.observe(samples);
+        if let Some(work) = &self.work {
+            state.planner.learn(load.0, load.1, work.take_s(micro_batch));
+        }
+        let (mut state, idle_from_ns) = self.await_work(state, cycle);
         let State { planner, planner_events, counters, .. } = &mut *state;
         planner.plan(micro_batch, batches, planner_events);
+        if self.work.is_some() {
+            let sum = |of: fn(&DeviceBatch) -> usize| batches.iter().map(of).sum();
+            *load = (sum(|batch| batch.rows), sum(DeviceBatch::context));
+        }
         self.figures.planned(planner, batches);
         if counters.is_on() {
             counters.push(planner.sample(self.now_ns(), micro_batch, batches));
@@ -243,5 +268,41 @@ impl Control {
             };
             self.events.send(event);
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::outbox::{Inbox, outbox};
+    use crate::toy::{Setup, policy, request};
+
+    fn control() -> (Arc<Control>, Inbox) {
+        let parts = Setup { split: false, ..Setup::simple(policy(false), 1) }.parts();
+        let (events, inbox) = outbox(parts.planner.sequences).expect("a thread can be had");
+        let planner = StepPlanner::new(parts.planner);
+        let origin = Instant::now();
+        let figures = Arc::new(RunFigures::new(origin, &parts.plan, &parts.graph, &planner, &[0]));
+        let sync = Arc::new(LaneSync::new(1, false));
+        let surroundings = Surroundings { sync, events, origin, counters: 0, figures, work: None };
+        (Arc::new(Control::new(planner, &parts.plan, surroundings)), inbox)
+    }
+
+    /// Nothing that a stage does can bring a lane down while it plans; should our own code, then everyone else still gets through.
+    #[test]
+    fn a_panic_under_the_planners_lock_locks_nobody_out() {
+        let (control, inbox) = control();
+        let broken = Arc::clone(&control);
+        let panicked = std::thread::spawn(move || {
+            let _state = lock(&broken.state);
+            panic!("asked for");
+        });
+        assert!(panicked.join().is_err());
+        control.submit([request(0, &[1], 1)]).expect("the planner is still there");
+        control.cancel(0);
+        control.fail(EngineError::EndedEarly);
+        assert_eq!(control.submit([request(1, &[1], 1)]), Err(SubmitError::Closed));
+        assert!(matches!(inbox.events.recv(), Ok(RunEvent::Finished(0, FinishReason::Cancelled, _))));
+        assert!(matches!(inbox.events.recv(), Ok(RunEvent::Failed(EngineError::EndedEarly))));
     }
 }

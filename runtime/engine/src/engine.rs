@@ -1,12 +1,13 @@
 //! A run: lanes, slots and planner put together, started, fed, ended.
 
-use crate::control::{Control, RunEvent};
+use crate::control::{Control, RunEvent, Surroundings};
 use crate::figures::{LaneMeter, RunFigures, counts_routing};
 use crate::lane::{Lane, Position, stand_apart};
 use crate::outbox::{Inbox, outbox};
 use crate::slot::{Header, SlotError};
 use crate::span::{CounterSample, LaneReport, Recorder};
 use crate::stage::{Probe, Stage, StageError};
+use crate::step_work::StepWork;
 use crate::sync::LaneSync;
 use crate::transfer::Scratch;
 use crate::values::Values;
@@ -14,11 +15,12 @@ pub use crate::values::Widths;
 use crate::wiring::Wiring;
 use crossbeam::channel::Receiver;
 use rally_graph::kinds::Role;
-use rally_graph::plan::{Plan, TaskRole};
+use rally_graph::plan::{Plan, PlannedTask, TaskRole};
 use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::{DeviceIndex, StageGraph, StageIndex};
 use rally_kernels::team::Team;
 use rally_schedule::batch::{DeviceBatch, SequenceId, SequenceRequest};
+use rally_schedule::cost::CostModel;
 use rally_schedule::planner::{PlannerConfig, StepPlanner, SubmitError};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -102,6 +104,9 @@ pub struct EngineParts {
     pub devices: Vec<DeviceParts>,
     /// Devices that hold sequences, in the planner's order.
     pub attention: Vec<DeviceIndex>,
+    /// Whether the step planner learns what a step costs from how long stages work. Then which rows share a micro-batch
+    /// depends on timing: every sequence has the same tokens as ever, but no second run has the same batches.
+    pub learn: bool,
     /// Spans each lane keeps; 0: only sums.
     pub spans_per_lane: usize,
     /// Sees values after each task.
@@ -133,9 +138,10 @@ impl SubmitHandle {
     }
 
     /// Makes a running sequence give its pages back after the step in flight and queue again, in front. Its answer is the same,
-    /// only later. Does nothing to one that is not running.
-    pub fn preempt(&self, id: SequenceId) {
-        self.0.preempt(id);
+    /// only later. Returns whether it will: not if it is not running, and not if it has generated no token since it was
+    /// preempted last.
+    pub fn preempt(&self, id: SequenceId) -> bool {
+        self.0.preempt(id)
     }
 
     /// How often a sequence had to give its pages back, for want of pages or because someone asked.
@@ -155,7 +161,7 @@ impl SubmitHandle {
 }
 
 /// What a run leaves behind.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RunReport {
     /// By lane, in the plan's order.
     pub lanes: Vec<LaneReport>,
@@ -163,6 +169,9 @@ pub struct RunReport {
     pub counters: Vec<CounterSample>,
     /// Samples that fell out of the ring.
     pub dropped_counters: u64,
+    /// What a micro-batch's step was found to cost at last, all devices together, in seconds; absent if nothing was
+    /// learned.
+    pub costs: Option<CostModel>,
 }
 
 /// Most counter samples a run keeps: 2 MB.
@@ -175,19 +184,30 @@ impl Engine {
         let (outbox, inbox) = outbox(parts.planner.sequences)
             .map_err(|error| EngineError::Thread { lane: "events".into(), message: error.to_string() })?;
         let planner = StepPlanner::new(parts.planner);
+        let work = parts.learn.then(|| Arc::new(StepWork::new(parts.plan.micro_batches)));
         let started = Instant::now();
         // A micro-batch's step has several spans on every lane and one sample, so this many reach back further than the spans.
         let counters = parts.spans_per_lane.min(MOST_COUNTERS);
         let experts = experts_by_lane(&parts);
         let figures = Arc::new(RunFigures::new(started, &parts.plan, &parts.graph, &planner, &experts));
-        let control = Control::new(planner, &parts.plan, Arc::clone(&sync), outbox, started, counters, figures.clone());
+        let surroundings = Surroundings {
+            sync: Arc::clone(&sync),
+            events: outbox,
+            origin: started,
+            counters,
+            figures: Arc::clone(&figures),
+            work: work.clone(),
+        };
+        let control = Control::new(planner, &parts.plan, surroundings);
         let control = Arc::new(control);
         let (graph, attention) = (Arc::clone(&parts.graph), parts.attention.clone());
+        let shared = Shared { sync, control, started, figures, work };
         let mut wiring = Wiring::new(&graph, &attention, parts.planner.rows_per_device, parts.widths);
         let mut ready = Vec::new();
         for index in 0..parts.plan.lanes.len() {
-            ready.push(build_lane(&mut parts, index, &sync, &control, started, &mut wiring, &figures)?);
+            ready.push(build_lane(&mut parts, index, &shared, &mut wiring)?);
         }
+        let Shared { control, figures, .. } = shared;
         // Dropped on the way out, it ends and joins the lanes that have started.
         let mut engine = Self { control, lanes: Vec::new(), inbox, started, figures };
         for lane in ready {
@@ -257,7 +277,7 @@ impl Engine {
     pub fn join(mut self) -> RunReport {
         let lanes = self.lanes.drain(..).map(|lane| lane.join().unwrap_or_default()).collect();
         let (counters, dropped_counters) = self.control.take_counters();
-        RunReport { lanes, counters, dropped_counters }
+        RunReport { lanes, counters, dropped_counters, costs: self.control.learned_costs() }
     }
 }
 
@@ -282,14 +302,20 @@ fn experts_by_lane(parts: &EngineParts) -> Vec<usize> {
     parts.plan.lanes.iter().map(|lane| of_device(lane.device).unwrap_or(0)).collect()
 }
 
+/// What all lanes of a run have in common.
+struct Shared {
+    sync: Arc<LaneSync>,
+    control: Arc<Control>,
+    started: Instant,
+    figures: Arc<RunFigures>,
+    work: Option<Arc<StepWork>>,
+}
+
 fn build_lane(
     parts: &mut EngineParts,
     index: usize,
-    sync: &Arc<LaneSync>,
-    control: &Arc<Control>,
-    started: Instant,
+    shared: &Shared,
     wiring: &mut Wiring<'_>,
-    figures: &Arc<RunFigures>,
 ) -> Result<Lane, EngineError> {
     let planned = &parts.plan.lanes[index];
     let device = planned.device;
@@ -303,26 +329,8 @@ fn build_lane(
     for (stage, work) in parts.devices[device].stages.drain() {
         stages[stage] = Some(work);
     }
-    let mut positions = Vec::with_capacity(planned.tasks.len());
-    for task in &planned.tasks {
-        let template = &parts.plan.table.tasks[task.task];
-        let work = stages[template.stage].as_ref();
-        if template.role == TaskRole::Compute && work.is_none() {
-            let stage = parts.graph.stages[template.stage].id.clone();
-            return Err(EngineError::MissingStage { device: parts.graph.devices[device].name.clone(), stage });
-        }
-        let sizes = work.map(|work| work.exchanges()).unwrap_or_default();
-        positions.push(Position {
-            moves: wiring.moves(template, task.micro_batch),
-            legs: wiring.legs(template, task.micro_batch, &sizes),
-            dtype: parts.graph.stages[template.stage]
-                .transfer
-                .as_ref()
-                .map_or(WireDtype::F32, |transfer| transfer.dtype),
-            begins_step: parts.plan.table.entries.contains(&task.task),
-            ends_step: parts.plan.table.exits.contains(&task.task),
-        });
-    }
+    let planned_tasks = planned.tasks.iter();
+    let positions = planned_tasks.map(|task| position(parts, &stages, task, wiring)).collect::<Result<Vec<_>, _>>()?;
     let routes = |stage| counts_routing(&parts.plan.table, &parts.graph, stage, device);
     Ok(Lane {
         index,
@@ -339,14 +347,39 @@ fn build_lane(
         scratch: Scratch::new(parts.planner.rows_per_device, parts.widths),
         team: Team::pinned(&cores),
         cores,
-        sync: Arc::clone(sync),
-        control: Arc::clone(control),
+        sync: Arc::clone(&shared.sync),
+        control: Arc::clone(&shared.control),
         recorder: Recorder::new(
             &planned.name,
-            started,
+            shared.started,
             parts.spans_per_lane,
-            LaneMeter::new(figures, &parts.plan, &parts.graph, index),
+            LaneMeter::new(&shared.figures, &parts.plan, &parts.graph, index),
         ),
+        work: shared.work.clone(),
         probe: parts.probe.clone(),
+    })
+}
+
+/// What a lane must know about `task` beyond the plan.
+fn position(
+    parts: &EngineParts,
+    stages: &[Option<Box<dyn Stage>>],
+    task: &PlannedTask,
+    wiring: &mut Wiring<'_>,
+) -> Result<Position, EngineError> {
+    let template = &parts.plan.table.tasks[task.task];
+    let stage = &parts.graph.stages[template.stage];
+    let work = stages[template.stage].as_ref();
+    if template.role == TaskRole::Compute && work.is_none() {
+        let device = parts.graph.devices[template.device].name.clone();
+        return Err(EngineError::MissingStage { device, stage: stage.id.clone() });
+    }
+    let sizes = work.map(|work| work.exchanges()).unwrap_or_default();
+    Ok(Position {
+        moves: wiring.moves(template, task.micro_batch),
+        legs: wiring.legs(template, task.micro_batch, &sizes),
+        dtype: stage.transfer.as_ref().map_or(WireDtype::F32, |transfer| transfer.dtype),
+        begins_step: parts.plan.table.entries.contains(&task.task),
+        ends_step: parts.plan.table.exits.contains(&task.task),
     })
 }

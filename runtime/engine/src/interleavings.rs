@@ -6,23 +6,20 @@
 //! RUSTFLAGS="--cfg loom" cargo test --release -p rally-engine --lib interleavings
 //! ```
 
-#[path = "../tests/toy/mod.rs"]
-mod toy;
-
-use crate::control::{Control, RunEvent};
+use crate::control::{Control, RunEvent, Surroundings};
 use crate::engine::EngineError;
 use crate::figures::RunFigures;
 use crate::outbox::{Inbox, outbox};
 use crate::primitives::{AtomicU64, Mutex, Ordering};
 use crate::slot::{self, Header, Slot};
 use crate::sync::{LaneSync, Stopped};
+use crate::toy::{Setup, policy, request};
 use loom::thread;
 use rally_graph::spec::WireDtype;
 use rally_schedule::batch::DeviceBatch;
 use rally_schedule::planner::{StepPlanner, SubmitError};
 use std::sync::Arc;
 use std::time::Instant;
-use toy::{Setup, policy, request};
 
 /// Runs `model` through its interleavings; `switches`: at most so many where a thread is taken off that could go on. Without it, all.
 fn check(switches: Option<usize>, model: impl Fn() + Sync + Send + 'static) {
@@ -188,7 +185,8 @@ fn idle() -> (Arc<Control>, Inbox) {
     let planner = StepPlanner::new(parts.planner);
     let origin = Instant::now();
     let figures = Arc::new(RunFigures::new(origin, &parts.plan, &parts.graph, &planner, &[0]));
-    (Arc::new(Control::new(planner, &parts.plan, lanes(1), outbox, origin, 0, figures)), inbox)
+    let surroundings = Surroundings { sync: lanes(1), events: outbox, origin, counters: 0, figures, work: None };
+    (Arc::new(Control::new(planner, &parts.plan, surroundings)), inbox)
 }
 
 /// The end of an empty step, as a lane has it: returns the rows of the next one.

@@ -6,6 +6,7 @@ use crate::exchange::{Exchange, Legs};
 use crate::slot::Header;
 use crate::span::{LaneReport, Recorder, Span};
 use crate::stage::{Probe, Sample, Stage, TaskContext};
+use crate::step_work::StepWork;
 use crate::sync::{LaneSync, Stopped};
 use crate::transfer::{Moved, Scratch, Transfer};
 use crate::values::Values;
@@ -53,6 +54,8 @@ pub(crate) struct Lane {
     pub(crate) sync: Arc<LaneSync>,
     pub(crate) control: Arc<Control>,
     pub(crate) recorder: Recorder,
+    /// Present if costs are learned.
+    pub(crate) work: Option<Arc<StepWork>>,
     pub(crate) probe: Option<Arc<dyn Probe>>,
 }
 
@@ -125,7 +128,12 @@ impl Lane {
         let (rows, bytes) = self.execute(plan, position, task, step)?;
         if rows > 0 {
             let (position, rows) = (position as u32, rows as u32);
-            self.recorder.record(Span { position, step, rows, bytes, start_ns, ..Span::default() });
+            let took_ns = self.recorder.record(Span { position, step, rows, bytes, start_ns, ..Span::default() });
+            if let Some(work) = &self.work
+                && plan.table.tasks[task.task].payload == Payload::None
+            {
+                work.add(task.micro_batch, took_ns);
+            }
         } else {
             self.recorder.had_no_rows();
         }

@@ -1,7 +1,7 @@
 //! Real lanes, slots, transfers and the run loop of rally.
 
-// The toy model of the tests, which `interleavings.rs` uses from within, speaks of the crate by its name.
-#[cfg(all(loom, test))]
+// The toy model of the tests, which unit tests use from within, speaks of the crate by its name.
+#[cfg(test)]
 extern crate self as rally_engine;
 
 mod control;
@@ -18,7 +18,11 @@ pub mod slot;
 pub mod span;
 pub mod stage;
 pub mod stage_timer;
+mod step_work;
 mod sync;
+#[cfg(test)]
+#[path = "../tests/toy/mod.rs"]
+mod toy;
 mod transfer;
 pub mod values;
 mod wiring;

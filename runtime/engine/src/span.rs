@@ -81,15 +81,18 @@ impl Recorder {
     }
 
     /// A task with rows is over: `span` lacks its end and what was before it.
-    pub(crate) fn record(&mut self, span: Span) {
+    /// Returns how long it took, in nanoseconds.
+    pub(crate) fn record(&mut self, span: Span) -> u64 {
         let end_ns = self.mark();
         let span = self.gap.end(Span { end_ns, ..span });
         self.meter.record(&span);
         self.first_ns.get_or_insert(span.start_ns);
         self.last_ns = span.end_ns;
-        self.report.busy_ns += span.end_ns - span.start_ns;
+        let took_ns = span.end_ns - span.start_ns;
+        self.report.busy_ns += took_ns;
         self.report.tasks += 1;
         self.ring.push(span);
+        took_ns
     }
 
     pub(crate) fn into_report(mut self) -> LaneReport {

@@ -81,7 +81,7 @@ impl Probe for Meddler {
         let id = batch.groups[group as usize].sequence;
         match chance {
             0 => self.cancel(id),
-            1..4 => self.handle.get().expect("it is set before anything is submitted").preempt(id),
+            1..4 => _ = self.handle.get().expect("it is set before anything is submitted").preempt(id),
             _ => {}
         }
     }

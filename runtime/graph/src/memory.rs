@@ -1,6 +1,6 @@
 //! What a deployment keeps on every device, and the time a stage may take under the SLO.
 //!
-//! Counted, not measured: weights as stored, KV for all of `limits.kv_tokens`, and the slots that the plan preallocates for
+//! Counted, not measured: weights as stored, KV for `limits.kv_tokens`, and the slots that the plan preallocates for
 //! activations and edges. What a runtime or driver takes for itself is not in here.
 
 mod slots;
@@ -10,7 +10,7 @@ use crate::kinds::{KindRegistry, WeightPart};
 use crate::model::{LayerKind, ModelShape};
 use crate::placement::ExpertPlacement;
 use crate::resolve::{Resolved, StageAt};
-use crate::spec::{Backend, DeploymentSpec};
+use crate::spec::{Backend, DeploymentSpec, Limits};
 use crate::stage_graph::{DeviceIndex, Section};
 use serde::Serialize;
 
@@ -132,12 +132,17 @@ fn kv_per_token(stage: &StageAt<'_>, shape: &ModelShape) -> u64 {
     layers.saturating_mul(stage.info.kv_bytes_per_token(shape, stage.spec.kv_dtype.unwrap_or_default()))
 }
 
-/// Attention devices take equal parts of the tokens, rounded up to pages, and of the sequences, rounded up.
+/// KV pages of each attention device: `limits.kv_tokens` is a limit that all of them keep together, so each has an
+/// equal number of whole pages, rounded down. 0: there is less than a page for each.
+pub fn pages_per_device(limits: &Limits, attention_devices: usize) -> u64 {
+    limits.kv_tokens / u64::from(limits.page_tokens.max(1)) / attention_devices.max(1) as u64
+}
+
+/// Attention devices have equal numbers of pages, and equal parts of the sequences, rounded up.
 fn kv(resolved: &Resolved<'_>, stage: &StageAt<'_>, shape: &ModelShape) -> u64 {
     let limits = &resolved.spec.limits;
-    let (devices, page) = (stage.on.len().max(1) as u64, u64::from(limits.page_tokens.max(1)));
-    let tokens = limits.kv_tokens.div_ceil(devices).div_ceil(page).saturating_mul(page);
-    let sequences = u64::from(limits.sequences).div_ceil(devices);
+    let tokens = pages_per_device(limits, stage.on.len()) * u64::from(limits.page_tokens);
+    let sequences = u64::from(limits.sequences).div_ceil(stage.on.len().max(1) as u64);
     let layers = layers_of(stage, shape).count() as u64;
     let states = layers.saturating_mul(stage.info.state_bytes_per_sequence(shape)).saturating_mul(sequences);
     tokens.saturating_mul(kv_per_token(stage, shape)).saturating_add(states)

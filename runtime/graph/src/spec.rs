@@ -311,7 +311,7 @@ pub struct Limits {
     /// Most prompt tokens of one sequence in one step.
     #[schemars(range(min = 1, max = 1_048_576))]
     pub prefill_chunk: u32,
-    /// Tokens the KV cache holds.
+    /// Most tokens the KV cache holds, over all attention devices: each has an equal number of whole pages.
     #[schemars(range(min = 1, max = 1_099_511_627_776u64))]
     pub kv_tokens: u64,
     /// Tokens of one KV page.

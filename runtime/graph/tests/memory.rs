@@ -4,11 +4,11 @@ mod common;
 
 use rally_graph::hardware::Machine;
 use rally_graph::kinds::{KindRegistry, Role, StageKindInfo, WeightPart};
-use rally_graph::memory::{budget, device_memory, kv_bytes_per_token};
+use rally_graph::memory::{budget, device_memory, kv_bytes_per_token, pages_per_device};
 use rally_graph::model::WeightFormat;
 use rally_graph::parse::parse_graph;
 use rally_graph::shard::{ShardCounts, ShardPosition};
-use rally_graph::spec::DeploymentSpec;
+use rally_graph::spec::{DeploymentSpec, Limits};
 
 fn spec(graph: &str) -> DeploymentSpec {
     parse_graph(graph.as_bytes(), KindRegistry::shared()).spec.expect("the graph has no faults")
@@ -62,8 +62,8 @@ fn step3_fits_and_its_budget_is_the_papers() {
 }
 
 #[test]
-fn replicas_hold_everything_and_kv_is_rounded_up_to_pages() {
-    let graph = common::TINY.replace("\"kv_tokens\": 65536", "\"kv_tokens\": 65");
+fn replicas_hold_everything_and_kv_is_rounded_down_to_pages() {
+    let graph = common::TINY.replace("\"kv_tokens\": 65536", "\"kv_tokens\": 191");
     let devices = device_memory(&spec(&graph), &common::tiny(), KindRegistry::shared(), Machine::default());
     // Two pages of 64 tokens, six layers, K and V of 64 values in bf16.
     assert_eq!(devices[0].kv_bytes, 128 * 6 * 2 * 64 * 2);
@@ -71,6 +71,18 @@ fn replicas_hold_everything_and_kv_is_rounded_up_to_pages() {
     let both = common::STEP3.replace("{ \"experts\": 2, \"tensor\": 8 }", "{ \"tensor\": 8, \"replicas\": 2 }");
     let devices = device_memory(&spec(&both), &common::step3(), KindRegistry::shared(), Machine::default());
     assert_eq!(devices[16].weights_bytes, devices[24].weights_bytes);
+}
+
+/// 191 tokens are five pages of 37 and a rest: of two devices each has two, and the sum stays below the limit.
+#[test]
+fn devices_keep_the_limit_together() {
+    let limits = |kv_tokens| Limits { kv_tokens, page_tokens: 37, ..spec(common::TINY).limits };
+    assert_eq!([1, 2, 3, 5, 6].map(|devices| pages_per_device(&limits(191), devices)), [5, 2, 1, 1, 0]);
+    for (kv_tokens, devices) in [(36, 1), (37, 1), (1000, 3), (65_536, 7), (1 << 40, 4096)] {
+        let pages = pages_per_device(&limits(kv_tokens), devices);
+        let held = |pages: u64| pages * devices as u64 * 37;
+        assert!(held(pages) <= kv_tokens && kv_tokens < held(pages + 1));
+    }
 }
 
 #[test]

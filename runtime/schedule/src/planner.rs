@@ -17,6 +17,7 @@ mod types;
 pub use self::types::{FinishReason, PlannerConfig, PlannerEvent, SubmitError};
 
 use self::balance::Loads;
+use self::memory::Way;
 use self::rows::PrefillBudget;
 use self::sequence::{Leaving, Running, Sequence};
 use crate::batch::{DeviceBatch, SequenceId, SequenceRequest};
@@ -43,11 +44,12 @@ pub struct StepPlanner {
     ids: HashSet<SequenceId>,
     devices: Vec<DeviceState>,
     cost: CostModel,
-    prior: CostModel,
     learner: CostLearner,
     submitted: u64,
     preemptions: u64,
     prefill_turns: u64,
+    /// What the oldest of all is waiting for, if it waits in the queue.
+    way: Option<Way>,
     // Reused between steps.
     loads: Loads,
     order: Vec<usize>,
@@ -68,11 +70,11 @@ impl StepPlanner {
             ids: HashSet::new(),
             devices: (0..config.devices).map(|_| device()).collect(),
             cost: CostModel::default(),
-            prior: CostModel::default(),
-            learner: CostLearner::default(),
+            learner: CostLearner::new(CostModel::default()),
             submitted: 0,
             preemptions: 0,
             prefill_turns: 0,
+            way: None,
             loads: Loads::new(config.micro_batches, config.devices),
             order: Vec::new(),
             budgets: vec![PrefillBudget::default(); config.devices],
@@ -114,6 +116,11 @@ impl StepPlanner {
         self.devices.iter().map(|device| device.pages.free()).sum()
     }
 
+    /// What it has learned that a step costs, in seconds; `None` before the first timed step.
+    pub fn learned_costs(&self) -> Option<CostModel> {
+        self.learner.has_learned().then(|| self.learner.model())
+    }
+
     /// What it takes a step to cost.
     pub fn cost_model(&self) -> CostModel {
         self.cost
@@ -121,15 +128,16 @@ impl StepPlanner {
 
     /// Sets what a step costs, also as what [`StepPlanner::learn`] starts from.
     pub fn set_cost_model(&mut self, model: CostModel) {
-        (self.cost, self.prior) = (model, model);
+        self.cost = model;
+        self.learner = CostLearner::new(model);
     }
 
     /// Takes note of how long a micro-batch's step took: `seconds` of work, not of waiting, for so many rows that attended to
-    /// `context` positions in all ([`DeviceBatch::context`]). Batches are a function of what the planner is told: a run that
-    /// feeds in measured times cannot be replayed without them.
+    /// `context` positions in all ([`DeviceBatch::context`]). It counts from the next plan call on. Batches are a
+    /// function of what the planner is told: a run that feeds in measured times cannot be replayed without them.
     pub fn learn(&mut self, rows: usize, context: usize, seconds: f64) {
         self.learner.observe(rows, context, seconds);
-        self.cost = self.learner.model(self.prior);
+        self.cost = self.learner.model();
     }
 
     /// Whether `request` could ever run here.
@@ -165,6 +173,7 @@ impl StepPlanner {
             most: request.max_new_tokens.min(self.config.max_positions - request.prompt.len()),
             final_pages: self.kv_tokens(&request).div_ceil(self.config.page_tokens),
             announced: false,
+            preempted_at: None,
             request,
         });
         Ok(())
@@ -175,6 +184,8 @@ impl StepPlanner {
         if let Some(index) = self.waiting.iter().position(|waiting| waiting.request.id == id) {
             self.waiting.remove(index);
             self.ids.remove(&id);
+            // Nobody need leave for it any more.
+            self.way = None;
             events.push(PlannerEvent::Finished(id, FinishReason::Cancelled));
         }
         if let Some(running) = self.find(id) {
@@ -184,11 +195,12 @@ impl StepPlanner {
     }
 
     /// Makes a running sequence give its pages back when its micro-batch is planned next, and queue again. Its answer is the
-    /// same, only later. Does nothing to one that is not running.
-    pub fn preempt(&mut self, id: SequenceId) {
-        if let Some(running) = self.find(id) {
-            running.leaving = Leaving::Surely;
-        }
+    /// same, only later. Returns whether it will: not if it is not running, and not if it has generated no token since
+    /// it was preempted last, so that whoever asks again and again costs time and starves nobody.
+    pub fn preempt(&mut self, id: SequenceId) -> bool {
+        let Some(running) = self.find(id).filter(|running| running.sequence.has_progressed()) else { return false };
+        running.leaving = Leaving::Surely;
+        true
     }
 
     /// Takes note of a sampled token. A token of a sequence that has ended meanwhile is surplus and is dropped.

@@ -1,7 +1,9 @@
 //! Custom orders: patterns of one layer become lane orders over all layers, or say where they are wrong.
 
+mod cases;
 mod common;
 
+use cases::cases;
 use common::{order, ping_pong_by_hand, table};
 use proptest::prelude::*;
 use rally_graph::order::OrderError;
@@ -96,7 +98,7 @@ fn custom_needs_its_order_and_its_number() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(256))]
 
     /// Whatever the order of the turns: a plan with every task once, or a fault with its place; never a panic.
     #[test]

@@ -1,7 +1,9 @@
 //! The policy `greedy`: complete orders, the same twice, never worse than ping-pong by its costs, better where there is room.
 
+mod cases;
 mod common;
 
+use cases::cases;
 use common::{at_once, planner, table};
 use proptest::prelude::*;
 use rally_graph::kinds::KindRegistry;
@@ -96,7 +98,7 @@ fn a_graph_may_ask_for_it() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(128))]
 
     #[test]
     fn any_costs_make_a_plan_no_worse_than_ping_pong(

@@ -2,8 +2,10 @@
 //! every row sees its own sequence's past and nothing else, preempted sequences go on where they were, everyone is answered,
 //! every page comes back.
 
+mod cases;
 mod world;
 
+use cases::cases;
 use proptest::prelude::*;
 use rally_schedule::batch::DeviceBatch;
 use rally_schedule::planner::{FinishReason, PlannerConfig, StepPlanner, SubmitError};
@@ -69,7 +71,7 @@ fn traffic(config: PlannerConfig, stop_at: u64, arrivals: &[Arrival]) -> u64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1024, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(1024))]
 
     #[test]
     fn everyone_is_answered_and_every_page_comes_back(
@@ -227,6 +229,75 @@ fn no_prompt_starves() {
         let read = |id: u64| world.seen[&id].next_position;
         assert_eq!([1, 2, 3, 4, 5].map(read), [2 * round; 5]);
     }
+}
+
+/// One prompt of one token a step, always: before newcomers were put behind those that read, the long prompt never got
+/// on.
+#[test]
+fn a_stream_of_short_prompts_does_not_hold_a_long_one_up() {
+    let config = PlannerConfig { micro_batches: 1, pages_per_device: 100, prefill_chunk: 1, ..small() };
+    let mut world = World::new(config, 1000);
+    world.submit(0, 1, 90);
+    world.step(0);
+    world.submit(1, 20, 1);
+    for id in 2..80 {
+        world.submit(id, 1, 1);
+        world.step(0);
+    }
+    // Eight are there at once: it has at least every eighth row.
+    assert!(world.seen[&1].next_position >= 78 / 8, "{:?}", world.seen[&1]);
+}
+
+/// Whoever asks at every step, for everyone: each leaves again and again, and gets its answer all the same.
+#[test]
+fn preempting_everyone_at_every_step_starves_nobody() {
+    for devices in 1..4 {
+        let config = PlannerConfig { devices, sequences_per_device: 4, rows_per_device: 4, ..small() };
+        let mut world = World::new(config, 1000);
+        (0..12).for_each(|id| world.submit(id, 4 + id as usize, 8));
+        for _ in 0..20_000 {
+            (0..12).for_each(|id| _ = world.preempt(id));
+            world.steps(1);
+        }
+        assert!(world.planner.is_idle(), "{devices} devices: {:?}", world.seen);
+        // Once while it reads its prompt at first, and once for each token but the last.
+        assert!(world.seen.values().all(|seen| seen.tokens == 8 && (3..=8).contains(&seen.restarts)));
+    }
+}
+
+#[test]
+fn who_was_preempted_is_left_alone_until_its_next_token() {
+    let mut world = World::new(PlannerConfig { micro_batches: 1, ..small() }, 1000);
+    world.submit(0, 12, 3);
+    assert!(!world.preempt(0), "it queues");
+    world.steps(1);
+    assert!(world.preempt(0), "it reads");
+    assert!(world.preempt(0), "asked twice before it left: once");
+    world.steps(1);
+    assert_eq!(world.planner.preemptions(), 1);
+    assert!(!world.preempt(0), "it reads again");
+    while world.seen[&0].tokens == 0 {
+        world.steps(1);
+    }
+    assert!(world.preempt(0), "it has got further");
+    world.steps(20);
+    assert_eq!((world.seen[&0].tokens, world.planner.preemptions()), (3, 2));
+}
+
+/// Two devices, a place on each: the oldest was preempted, and whoever has taken its place makes way.
+#[test]
+fn the_oldest_takes_a_place_from_the_youngest() {
+    let config = PlannerConfig { devices: 2, sequences: 2, sequences_per_device: 1, ..small() };
+    let mut world = World::new(config, 1000);
+    [(0, 6, 20), (1, 6, 20), (2, 6, 20)].into_iter().for_each(|(id, prompt, most)| world.submit(id, prompt, most));
+    world.steps(9);
+    assert!(world.preempt(0));
+    let before = (world.seen[&1].tokens, world.seen[&2].tokens);
+    world.steps(9);
+    assert!(world.seen[&0].restarts == 1 && world.seen[&0].next_position > 0, "it has a place again");
+    assert!(world.seen[&1].tokens > before.0, "who is older than the youngest went on");
+    world.steps(1000);
+    assert!(world.planner.is_idle());
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Plans on virtual time: exact where theory is exact, bounded where it gives bounds, and the same twice.
 
+mod cases;
 mod common;
 
+use cases::cases;
 use common::{at_once, planner, request, table};
 use proptest::prelude::*;
 use rally_graph::kinds::{Key, KindRegistry, Role, StageKindInfo, Value};
@@ -201,7 +203,7 @@ fn critical_path(table: &TaskTable, costs: &dyn VirtualCosts) -> u64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(256))]
 
     #[test]
     fn bounds_and_sums_hold(

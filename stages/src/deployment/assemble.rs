@@ -8,6 +8,7 @@ use rally_engine::schedule::policy::{Schedule, ScheduleError};
 use rally_engine::stage::Probe;
 use rally_engine::{DeviceParts, EngineParts, Widths};
 use rally_graph::kinds::Role;
+use rally_graph::memory::pages_per_device;
 use rally_graph::model::ModelShape;
 use rally_graph::plan::TaskTable;
 use rally_graph::routes::Exchanges;
@@ -19,6 +20,8 @@ use std::sync::Arc;
 /// Choices that are not in the graph file.
 #[derive(Clone, Default)]
 pub struct AssembleOptions {
+    /// See [`EngineParts::learn`].
+    pub learn: bool,
     /// Spans each lane keeps; 0: only sums.
     pub spans_per_lane: usize,
     /// Sees values after each task.
@@ -62,11 +65,11 @@ fn stages_mut(spec: &mut DeploymentSpec) -> impl Iterator<Item = &mut StageSpec>
     })
 }
 
-/// The sizes each attention device keeps to: equal parts of the graph's limits, rounded up, as the memory table counts them.
+/// The sizes each attention device keeps to: equal parts of the graph's limits, as the memory table counts them. Pages
+/// are rounded down, since nothing else holds their sum to `kv_tokens`; sequences and rows are rounded up, and the
+/// planner keeps their sums.
 pub fn planner_config(limits: &Limits, attention: usize, micro_batches: usize, shape: &ModelShape) -> PlannerConfig {
     let sequences = limits.sequences as usize;
-    let kv_tokens = limits.kv_tokens.div_ceil(attention as u64);
-    let pages = kv_tokens.div_ceil(u64::from(limits.page_tokens));
     PlannerConfig {
         micro_batches,
         devices: attention,
@@ -75,7 +78,7 @@ pub fn planner_config(limits: &Limits, attention: usize, micro_batches: usize, s
         rows_per_device: (limits.rows_per_micro_batch as usize).div_ceil(attention),
         rows_per_micro_batch: limits.rows_per_micro_batch as usize,
         prefill_chunk: limits.prefill_chunk as usize,
-        pages_per_device: u32::try_from(pages).unwrap_or(u32::MAX),
+        pages_per_device: u32::try_from(pages_per_device(limits, attention)).unwrap_or(u32::MAX),
         page_tokens: limits.page_tokens as usize,
         max_positions: shape.max_positions,
     }
@@ -119,6 +122,6 @@ pub fn assemble(
         }
     }
     let widths = Widths { hidden: shape.hidden, top_k: shape.top_k };
-    let AssembleOptions { spans_per_lane, probe } = options;
-    Ok(EngineParts { graph, plan, planner, widths, devices, attention, spans_per_lane, probe })
+    let AssembleOptions { learn, spans_per_lane, probe } = options;
+    Ok(EngineParts { graph, plan, planner, widths, devices, attention, learn, spans_per_lane, probe })
 }

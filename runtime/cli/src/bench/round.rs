@@ -68,7 +68,8 @@ impl Rounds {
         observer: &mut Observer,
         last: bool,
     ) -> Result<bool, CliError> {
-        let options = AssembleOptions { spans_per_lane: SPANS_PER_LANE, probe: None };
+        // As `rally run` has it.
+        let options = AssembleOptions { learn: true, spans_per_lane: SPANS_PER_LANE, probe: None };
         let weights = contender.weights.assembly();
         let parts = session::assemble_with(&contender.deployment, &contender.schedule, &weights, options)?;
         let lane_plan = Arc::clone(&parts.plan);

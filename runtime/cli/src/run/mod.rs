@@ -47,6 +47,10 @@ pub struct RunArgs {
     trace: Option<PathBuf>,
     #[command(flatten)]
     observe: ObserveArgs,
+    /// Level micro-batches by fixed costs instead of learning them from how long stages work: batches can be repeated
+    /// then
+    #[arg(long)]
+    no_learn: bool,
     /// Output format.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -71,7 +75,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let outputs = Outputs { out: open(&args.out)?, logits: open(&args.logits)?, trace: open(&args.trace)? };
     let mut observer = Observer::start(&args.observe, &model_name(&deployment, args.session.model.as_deref()))?;
     let spans_per_lane = if outputs.trace.is_some() { summary::SPANS_PER_TRACE } else { summary::SPANS_PER_DIGEST };
-    let parts = session::assemble(&deployment, AssembleOptions { spans_per_lane, probe: None })?;
+    let parts = session::assemble(&deployment, AssembleOptions { learn: !args.no_learn, spans_per_lane, probe: None })?;
     let plan = parts.plan.clone();
     let openings = jobs.iter().map(|job| job.opening.clone()).collect();
     let mut console = Console::new(openings, args.format == Format::Json, args.observe.is_live());
@@ -138,5 +142,8 @@ fn report_json(outcome: &Outcome, deployment: &Deployment) -> serde_json::Value 
         "duration_s": outcome.elapsed_s,
         "results": results,
         "lanes": lanes,
+        "costs": outcome.report.costs.map(|costs| serde_json::json!({
+            "row_us": costs.per_row * 1e6, "context_us": costs.per_context * 1e6,
+        })),
     })
 }

@@ -235,7 +235,7 @@ impl Setup {
         };
         let attention = graph.devices_of_role(Role::Embed);
         let widths = Widths { hidden: HIDDEN, top_k: 1 };
-        EngineParts { graph, plan, planner, widths, devices, attention, spans_per_lane: 64, probe: None }
+        EngineParts { graph, plan, planner, widths, devices, attention, learn: false, spans_per_lane: 64, probe: None }
     }
 }
 

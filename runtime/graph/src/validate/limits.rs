@@ -1,8 +1,9 @@
 //! Limits that must agree with each other, and the model's source and weights rule.
 
 use crate::diagnostic::Reporter;
+use crate::memory::pages_per_device;
 use crate::resolve::Resolved;
-use crate::spec::ModelSource;
+use crate::spec::{Limits, ModelSource};
 use crate::words;
 
 pub(super) fn check(resolved: &Resolved<'_>, out: &mut Reporter<'_>) {
@@ -32,19 +33,27 @@ pub(super) fn check(resolved: &Resolved<'_>, out: &mut Reporter<'_>) {
             format!("a sequence's chunk stays on one attention device, and each has {share} of the {rows} rows");
         out.warning("chunk-too-long", "/limits/prefill_chunk", message).with_help(format!("at most {share}"));
     }
-    let page = u64::from(limits.page_tokens);
-    if limits.kv_tokens < page {
-        let message =
-            format!("a KV cache of {} is less than one page of {page}", words::plural(limits.kv_tokens, "token"));
-        out.error("kv-below-page", "/limits/kv_tokens", message)
-            .with_help(format!("at least {page}, or smaller pages"));
-    } else if limits.kv_tokens < sequences * page {
-        let held = limits.kv_tokens / page;
+    kv_pages(limits, attention, out);
+    weights_rule(resolved, out);
+}
+
+/// The tokens make at least a page for each attention device, and better one for each sequence.
+fn kv_pages(limits: &Limits, attention: u64, out: &mut Reporter<'_>) {
+    let (page, sequences) = (u64::from(limits.page_tokens), u64::from(limits.sequences));
+    let held = pages_per_device(limits, attention as usize) * attention;
+    if held == 0 {
+        let tokens = words::plural(limits.kv_tokens, "token");
+        let pages = match attention {
+            1 => format!("one page of {page}"),
+            _ => format!("a page of {page} for each of {attention} attention devices"),
+        };
+        out.error("kv-below-page", "/limits/kv_tokens", format!("a KV cache of {tokens} is less than {pages}"))
+            .with_help(format!("at least {}, or smaller pages", page * attention));
+    } else if held < sequences {
         let message = format!("KV has {held} pages for {sequences} sequences, which take at least one each");
         out.warning("few-kv-pages", "/limits/kv_tokens", message)
-            .with_help(format!("at least {}, or smaller pages", sequences * page));
+            .with_help(format!("at least {}, or smaller pages", sequences.next_multiple_of(attention) * page));
     }
-    weights_rule(resolved, out);
 }
 
 fn weights_rule(resolved: &Resolved<'_>, out: &mut Reporter<'_>) {

@@ -620,6 +620,12 @@ pub(super) const CASES: &[Case] = &[
         &[("kv-below-page", "/limits/kv_tokens", 24)],
     ),
     case(
+        "less KV than a page on each of sixteen devices",
+        STEP3,
+        &[("\"kv_tokens\": 25165824", "\"kv_tokens\": 1023")],
+        &[("kv-below-page", "/limits/kv_tokens", 32)],
+    ),
+    case(
         "more sequences than pages",
         TINY,
         &[("\"kv_tokens\": 65536", "\"kv_tokens\": 640")],

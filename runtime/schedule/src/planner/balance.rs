@@ -1,16 +1,24 @@
 //! Which micro-batch a sequence belongs to: all micro-batches should cost the same.
 //!
 //! A sequence has a *home*; it moves there at the plan call of the micro-batch it is in, when none of its rows is in flight.
-//! Two may swap homes: each leaves at its own micro-batch's call, and neither micro-batch is ever over a limit.
+//! Two may swap homes: each leaves at its own micro-batch's call, and neither micro-batch is ever over a limit. Whoever
+//! has moved has rows before it moves again, so a sequence that decodes has a row at least every second round of plan
+//! calls.
 //!
-//! With one attention device the heaviest micro-batch ends at most 5 % above the mean wherever moves and swaps allow it. They
-//! surely allow 15 % if it has a member lighter than 0.14 of the mean and the lightest micro-batch has room: of sequences all
-//! heavier than that (one alone above the mean, two for three micro-batches) no moving makes equal parts. With several
-//! devices the sum over devices and each device's part are evened out together.
+//! **What is levelled.** The FFN runs a micro-batch over all devices, attention runs it on each device by itself. So a
+//! micro-batch is level if it costs at most 1.15 of the mean over the micro-batches, first in total, then on each
+//! device. The sum of squares of both falls with every change of homes among sequences that decode, so these come to an
+//! end. A prompt counts with its *floor*, a quarter of a chunk that it shares with the prompts beside it: that is what
+//! it reads in any case, and `rows.rs` gives it more where the step stays level. Where prompts at their floor are most
+//! of the work, they have whole chunks.
+//!
+//! **Where it can be.** Homes end at most 5 % above the mean, in total, wherever moves and swaps allow it. They surely
+//! allow 15 % if the heaviest micro-batch has a member lighter than 0.14 of the mean and the lightest has room: of
+//! members all heavier than that (one alone above the mean, two for three micro-batches) no moving makes equal parts.
 
 use super::StepPlanner;
-use super::sequence::Running;
-use crate::cost::CostModel;
+use super::sequence::{Running, Sequence};
+use std::ops::Range;
 
 /// A heaviest micro-batch within this share above the mean is left in peace.
 const LEVEL_ENOUGH: f64 = 0.05;
@@ -18,13 +26,27 @@ const LEVEL_ENOUGH: f64 = 0.05;
 const WORTH_IT: f64 = 0.01;
 /// Changes of home at one plan call: the rest can wait for the next one.
 const CHANGES_PER_CALL: usize = 8;
+/// Prompts may fill a step up to this share above the mean: what they leave to 15 % is for costs that change within a
+/// round.
+const FILL: f64 = 0.05;
+/// Where prompts at their floor are more than this share of all cost, reading is the work: holding them back for the
+/// few who decode would only cost time.
+const MOSTLY_PROMPTS: f64 = 0.5;
+/// A prompt's floor is a chunk over this: it never stands still for the sake of balance.
+const FLOOR_PARTS: usize = 4;
 
 /// Cost and members by micro-batch and device, counted by home.
 #[derive(Debug)]
 pub(super) struct Loads {
     devices: usize,
+    /// With prompts at their floor.
     cost: Vec<f64>,
+    /// Of that, the prompts.
+    reading: Vec<f64>,
+    /// With as many prompt rows as limits allow.
+    full: Vec<f64>,
     members: Vec<usize>,
+    prompts: Vec<usize>,
 }
 
 /// A better home for a sequence, maybe in exchange for another one.
@@ -35,49 +57,163 @@ struct Change {
     back: Option<usize>,
 }
 
+/// A micro-batch that is too heavy, all of it or its part on one device.
+#[derive(Clone, Copy)]
+struct Heavy {
+    micro_batch: usize,
+    device: Option<usize>,
+}
+
 impl Loads {
     pub(super) fn new(micro_batches: usize, devices: usize) -> Self {
         let cells = micro_batches * devices;
-        Self { devices, cost: vec![0.0; cells], members: vec![0; cells] }
+        let [cost, reading, full] = std::array::from_fn(|_| vec![0.0; cells]);
+        Self { devices, cost, reading, full, members: vec![0; cells], prompts: vec![0; cells] }
     }
 
-    fn count(&mut self, running: &[Running], model: CostModel) {
-        self.cost.fill(0.0);
-        self.members.fill(0);
-        for running in running.iter().filter(|running| !running.ended) {
-            self.add(running.home, running.device, weight(running, model));
-        }
+    fn cell(&self, micro_batch: usize, device: usize) -> usize {
+        micro_batch * self.devices + device
     }
 
-    pub(super) fn add(&mut self, micro_batch: usize, device: usize, cost: f64) {
-        self.cost[micro_batch * self.devices + device] += cost;
-        self.members[micro_batch * self.devices + device] += 1;
-    }
-
-    fn cells(&self, micro_batch: usize) -> std::ops::Range<usize> {
+    fn cells(&self, micro_batch: usize) -> Range<usize> {
         micro_batch * self.devices..(micro_batch + 1) * self.devices
     }
 
-    fn total(&self, micro_batch: usize) -> f64 {
-        self.cost[self.cells(micro_batch)].iter().sum()
+    fn micro_batches(&self) -> Range<usize> {
+        0..self.cost.len() / self.devices
+    }
+
+    /// Cost of a micro-batch, all of it or its part on one device.
+    fn of(&self, costs: &[f64], micro_batch: usize, device: Option<usize>) -> f64 {
+        match device {
+            Some(device) => costs[self.cell(micro_batch, device)],
+            None => costs[self.cells(micro_batch)].iter().sum(),
+        }
+    }
+
+    fn mean(&self, device: Option<usize>) -> f64 {
+        let sum: f64 = self.micro_batches().map(|m| self.of(&self.cost, m, device)).sum();
+        sum / self.micro_batches().len() as f64
+    }
+
+    fn heaviest(&self, device: Option<usize>) -> usize {
+        let cost = |m: &usize| self.of(&self.cost, *m, device);
+        self.micro_batches().max_by(|a, b| cost(a).total_cmp(&cost(b))).expect("there is a micro-batch")
+    }
+
+    /// The heaviest micro-batch, then the heaviest on each device, where it is well above the mean.
+    fn heavy(&self) -> impl Iterator<Item = Heavy> {
+        let parts = std::iter::once(None).chain((0..self.devices).map(Some));
+        parts.filter_map(|device| {
+            let heavy = Heavy { micro_batch: self.heaviest(device), device };
+            let limit = self.mean(device) * (1.0 + LEVEL_ENOUGH);
+            (self.of(&self.cost, heavy.micro_batch, device) > limit).then_some(heavy)
+        })
     }
 
     /// What a sequence of `device` finds in a micro-batch: the whole and, as often again as there are devices, its device's
     /// part. With one device simply twice the micro-batch's cost.
     fn pressure(&self, micro_batch: usize, device: usize) -> f64 {
-        let part = self.cost[micro_batch * self.devices + device];
-        self.total(micro_batch) + self.devices as f64 * part
+        let part = self.cost[self.cell(micro_batch, device)];
+        self.of(&self.cost, micro_batch, None) + self.devices as f64 * part
+    }
+
+    /// What prompts may bring a micro-batch up to, in all or on one device: [`FILL`] above the mean of what the
+    /// micro-batches then cost, and no less than one costs anyhow. `None` where prompts may have whole chunks.
+    fn cap(&self, device: Option<usize>) -> Option<f64> {
+        let at = |costs: &[f64], m: usize| self.of(costs, m, device);
+        let floor = at(&self.cost, self.heaviest(device));
+        let sum = |costs: &[f64]| self.micro_batches().map(|m| at(costs, m)).sum::<f64>();
+        if sum(&self.reading) > MOSTLY_PROMPTS * sum(&self.cost) {
+            return None;
+        }
+        let count = self.micro_batches().len() as f64;
+        let mut cap = f64::INFINITY;
+        // Each turn takes those above the cap to cost just that; a lower cap may catch more of them.
+        for _ in self.micro_batches() {
+            let (mut capped, mut rest) = (0.0, 0.0);
+            for full in self.micro_batches().map(|m| at(&self.full, m)) {
+                if full > cap { capped += 1.0 } else { rest += full }
+            }
+            let share = count - capped * (1.0 + FILL);
+            if share <= 0.0 {
+                break;
+            }
+            cap = cap.min(rest * (1.0 + FILL) / share).max(floor);
+        }
+        Some(cap)
     }
 }
 
-/// What a sequence will cost in a decode step.
-fn weight(running: &Running, model: CostModel) -> f64 {
-    model.of(1, running.context())
-}
-
 impl StepPlanner {
+    /// Counts what the next step of every micro-batch costs.
     pub(super) fn count_loads(&mut self) {
-        self.loads.count(&self.running, self.cost);
+        let Self { loads, running, .. } = self;
+        loads.cost.fill(0.0);
+        loads.reading.fill(0.0);
+        loads.full.fill(0.0);
+        loads.members.fill(0);
+        loads.prompts.fill(0);
+        let alive = || running.iter().filter(|running| !running.ended);
+        for running in alive() {
+            let cell = loads.cell(running.home, running.device);
+            loads.members[cell] += 1;
+            loads.prompts[cell] += usize::from(running.prefilling());
+        }
+        let most = self.prompt_rows_of_a_device();
+        for index in 0..self.running.len() {
+            let running = &self.running[index];
+            if running.ended {
+                continue;
+            }
+            let cell = self.loads.cell(running.home, running.device);
+            let rows = most.div_ceil(self.loads.prompts[cell].max(1)).min(self.config.prefill_chunk);
+            let (cost, full) = (self.weight(running), self.weight_with(running, rows));
+            self.loads.reading[cell] += if running.prefilling() { cost } else { 0.0 };
+            self.loads.cost[cell] += cost;
+            self.loads.full[cell] += full;
+        }
+    }
+
+    /// Counts a sequence that is about to start.
+    pub(super) fn count_new(&mut self, sequence: &Sequence, micro_batch: usize, device: usize) {
+        let cell = self.loads.cell(micro_batch, device);
+        let rows = self.prompt_floor().min(sequence.known_tokens());
+        self.loads.cost[cell] += self.cost.of_prompt(rows, 0);
+        self.loads.members[cell] += 1;
+        self.loads.prompts[cell] += 1;
+    }
+
+    /// Rows that all prompts of a device together have in a step of a micro-batch, whatever that does to balance.
+    pub(super) fn prompt_floor(&self) -> usize {
+        self.config.prefill_chunk.div_ceil(FLOOR_PARTS)
+    }
+
+    /// What a sequence will cost in a step, its prompt at its share of the floor.
+    fn weight(&self, running: &Running) -> f64 {
+        let prompts = self.loads.prompts[self.loads.cell(running.home, running.device)].max(1);
+        self.weight_with(running, self.prompt_floor().div_ceil(prompts))
+    }
+
+    /// The same, with as many rows of its prompt.
+    fn weight_with(&self, running: &Running, prompt_rows: usize) -> f64 {
+        if running.decodes() {
+            self.cost.of(1, running.context())
+        } else {
+            self.cost.of_prompt(prompt_rows.min(running.prefill - running.prefilled), running.prefilled)
+        }
+    }
+
+    /// What the prompts of `micro_batch` on `device` may cost beside its decode rows, whose cost is given on this
+    /// device and on all.
+    pub(super) fn prompt_cost(&self, micro_batch: usize, device: usize, decode: f64, decode_in_all: f64) -> f64 {
+        let (loads, cell) = (&self.loads, self.loads.cell(micro_batch, device));
+        let own = loads.cap(Some(device)).map_or(f64::INFINITY, |cap| cap - decode);
+        // Devices share what is left in all as they could use it.
+        let wanted = loads.full[cell] - decode;
+        let wanted_in_all = loads.of(&loads.full, micro_batch, None) - decode_in_all;
+        let share = if wanted_in_all > 0.0 { (wanted / wanted_in_all).clamp(0.0, 1.0) } else { 1.0 };
+        own.min(loads.cap(None).map_or(f64::INFINITY, |cap| (cap - decode_in_all) * share)).max(0.0)
     }
 
     /// Whether `micro_batch` can have one more sequence on `device`: each needs a row a step.
@@ -96,13 +232,15 @@ impl StepPlanner {
 
     /// Gives sequences other homes until the heaviest micro-batch is near the mean, or nothing helps.
     pub(super) fn balance(&mut self) {
-        let count = self.config.micro_batches;
         for _ in 0..CHANGES_PER_CALL {
             self.count_loads();
-            let mean = (0..count).map(|m| self.loads.total(m)).sum::<f64>() / count as f64;
-            let heaviest = (0..count).max_by(|a, b| self.loads.total(*a).total_cmp(&self.loads.total(*b)));
-            let Some(from) = heaviest.filter(|m| self.loads.total(*m) > mean * (1.0 + LEVEL_ENOUGH)) else { return };
-            let Some(change) = self.best_change(from, mean) else { return };
+            let mean = self.loads.mean(None);
+            let Some((from, change)) = self.loads.heavy().find_map(|heavy| {
+                let change = self.best_change(heavy, mean)?;
+                Some((heavy.micro_batch, change))
+            }) else {
+                return;
+            };
             self.running[change.sequence].home = change.to;
             if let Some(back) = change.back {
                 self.running[back].home = from;
@@ -110,7 +248,8 @@ impl StepPlanner {
         }
     }
 
-    fn best_change(&self, from: usize, mean: f64) -> Option<Change> {
+    fn best_change(&self, heavy: Heavy, mean: f64) -> Option<Change> {
+        let from = heavy.micro_batch;
         let mut best: Option<Change> = None;
         let mut consider = |change: Option<Change>| {
             if let Some(change) = change
@@ -119,34 +258,44 @@ impl StepPlanner {
                 best = Some(change);
             }
         };
-        let alive = |(_, running): &(usize, &Running)| !running.ended;
-        for (sequence, giver) in self.running.iter().enumerate().filter(alive).filter(|(_, r)| r.home == from) {
-            let (given, device) = (weight(giver, self.cost), giver.device);
+        // Whoever moves waits for another plan call. It has rows in between, or it could move for ever and never have
+        // any.
+        let may_move = |(_, running): &(usize, &Running)| !running.ended && !running.fresh;
+        let gives = |(_, r): &(usize, &Running)| r.home == from && heavy.device.is_none_or(|device| device == r.device);
+        for (sequence, giver) in self.running.iter().enumerate().filter(may_move).filter(gives) {
+            let (given, device) = (self.weight(giver), giver.device);
             for to in (0..self.config.micro_batches).filter(|to| *to != from && self.rows_room(*to, device)) {
-                let gain = self.gain(from, to, device, given, mean);
+                let gain = self.gain(heavy, to, device, given, mean);
                 consider(gain.map(|gain| Change { gain, sequence, to, back: None }));
             }
-            let others = self.running.iter().enumerate().filter(alive);
+            let others = self.running.iter().enumerate().filter(may_move);
             for (back, taker) in others.filter(|(_, r)| r.home != from && r.device == device) {
-                let gain = self.gain(from, taker.home, device, given - weight(taker, self.cost), mean);
+                let gain = self.gain(heavy, taker.home, device, given - self.weight(taker), mean);
                 consider(gain.map(|gain| Change { gain, sequence, to: taker.home, back: Some(back) }));
             }
         }
         best
     }
 
-    /// By how much the sum of squared loads falls if `moved` goes from one micro-batch to another; `None` if that is not worth
-    /// it. The sum falls with every change, so changes come to an end.
-    fn gain(&self, from: usize, to: usize, device: usize, moved: f64, mean: f64) -> Option<f64> {
+    /// By how much the sum of squared loads falls if `moved` leaves a heavy micro-batch; `None` if that is not worth
+    /// it. What is done for the total must better the total; what is done for a device must leave the total level.
+    fn gain(&self, heavy: Heavy, to: usize, device: usize, moved: f64, mean: f64) -> Option<f64> {
+        let (loads, from) = (&self.loads, heavy.micro_batch);
         let weights = 1.0 + self.config.devices as f64;
-        let gap = (self.loads.pressure(from, device) - self.loads.pressure(to, device)) / weights;
-        let bettered = moved.min(gap - moved);
+        let gap = (loads.pressure(from, device) - loads.pressure(to, device)) / weights;
+        let (total, total_to) = (loads.of(&loads.cost, from, None), loads.of(&loads.cost, to, None));
+        let bettered = match heavy.device {
+            None => moved.min(total - total_to - moved),
+            Some(_) if total_to + moved > mean * (1.0 + LEVEL_ENOUGH) => return None,
+            Some(_) => moved.min(gap - moved),
+        };
         (bettered > WORTH_IT * mean).then_some(moved * (gap - moved))
     }
 
     /// Members of `micro_batch` that have another home go there.
     pub(super) fn send_home(&mut self, micro_batch: usize) {
         for running in self.running.iter_mut().filter(|running| running.micro_batch == micro_batch) {
+            running.fresh |= running.micro_batch != running.home;
             running.micro_batch = running.home;
         }
     }

@@ -3,8 +3,12 @@
 //! Age decides. A sequence may have pages that no older one lacks; if there are none, the youngest of the device gives all of
 //! its own back and queues again, in front. Pages come back only at the plan call of the micro-batch that a sequence is in: until
 //! then rows of it may be in flight. Whoever lacks pages meanwhile has a *claim*, which younger ones and admissions leave alone,
-//! so the oldest running sequence of a device waits at most until every micro-batch was planned once, and no one waits for ever: alone, every
-//! accepted sequence fits.
+//! so the oldest running sequence of a device waits at most until every micro-batch was planned once.
+//!
+//! A sequence that queues again may find that younger ones run on, on other devices or in places it has lost. It waits
+//! for them like anyone else, until it is the oldest of all that live: then younger ones make *way* for it, one after
+//! the other at their own plan calls, until it has a place. So the oldest of all stands still for a few rounds of plan
+//! calls at most, on any number of devices, and everyone is the oldest some day: alone, every accepted sequence fits.
 
 use super::StepPlanner;
 use super::sequence::{Leaving, Running, Sequence};
@@ -19,6 +23,15 @@ pub(super) enum Growth {
     Waits,
     /// It was itself the youngest, and has left.
     Left,
+}
+
+/// Where the oldest of all goes when it waits in the queue, and what it needs there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Way {
+    /// `arrival` of the one who waits.
+    arrival: u64,
+    device: usize,
+    pages: usize,
 }
 
 impl StepPlanner {
@@ -45,7 +58,13 @@ impl StepPlanner {
     /// Whether older sequences lack pages that a running one holds.
     fn is_needed(&self, index: usize) -> bool {
         let device = self.running[index].device;
-        self.devices[device].pages.free() < claims(&self.running[..index], device)
+        self.devices[device].pages.free() < self.older_claims(index, device)
+    }
+
+    /// Pages of a device that sequences older than a running one lack.
+    fn older_claims(&self, index: usize, device: usize) -> usize {
+        let way = self.way.filter(|way| way.device == device).map_or(0, |way| way.pages);
+        way + claims(&self.running[..index], device)
     }
 
     /// Removes a running sequence and frees its slot and pages.
@@ -58,7 +77,8 @@ impl StepPlanner {
     }
 
     fn preempt_now(&mut self, index: usize) {
-        let sequence = self.take_back(index);
+        let mut sequence = self.take_back(index);
+        sequence.preempted_at = Some(sequence.generated.len());
         self.preemptions += 1;
         // In front: whoever runs was submitted before all that never ran.
         let place = self.waiting.partition_point(|waiting| waiting.arrival < sequence.arrival);
@@ -73,7 +93,7 @@ impl StepPlanner {
             return Growth::Ready;
         }
         let (device, micro_batch) = (self.running[index].device, self.running[index].micro_batch);
-        let wanted = lacks + claims(&self.running[..index], device);
+        let wanted = lacks + self.older_claims(index, device);
         loop {
             let free = self.devices[device].pages.free();
             if free >= wanted {
@@ -106,8 +126,17 @@ impl StepPlanner {
     }
 
     /// Admits from the front of the queue while there is room. First come, first served: a sequence that does not fit yet is
-    /// not overtaken, so it cannot starve.
+    /// not overtaken. The oldest of all makes room for itself.
     pub(super) fn admit(&mut self, planned_now: usize, events: &mut Vec<PlannerEvent>) {
+        loop {
+            self.admit_where_room(planned_now, events);
+            if !self.make_way(planned_now) {
+                return;
+            }
+        }
+    }
+
+    fn admit_where_room(&mut self, planned_now: usize, events: &mut Vec<PlannerEvent>) {
         if self.waiting.is_empty() || self.running.len() >= self.config.sequences {
             return;
         }
@@ -120,7 +149,7 @@ impl StepPlanner {
                 events.push(PlannerEvent::Admitted(sequence.request.id));
                 sequence.announced = true;
             }
-            self.loads.add(micro_batch, device, self.cost.of(1, sequence.known_tokens()));
+            self.count_new(&sequence, micro_batch, device);
             self.start(sequence, device, micro_batch);
         }
     }
@@ -129,16 +158,78 @@ impl StepPlanner {
     fn place_of_next(&self, planned_now: usize) -> Option<(usize, usize)> {
         let next = self.waiting.front()?;
         let pages = next.known_tokens().div_ceil(self.config.page_tokens);
+        let oldest = self.is_oldest(next);
         let fits = |device: &usize| {
             let state = &self.devices[*device];
             let own = || self.running.iter().filter(|running| running.device == *device);
-            // Everyone there, the new one too, can grow by a page before someone has to leave.
-            let growing = own().filter(|r| r.grows()).count() + usize::from(pages < next.final_pages);
-            !state.free_slots.is_empty() && state.pages.free() >= pages + growing + claims(&self.running, *device)
+            // Everyone there, the new one too, can grow by a page before someone has to leave. Nobody's wish stops the
+            // oldest.
+            let growing = || own().filter(|r| r.grows()).count() + usize::from(pages < next.final_pages);
+            let others = if oldest { 0 } else { growing() + claims(&self.running, *device) };
+            !state.free_slots.is_empty() && state.pages.free() >= pages + others
         };
         let candidates = (0..self.config.devices).filter(fits);
         let candidates = candidates.filter_map(|device| Some((device, self.cheapest(device, planned_now)?)));
         candidates.max_by_key(|(device, _)| (self.devices[*device].pages.free(), usize::MAX - device))
+    }
+
+    fn is_oldest(&self, waiting: &Sequence) -> bool {
+        let oldest = self.running.iter().find(|running| !running.ended);
+        oldest.is_none_or(|running| waiting.arrival < running.sequence.arrival)
+    }
+
+    /// If the oldest of all waits in the queue, preempts those of `planned_now` that stand in its way. Returns whether
+    /// someone left.
+    fn make_way(&mut self, planned_now: usize) -> bool {
+        let Some(next) = self.waiting.front().filter(|next| self.is_oldest(next)) else {
+            self.way = None;
+            return false;
+        };
+        let (arrival, pages) = (next.arrival, next.known_tokens().div_ceil(self.config.page_tokens));
+        let device = match self.way.filter(|way| way.arrival == arrival) {
+            // It has begun to leave: whoever went there went for this.
+            Some(way) => way.device,
+            None => {
+                let leavers = |device: &usize| self.in_the_way(*device, pages).len();
+                (0..self.config.devices).min_by_key(leavers).expect("there is a device")
+            }
+        };
+        self.way = Some(Way { arrival, device, pages });
+        let leavers = self.in_the_way(device, pages);
+        let now = leavers.into_iter().find(|index| self.running[*index].micro_batch == planned_now);
+        now.inspect(|index| self.preempt_now(*index)).is_some()
+    }
+
+    /// Who must leave for a sequence with `pages` to have a place on `device`: its youngest, as many as it takes; and
+    /// if it has none left, but the others fill a limit that all devices share, the youngest of them.
+    fn in_the_way(&self, device: usize, pages: usize) -> Vec<usize> {
+        let config = &self.config;
+        let goes = |r: &Running| r.ended || r.leaving == Leaving::Surely;
+        let staying = |index: &usize| !goes(&self.running[*index]);
+        let on_device = |index: &usize| self.running[*index].device == device;
+        let youngest_first = || (0..self.running.len()).rev().filter(staying);
+        let own = youngest_first().filter(on_device);
+        let mut candidates = own.chain(youngest_first().filter(|index| !on_device(index)));
+        let mut left: Vec<usize> = (0..self.running.len()).filter(|index| !staying(index)).collect();
+        let already = left.len();
+        loop {
+            let stays = |(index, r): (usize, &Running)| (!left.contains(&index)).then_some((r.home, r.device));
+            let members = || self.running.iter().enumerate().filter_map(stays);
+            let free = self.devices[device].pages.free();
+            let freed: usize = left.iter().filter(|i| on_device(i)).map(|i| self.running[*i].pages.len()).sum();
+            let has_row = |m: &usize| {
+                members().filter(|at| *at == (*m, device)).count() < config.rows_per_device
+                    && members().filter(|at| at.0 == *m).count() < config.rows_per_micro_batch
+            };
+            let fits = free + freed >= pages
+                && members().filter(|at| at.1 == device).count() < config.sequences_per_device
+                && members().count() < config.sequences
+                && (0..config.micro_batches).any(|m| has_row(&m));
+            match candidates.next() {
+                Some(next) if !fits => left.push(next),
+                _ => return left.split_off(already),
+            }
+        }
     }
 
     fn start(&mut self, mut sequence: Sequence, device: usize, micro_batch: usize) {
@@ -159,11 +250,13 @@ impl StepPlanner {
             slot,
             micro_batch,
             home: micro_batch,
+            fresh: true,
             pages,
             prefill,
             prefilled: 0,
             planned,
-            prefill_turn: 0,
+            // Behind those that have read already: a stream of short prompts must not hold a long one up.
+            prefill_turn: self.prefill_turns,
             claim: 0,
             leaving: Leaving::No,
             ended: false,

@@ -16,12 +16,19 @@ pub(super) struct Sequence {
     pub(super) final_pages: usize,
     /// Whether its admission was told.
     pub(super) announced: bool,
+    /// Tokens it had when it was preempted last.
+    pub(super) preempted_at: Option<usize>,
 }
 
 impl Sequence {
     /// Tokens to read before the next can be sampled.
     pub(super) fn known_tokens(&self) -> usize {
         self.request.prompt.len() + self.generated.len()
+    }
+
+    /// Whether it has got further since it was preempted last.
+    pub(super) fn has_progressed(&self) -> bool {
+        self.preempted_at.is_none_or(|tokens| self.generated.len() > tokens)
     }
 }
 
@@ -45,6 +52,8 @@ pub(super) struct Running {
     pub(super) micro_batch: usize,
     /// Where it goes at that call; the same, mostly.
     pub(super) home: usize,
+    /// It has had no rows since it came to its micro-batch.
+    pub(super) fresh: bool,
     pub(super) pages: Vec<u32>,
     /// Tokens to be read without sampling, but for the last: the prompt, and what was generated before a preemption.
     pub(super) prefill: usize,
@@ -116,6 +125,7 @@ impl Running {
         input: GroupInput,
         samples: bool,
     ) {
+        self.fresh = false;
         let request = &self.sequence.request;
         let token_index = self.planned as u64;
         let sample = SampleSpec { token_index, params: request.sampling, detail: request.detail };

@@ -41,7 +41,6 @@ pub struct Seen {
     pub finished: Option<FinishReason>,
     /// Its place in the order of submission.
     order: usize,
-    forced: bool,
     admitted: bool,
     /// Plan calls since it had rows.
     idle: usize,
@@ -53,8 +52,13 @@ pub struct World {
     /// In flight, by micro-batch and device.
     pub batches: Vec<Vec<DeviceBatch>>,
     pub seen: BTreeMap<u64, Seen>,
+    /// Most plan calls between two rows of a sequence that decodes.
+    pub longest_silence: usize,
     stop_at: u64,
+    submitted: usize,
     calls: usize,
+    /// The oldest sequence that lives, and the plan calls that it has stood still since it is the oldest.
+    oldest: Option<(u64, usize)>,
     /// By device, page and offset: who wrote it, as which position.
     memory: Vec<Vec<Option<(u64, usize)>>>,
     /// By device and slot.
@@ -70,7 +74,10 @@ impl World {
             batches: vec![vec![DeviceBatch::default(); config.devices]; config.micro_batches],
             seen: BTreeMap::new(),
             stop_at,
+            longest_silence: 0,
+            submitted: 0,
             calls: 0,
+            oldest: None,
             memory: vec![vec![None; config.pages_per_device as usize * config.page_tokens]; config.devices],
             last_tokens: vec![vec![0; config.sequences_per_device]; config.devices],
         }
@@ -79,7 +86,8 @@ impl World {
     pub fn submit(&mut self, id: u64, prompt: usize, most: usize) {
         if self.planner.submit(request(id, prompt, most)).is_ok() {
             let most = most.min(self.config.max_positions - prompt);
-            self.seen.insert(id, Seen { prompt, most, order: self.seen.len(), ..Seen::default() });
+            self.seen.insert(id, Seen { prompt, most, order: self.submitted, ..Seen::default() });
+            self.submitted += 1;
         }
     }
 
@@ -89,11 +97,8 @@ impl World {
         self.take(events);
     }
 
-    pub fn preempt(&mut self, id: u64) {
-        if let Some(seen) = self.seen.get_mut(&id) {
-            seen.forced = true;
-        }
-        self.planner.preempt(id);
+    pub fn preempt(&mut self, id: u64) -> bool {
+        self.planner.preempt(id)
     }
 
     /// Steps of the micro-batches in turn.
@@ -125,6 +130,11 @@ impl World {
         self.check_batches(micro_batch);
         self.check_ownership();
         self.check_oldest();
+    }
+
+    /// Drops those that have ended, so that a long run does not look at them again and again.
+    pub fn forget_finished(&mut self) {
+        self.seen.retain(|_, seen| seen.finished.is_none());
     }
 
     /// The token a sequence generates at an index.
@@ -209,6 +219,9 @@ impl World {
             self.memory[device][cell(position)] = Some((id, position));
         }
         let seen = self.seen.get_mut(&id).expect("it was there");
+        if group.input == GroupInput::LastSampled {
+            self.longest_silence = self.longest_silence.max(seen.idle);
+        }
         (seen.next_position, seen.device, seen.idle) = (next_position, device, 0);
     }
 
@@ -240,17 +253,16 @@ impl World {
         }
     }
 
-    /// Whoever was submitted first of all that live never waits for long, once it has run and unless someone wants it to.
-    /// With several devices it may have to queue until a younger one on another device ends: that it ends is all that holds.
-    fn check_oldest(&self) {
-        let living = self.seen.values().filter(|seen| seen.finished.is_none());
-        if let Some(oldest) = living.min_by_key(|seen| seen.order)
-            && self.config.devices == 1
-            && oldest.admitted
-            && !oldest.forced
-        {
-            let patience = self.config.micro_batches * (self.config.sequences + 3);
-            assert!(oldest.idle <= patience, "the oldest stands still: {oldest:?}");
-        }
+    /// Whoever was submitted first of all that live never waits for long, once it has run: not for pages, not in the
+    /// queue, not for others' prompts, and not for someone who preempts it again and again.
+    fn check_oldest(&mut self) {
+        let living = self.seen.iter().filter(|(_, seen)| seen.finished.is_none());
+        let oldest = living.min_by_key(|(_, seen)| seen.order).filter(|(_, seen)| seen.admitted);
+        let Some((id, seen)) = oldest else { return };
+        let before = self.oldest.filter(|(oldest, _)| oldest == id).map_or(0, |(_, idle)| idle);
+        let idle = if seen.idle == 0 { 0 } else { before + 1 };
+        let patience = self.config.micro_batches * (self.config.sequences + 3);
+        assert!(idle <= patience, "the oldest, {id}, stands still: {seen:?}");
+        self.oldest = Some((*id, idle));
     }
 }

@@ -166,6 +166,7 @@ impl Toy {
             widths,
             devices,
             attention,
+            learn: false,
             spans_per_lane,
             probe: None,
         };
