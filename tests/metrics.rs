@@ -135,7 +135,7 @@ fn observed(layout: &Layout) -> (Page, rally::engine::figures::RunSample, Analys
     let weights = RandomWeights::new(3, shape.weight_format);
     let schedule = Schedule::from_spec(&spec.schedule).expect("tests use policies that run");
     let graph = StageGraph::build(&spec, &shape, KindRegistry::shared()).expect("the graph unrolls");
-    let options = AssembleOptions { spans_per_lane: 1 << 16, probe: None };
+    let options = AssembleOptions { learn: false, spans_per_lane: 1 << 16, probe: None };
     let parts = assemble(&spec, graph, &shape, &weights, &schedule, &StageRegistry::builtin(), options);
     let parts = parts.unwrap_or_else(|error| panic!("{error}"));
     let plan = parts.plan.clone();

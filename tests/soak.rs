@@ -50,7 +50,7 @@ fn engine(shape: &ModelShape) -> Engine {
     let schedule = Schedule::from_spec(&spec.schedule).expect("ping_pong runs");
     let graph = StageGraph::build(&spec, shape, KindRegistry::shared()).expect("the graph unrolls");
     let weights = RandomWeights::new(3, shape.weight_format);
-    let options = AssembleOptions { spans_per_lane: SPANS_PER_LANE, probe: None };
+    let options = AssembleOptions { learn: false, spans_per_lane: SPANS_PER_LANE, probe: None };
     let parts = assemble(&spec, graph, shape, &weights, &schedule, &StageRegistry::builtin(), options);
     Engine::start(parts.unwrap_or_else(|error| panic!("{error}"))).expect("threads can be had")
 }

@@ -19,6 +19,7 @@ pub mod kv;
 pub mod linear;
 pub mod matrix;
 mod memory;
+pub use memory::large_buffer_bytes;
 pub mod norm;
 pub mod rope;
 pub mod router;

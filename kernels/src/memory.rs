@@ -3,12 +3,21 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Alignment of every buffer: one cache line, which is also one AVX-512 register.
 const LINE_BYTES: usize = 64;
 
 /// Buffers at least this large ask for huge pages, which raises one core's read rate by about a third.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Bytes of large buffers, which the system maps and the allocator never sees.
+static LARGE_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes of all large buffers (2 MiB or more) that exist, touched or not. On systems other than Linux the allocator has them.
+pub fn large_buffer_bytes() -> usize {
+    LARGE_BYTES.load(Ordering::Relaxed)
+}
 
 /// Plain numbers whose all-zero bit pattern is zero.
 ///
@@ -129,6 +138,7 @@ unsafe fn map(layout: Layout) -> *mut u8 {
         let aligned = start.add(before);
         libc::munmap(aligned.add(bytes).cast(), HUGE_PAGE_BYTES - before);
         libc::madvise(aligned.cast(), bytes, libc::MADV_HUGEPAGE);
+        LARGE_BYTES.fetch_add(bytes, Ordering::Relaxed);
         aligned
     }
 }
@@ -140,6 +150,7 @@ unsafe fn map(layout: Layout) -> *mut u8 {
 unsafe fn unmap(raw: *mut u8, layout: Layout) {
     // SAFETY: the caller's promise.
     unsafe { libc::munmap(raw.cast(), mapped_bytes(layout)) };
+    LARGE_BYTES.fetch_sub(mapped_bytes(layout), Ordering::Relaxed);
 }
 
 /// Whole pages. Not whole huge ones: a matrix slightly larger than one would take two.

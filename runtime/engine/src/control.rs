@@ -298,10 +298,10 @@ mod tests {
             panic!("asked for");
         });
         assert!(panicked.join().is_err());
-        control.submit([request(0, &[1], 1)]).expect("the planner is still there");
+        control.submit([request(0, vec![1], 1)]).expect("the planner is still there");
         control.cancel(0);
         control.fail(EngineError::EndedEarly);
-        assert_eq!(control.submit([request(1, &[1], 1)]), Err(SubmitError::Closed));
+        assert_eq!(control.submit([request(1, vec![1], 1)]), Err(SubmitError::Closed));
         assert!(matches!(inbox.events.recv(), Ok(RunEvent::Finished(0, FinishReason::Cancelled, _))));
         assert!(matches!(inbox.events.recv(), Ok(RunEvent::Failed(EngineError::EndedEarly))));
     }
