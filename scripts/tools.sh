@@ -5,6 +5,12 @@ nightly_toolchain=nightly-2026-05-20
 nightly_commit=e50aa6fba
 cargo_fuzz_version=0.13.2
 
+# What the distribution brings (Debian 12 or later): the programs, and the packages they are in.
+programs=(chromium promtool)
+packages=(chromium prometheus)
+
+has_programs() { local program; for program in "${programs[@]}"; do command -v "$program" > /dev/null || return 1; done; }
+
 # Prints the name under which rustup has that compiler; fails if it has none.
 nightly() {
   local name
