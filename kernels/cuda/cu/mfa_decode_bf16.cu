@@ -1,0 +1,251 @@
+// MFA decode attention, bf16 KV: out = softmax(q K^T * scale) V for 64 query heads on one key-value head.
+//
+//   q      [rows, 64, 256]        bf16, rotated
+//   K, V   [pages, 64, 256]       bf16, two pools; pages of a row in any order
+//   out    [rows, 64, 256]        bf16
+//   items  see mfa_work.cuh       every page of every row in exactly one item
+//   pages  [entries]              page numbers, a row's consecutive
+//   partials [slots, MFA_PARTIAL] f32 scratch; arrivals [rows, 2] zero before the first launch, and after every one
+//
+// Positions at or after a row's context may hold anything, NaN included. Softmax and sums in f32, probabilities in bf16.
+// One CTA an SM, all resident at once (cooperative launch): parts of a row wait for each other.
+// Warps 0-3 multiply (M = 64 heads), warp 4 loads KV pages, warp 5 loads q. sm_90a only.
+#include "common.cuh"
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#include "hopper.cuh"
+#include "wgmma.cuh"
+#include "mfa_work.cuh"
+
+// 6 stages of half a page (K or V) fill shared memory beside q: 192 KiB, of which some 130 are in flight.
+#define STAGES 6
+#define STAGE_BYTES 32768
+#define BLOCK_BYTES 8192 // 64 rows of 128 swizzled bytes
+#define STRIP 16         // positions of a box at a row's end
+
+struct Mfa {
+    TensorMap q, k, v;           // boxes of a whole page: 64 columns x 64 rows x 4 column blocks
+    TensorMap k_strip, v_strip;  // 64 columns x 16 rows x 1
+    const Item *items;
+    const int *pages;
+    bf16 *out;
+    float *partials;
+    int *arrivals;
+    float scale_log2; // softmax scale times log2(e)
+};
+
+struct Shared {
+    u32 stages, q, full, empty, q_full, q_empty;
+    __device__ explicit Shared(u32 base)
+        : stages(base), q(base + STAGES * STAGE_BYTES), full(q + STAGE_BYTES), empty(full + 8 * STAGES),
+          q_full(empty + 8 * STAGES), q_empty(q_full + 8) {}
+};
+
+// Half a page into a stage; of a row's last page only the strips with visible positions.
+__device__ __forceinline__ void load_half(u32 to, const TensorMap *whole, const TensorMap *strip, int page, int tokens,
+                                          u32 barrier) {
+    if (tokens > MFA_PAGE - STRIP) {
+        barrier_expect(barrier, STAGE_BYTES);
+        copy_box_once(to, whole, 0, page * MFA_PAGE, 0, barrier);
+        return;
+    }
+    int strips = (tokens + STRIP - 1) / STRIP;
+    barrier_expect(barrier, strips * 4 * STRIP * 128);
+    for (int block = 0; block < 4; block++)
+        for (int s = 0; s < strips; s++)
+            copy_box_once(to + block * BLOCK_BYTES + s * STRIP * 128, strip, 0, page * MFA_PAGE + s * STRIP, block, barrier);
+}
+
+__device__ void load_pages(const Mfa &args, const Shared &shared, int lane) {
+    int slot = 0;
+    for (int at = blockIdx.x; at >= 0;) {
+        Item item = load_item(args.items, at);
+        for (int base = 0; base < item.pages; base += 32) {
+            int count = min(32, item.pages - base);
+            int mine = lane < count ? __ldg(args.pages + item.first + base + lane) : 0;
+            for (int i = 0; i < count; i++, slot += 2) {
+                int page = __shfl_sync(~0u, mine, i);
+                int tokens = base + i == item.pages - 1 ? item.tokens : MFA_PAGE;
+                if (lane != 0) continue;
+                for (int half = 0; half < 2; half++) {
+                    int stage = (slot + half) % STAGES, round = (slot + half) / STAGES;
+                    barrier_wait(shared.empty + 8 * stage, (round & 1) ^ 1);
+                    load_half(shared.stages + stage * STAGE_BYTES, half ? &args.v : &args.k,
+                              half ? &args.v_strip : &args.k_strip, page, tokens, shared.full + 8 * stage);
+                }
+            }
+        }
+        at = item.next;
+    }
+}
+
+__device__ void load_queries(const Mfa &args, const Shared &shared) {
+    int parity = 1;
+    for (int at = blockIdx.x; at >= 0;) {
+        Item item = load_item(args.items, at);
+        if (item.pages > 0) {
+            barrier_wait(shared.q_empty, parity);
+            barrier_expect(shared.q_full, STAGE_BYTES);
+            copy_box(shared.q, &args.q, 0, item.row * MFA_HEADS, 0, shared.q_full);
+            parity ^= 1;
+        }
+        at = item.next;
+    }
+}
+
+// S[64, 64] = Q K^T of one page.
+__device__ __forceinline__ void multiply_keys(float (&s)[32], u32 q, u32 k) {
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+        u32 at = (i / 4) * BLOCK_BYTES + (i % 4) * 32;
+        wgmma_ss_bf16_n64(s, smem_descriptor(q + at, 16, 1024, 1), smem_descriptor(k + at, 16, 1024, 1), i > 0);
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(s);
+}
+
+// O[64, 256] += P V of one page.
+__device__ __forceinline__ void multiply_values(float (&o)[128], const u32 (&p)[16], u32 v) {
+    pin(o);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        wgmma_rs_bf16_n256(o, p + 4 * i, smem_descriptor(v + i * 2048, BLOCK_BYTES, 1024, 1), true);
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(o);
+}
+
+// Clears value rows from `tokens` on: what lies there must not meet a probability of zero as NaN.
+__device__ __forceinline__ void clear_rows(u8 *v, int tokens, int thread) {
+    for (int i = thread; i < (MFA_PAGE - tokens) * 32; i += 128) {
+        int row = tokens + i / 32, piece = i % 32;
+        *reinterpret_cast<uint4 *>(v + (piece / 8) * BLOCK_BYTES + row * 128 + (piece % 8) * 16) = make_uint4(0, 0, 0, 0);
+    }
+    async_proxy_fence();
+    named_barrier<2, 128>();
+}
+
+struct Softmax {
+    float maximum, denominator; // the denominator of this thread's columns alone
+};
+
+// Turns one row's scores (elements `Half`, `Half + 1` of every group) into probabilities; returns the old sums' factor.
+template <int Half> __device__ __forceinline__ float probabilities(float (&s)[32], Softmax &row, float scale_log2) {
+    float top = s[Half];
+#pragma unroll
+    for (int j = 0; j < 32; j += 4) top = fmaxf(top, fmaxf(s[j + Half], s[j + Half + 1]));
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+    float maximum = fmaxf(row.maximum, top * scale_log2);
+    float factor = fast_exp2(row.maximum - maximum), sum = 0;
+#pragma unroll
+    for (int j = 0; j < 32; j += 4) {
+        s[j + Half] = fast_exp2(fmaf(s[j + Half], scale_log2, -maximum));
+        s[j + Half + 1] = fast_exp2(fmaf(s[j + Half + 1], scale_log2, -maximum));
+        sum += s[j + Half] + s[j + Half + 1];
+    }
+    row.maximum = maximum;
+    row.denominator = row.denominator * factor + sum;
+    return factor;
+}
+
+// One page's scores to bf16 probabilities in the layout of an A operand; rescales `o` where a maximum rose.
+__device__ __forceinline__ void soften(float (&s)[32], u32 (&p)[16], float (&o)[128], Softmax &upper, Softmax &lower,
+                                       float scale_log2) {
+    float a = probabilities<0>(s, upper, scale_log2), b = probabilities<2>(s, lower, scale_log2);
+    if (__any_sync(~0u, a != 1.0f || b != 1.0f)) {
+#pragma unroll
+        for (int i = 0; i < 128; i += 4) o[i] *= a, o[i + 1] *= a, o[i + 2] *= b, o[i + 3] *= b;
+    }
+#pragma unroll
+    for (int i = 0; i < 16; i++) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
+}
+
+__device__ __forceinline__ void hide(float (&s)[32], int column, int tokens) {
+#pragma unroll
+    for (int j = 0; j < 32; j += 4) {
+        if (2 * j + column >= tokens) s[j] = s[j + 2] = negative_infinity();
+        if (2 * j + column + 1 >= tokens) s[j + 1] = s[j + 3] = negative_infinity();
+    }
+}
+
+// What is left of a row's pages goes out: the row itself, or this part of it.
+__device__ __forceinline__ void finish(const Mfa &args, const Item &item, const float (&o)[128], Softmax upper,
+                                       Softmax lower, int thread) {
+    Place at(thread);
+#pragma unroll
+    for (int mask = 1; mask < 4; mask *= 2) {
+        upper.denominator += __shfl_xor_sync(~0u, upper.denominator, mask);
+        lower.denominator += __shfl_xor_sync(~0u, lower.denominator, mask);
+    }
+    if (item.parts == 1) {
+        store_row<0, 128>(args.out, item.row, at, o, 1.0f / upper.denominator, 1.0f / lower.denominator);
+        return;
+    }
+    store_part<0, 128>(args.partials, item.slot, thread, o);
+    if ((thread & 3) == 0) {
+        store_statistics(args.partials, item.slot, at.upper, upper.maximum, upper.denominator);
+        store_statistics(args.partials, item.slot, at.upper + 8, lower.maximum, lower.denominator);
+    }
+    named_barrier<1, 128>();
+    if (thread == 0) announce_part(args.arrivals, item.row);
+}
+
+__device__ void attend(const Mfa &args, const Shared &shared, u8 *memory, int thread) {
+    Place at(thread);
+    bool elected = (thread & 31) == 0;
+    int slot = 0, q_parity = 0;
+    float o[128];
+    for (int next = blockIdx.x; next >= 0;) {
+        Item item = load_item(args.items, next);
+        next = item.next;
+        if (item.pages == 0) continue;
+        Softmax upper = {negative_infinity(), 0}, lower = upper;
+#pragma unroll
+        for (int i = 0; i < 128; i++) o[i] = 0;
+        barrier_wait(shared.q_full, q_parity);
+        q_parity ^= 1;
+        for (int page = 0; page < item.pages; page++, slot += 2) {
+            float s[32];
+            u32 p[16];
+            int tokens = page == item.pages - 1 ? item.tokens : MFA_PAGE;
+            int stage = slot % STAGES;
+            barrier_wait(shared.full + 8 * stage, slot / STAGES & 1);
+            multiply_keys(s, shared.q, shared.stages + stage * STAGE_BYTES);
+            if (elected) barrier_arrive(shared.empty + 8 * stage);
+            if (elected && page == item.pages - 1) barrier_arrive(shared.q_empty);
+            if (tokens < MFA_PAGE) hide(s, at.column, tokens);
+            soften(s, p, o, upper, lower, args.scale_log2);
+            stage = (slot + 1) % STAGES;
+            barrier_wait(shared.full + 8 * stage, (slot + 1) / STAGES & 1);
+            if (tokens < MFA_PAGE) clear_rows(memory + stage * STAGE_BYTES, tokens, thread);
+            multiply_values(o, p, shared.stages + stage * STAGE_BYTES);
+            if (elected) barrier_arrive(shared.empty + 8 * stage);
+        }
+        finish(args, item, o, upper, lower, thread);
+    }
+    combine_rows<1>(args.items, args.partials, args.out, args.arrivals, reinterpret_cast<float *>(memory), thread);
+}
+
+extern "C" __global__ __launch_bounds__(192, 1) void mfa_decode_bf16(const __grid_constant__ Mfa args) {
+    extern __shared__ u8 raw[];
+    u32 base = (shared_address(raw) + 1023) & ~1023u;
+    Shared shared(base);
+    int warp = threadIdx.x / 32;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; i++) barrier_init(shared.full + 8 * i, 1), barrier_init(shared.empty + 8 * i, 4);
+        barrier_init(shared.q_full, 1);
+        barrier_init(shared.q_empty, 4);
+        barrier_init_fence();
+    }
+    __syncthreads();
+    if (warp < 4)
+        attend(args, shared, raw + (base - shared_address(raw)), threadIdx.x);
+    else if (warp == 4)
+        load_pages(args, shared, threadIdx.x & 31);
+    else if (threadIdx.x == 160)
+        load_queries(args, shared);
+}
+#endif
