@@ -22,6 +22,19 @@ __device__ __forceinline__ u32 pack_bf16(float low, float high) {
     return packed;
 }
 
+__device__ __forceinline__ u32 pack_f16(float low, float high) {
+    u32 packed;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+__device__ __forceinline__ float2 unpack_f16(u32 packed) {
+    float2 x;
+    asm("{ .reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }"
+        : "=f"(x.x), "=f"(x.y)
+        : "r"(packed));
+    return x;
+}
+
 __device__ __forceinline__ float widen_bf16(bf16 x) { return __uint_as_float((u32)x << 16); }
 __device__ __forceinline__ bf16 narrow_bf16(float x) { return (bf16)pack_bf16(x, 0.0f); }
 

@@ -3,12 +3,12 @@
 //   q      [rows, 64, 256]        bf16, rotated
 //   K, V   [pages, 64, 256]       bf16, two pools; pages of a row in any order
 //   out    [rows, 64, 256]        bf16
-//   items  see mfa_work.cuh       every page of every row in exactly one item
+//   work   see mfa_work.cuh       every page of every row in exactly one item
 //   pages  [entries]              page numbers, a row's consecutive
-//   partials [slots, MFA_PARTIAL] f32 scratch; arrivals [rows, 2] zero before the first launch, and after every one
+//   partials [slots, MFA_PARTIAL_BYTES] scratch; counters [2] zero before the first launch, then the kernel's own
 //
 // Positions at or after a row's context may hold anything, NaN included. Softmax and sums in f32, probabilities in bf16.
-// One CTA an SM, all resident at once (cooperative launch): parts of a row wait for each other.
+// One CTA an SM, all resident at once (cooperative launch): at the end they wait for each other.
 // Warps 0-3 multiply (M = 64 heads), warp 4 loads KV pages, warp 5 loads q. sm_90a only.
 #include "common.cuh"
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -25,19 +25,20 @@
 struct Mfa {
     TensorMap q, k, v;           // boxes of a whole page: 64 columns x 64 rows x 4 column blocks
     TensorMap k_strip, v_strip;  // 64 columns x 16 rows x 1
-    const Item *items;
+    Work work;
     const int *pages;
     bf16 *out;
-    float *partials;
-    int *arrivals;
+    u8 *partials;
+    int *counters;
     float scale_log2; // softmax scale times log2(e)
 };
 
-struct Shared {
-    u32 stages, q, full, empty, q_full, q_empty;
-    __device__ explicit Shared(u32 base)
-        : stages(base), q(base + STAGES * STAGE_BYTES), full(q + STAGE_BYTES), empty(full + 8 * STAGES),
-          q_full(empty + 8 * STAGES), q_empty(q_full + 8) {}
+// Shared memory; what swizzled operands need at multiples of 1024 comes first.
+struct Memory {
+    u8 stages[STAGES][STAGE_BYTES];
+    u8 q[STAGE_BYTES];
+    Queue queue;
+    u64 full[STAGES], empty[STAGES], q_full, q_empty, combined;
 };
 
 // Half a page into a stage; of a row's last page only the strips with visible positions.
@@ -55,10 +56,10 @@ __device__ __forceinline__ void load_half(u32 to, const TensorMap *whole, const 
             copy_box_once(to + block * BLOCK_BYTES + s * STRIP * 128, strip, 0, page * MFA_PAGE + s * STRIP, block, barrier);
 }
 
-__device__ void load_pages(const Mfa &args, const Shared &shared, int lane) {
+// One warp: KV pages into stages.
+__device__ void load_pages(const Mfa &args, Memory &memory, int lane) {
     int slot = 0;
-    for (int at = blockIdx.x; at >= 0;) {
-        Item item = load_item(args.items, at);
+    walk_bins(args.work, memory.queue, args.counters, lane, [&](const Item &item) {
         for (int base = 0; base < item.pages; base += 32) {
             int count = min(32, item.pages - base);
             int mine = lane < count ? __ldg(args.pages + item.first + base + lane) : 0;
@@ -68,27 +69,24 @@ __device__ void load_pages(const Mfa &args, const Shared &shared, int lane) {
                 if (lane != 0) continue;
                 for (int half = 0; half < 2; half++) {
                     int stage = (slot + half) % STAGES, round = (slot + half) / STAGES;
-                    barrier_wait(shared.empty + 8 * stage, (round & 1) ^ 1);
-                    load_half(shared.stages + stage * STAGE_BYTES, half ? &args.v : &args.k,
-                              half ? &args.v_strip : &args.k_strip, page, tokens, shared.full + 8 * stage);
+                    barrier_wait(shared_address(&memory.empty[stage]), (round & 1) ^ 1);
+                    load_half(shared_address(memory.stages[stage]), half ? &args.v : &args.k, half ? &args.v_strip : &args.k_strip,
+                              page, tokens, shared_address(&memory.full[stage]));
                 }
             }
         }
-        at = item.next;
-    }
+    });
 }
 
-__device__ void load_queries(const Mfa &args, const Shared &shared) {
-    int parity = 1;
-    for (int at = blockIdx.x; at >= 0;) {
-        Item item = load_item(args.items, at);
-        if (item.pages > 0) {
-            barrier_wait(shared.q_empty, parity);
-            barrier_expect(shared.q_full, STAGE_BYTES);
-            copy_box(shared.q, &args.q, 0, item.row * MFA_HEADS, 0, shared.q_full);
-            parity ^= 1;
-        }
-        at = item.next;
+// One thread: each item's q, as soon as the one before is read.
+__device__ void load_queries(const Mfa &args, Memory &memory) {
+    u32 full = shared_address(&memory.q_full);
+    for (int count = 0;; count++) {
+        Item item = queue_take(memory.queue, count, true);
+        if (item.pages < 0) return;
+        barrier_wait(shared_address(&memory.q_empty), (count & 1) ^ 1);
+        barrier_expect(full, STAGE_BYTES);
+        copy_box(shared_address(memory.q), &args.q, 0, item.row * MFA_HEADS, 0, full);
     }
 }
 
@@ -171,81 +169,74 @@ __device__ __forceinline__ void hide(float (&s)[32], int column, int tokens) {
     }
 }
 
-// What is left of a row's pages goes out: the row itself, or this part of it.
+// The row goes out, or this part of it.
 __device__ __forceinline__ void finish(const Mfa &args, const Item &item, const float (&o)[128], Softmax upper,
                                        Softmax lower, int thread) {
-    Place at(thread);
 #pragma unroll
     for (int mask = 1; mask < 4; mask *= 2) {
         upper.denominator += __shfl_xor_sync(~0u, upper.denominator, mask);
         lower.denominator += __shfl_xor_sync(~0u, lower.denominator, mask);
     }
     if (item.parts == 1) {
-        store_row<0, 128>(args.out, item.row, at, o, 1.0f / upper.denominator, 1.0f / lower.denominator);
+        store_row<0, 128>(args.out, item.row, Place(thread), o, 1.0f / upper.denominator, 1.0f / lower.denominator);
         return;
     }
-    store_part<0, 128>(args.partials, item.slot, thread, o);
-    if ((thread & 3) == 0) {
-        store_statistics(args.partials, item.slot, at.upper, upper.maximum, upper.denominator);
-        store_statistics(args.partials, item.slot, at.upper + 8, lower.maximum, lower.denominator);
-    }
-    named_barrier<1, 128>();
-    if (thread == 0) announce_part(args.arrivals, item.row);
+    store_half<0>(args.partials, item.slot, thread, o, upper.maximum, upper.denominator, lower.maximum, lower.denominator);
+    store_half<64>(args.partials, item.slot, thread, o, upper.maximum, upper.denominator, lower.maximum, lower.denominator);
 }
 
-__device__ void attend(const Mfa &args, const Shared &shared, u8 *memory, int thread) {
+__device__ void attend(const Mfa &args, Memory &memory, int thread) {
     Place at(thread);
     bool elected = (thread & 31) == 0;
-    int slot = 0, q_parity = 0;
+    int slot = 0;
     float o[128];
-    for (int next = blockIdx.x; next >= 0;) {
-        Item item = load_item(args.items, next);
-        next = item.next;
-        if (item.pages == 0) continue;
+    for (int count = 0;; count++) {
+        Item item = queue_take(memory.queue, count, elected);
+        if (item.pages < 0) break;
         Softmax upper = {negative_infinity(), 0}, lower = upper;
 #pragma unroll
         for (int i = 0; i < 128; i++) o[i] = 0;
-        barrier_wait(shared.q_full, q_parity);
-        q_parity ^= 1;
+        barrier_wait(shared_address(&memory.q_full), count & 1);
         for (int page = 0; page < item.pages; page++, slot += 2) {
             float s[32];
             u32 p[16];
             int tokens = page == item.pages - 1 ? item.tokens : MFA_PAGE;
             int stage = slot % STAGES;
-            barrier_wait(shared.full + 8 * stage, slot / STAGES & 1);
-            multiply_keys(s, shared.q, shared.stages + stage * STAGE_BYTES);
-            if (elected) barrier_arrive(shared.empty + 8 * stage);
-            if (elected && page == item.pages - 1) barrier_arrive(shared.q_empty);
+            barrier_wait(shared_address(&memory.full[stage]), slot / STAGES & 1);
+            multiply_keys(s, shared_address(memory.q), shared_address(memory.stages[stage]));
+            if (elected) barrier_arrive(shared_address(&memory.empty[stage]));
+            if (elected && page == item.pages - 1) barrier_arrive(shared_address(&memory.q_empty));
             if (tokens < MFA_PAGE) hide(s, at.column, tokens);
             soften(s, p, o, upper, lower, args.scale_log2);
             stage = (slot + 1) % STAGES;
-            barrier_wait(shared.full + 8 * stage, (slot + 1) / STAGES & 1);
-            if (tokens < MFA_PAGE) clear_rows(memory + stage * STAGE_BYTES, tokens, thread);
-            multiply_values(o, p, shared.stages + stage * STAGE_BYTES);
-            if (elected) barrier_arrive(shared.empty + 8 * stage);
+            barrier_wait(shared_address(&memory.full[stage]), (slot + 1) / STAGES & 1);
+            if (tokens < MFA_PAGE) clear_rows(memory.stages[stage], tokens, thread);
+            multiply_values(o, p, shared_address(memory.stages[stage]));
+            if (elected) barrier_arrive(shared_address(&memory.empty[stage]));
         }
         finish(args, item, o, upper, lower, thread);
     }
-    combine_rows<1>(args.items, args.partials, args.out, args.arrivals, reinterpret_cast<float *>(memory), thread);
+    add_share<1>(args.work, args.partials, args.out, args.counters, memory.stages[0], STAGES * STAGE_BYTES,
+                 shared_address(&memory.combined), thread);
 }
 
 extern "C" __global__ __launch_bounds__(192, 1) void mfa_decode_bf16(const __grid_constant__ Mfa args) {
     extern __shared__ u8 raw[];
-    u32 base = (shared_address(raw) + 1023) & ~1023u;
-    Shared shared(base);
-    int warp = threadIdx.x / 32;
+    Memory &memory = *reinterpret_cast<Memory *>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
     if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; i++) barrier_init(shared.full + 8 * i, 1), barrier_init(shared.empty + 8 * i, 4);
-        barrier_init(shared.q_full, 1);
-        barrier_init(shared.q_empty, 4);
+        for (int i = 0; i < STAGES; i++) barrier_init(shared_address(&memory.full[i]), 1), barrier_init(shared_address(&memory.empty[i]), 4);
+        queue_init(memory.queue, 5);
+        barrier_init(shared_address(&memory.q_full), 1);
+        barrier_init(shared_address(&memory.q_empty), 4);
+        barrier_init(shared_address(&memory.combined), 1);
         barrier_init_fence();
     }
     __syncthreads();
-    if (warp < 4)
-        attend(args, shared, raw + (base - shared_address(raw)), threadIdx.x);
-    else if (warp == 4)
-        load_pages(args, shared, threadIdx.x & 31);
+    if (threadIdx.x < 128)
+        attend(args, memory, threadIdx.x);
+    else if (threadIdx.x < 160)
+        load_pages(args, memory, threadIdx.x & 31);
     else if (threadIdx.x == 160)
-        load_queries(args, shared);
+        load_queries(args, memory);
 }
 #endif

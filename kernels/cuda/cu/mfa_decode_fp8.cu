@@ -6,7 +6,7 @@
 //                             position 8 a + 2 b + c (a, c < 2, b < 4) is stored at 4 b + 2 a + c
 //   scales  [pages, 2, 64]    f32 > 0: one a position for K, then one for V
 //   out     [rows, 64, 256]   bf16
-//   items, pages, partials, arrivals: as mfa_decode_bf16.cu
+//   work, pages, partials, counters: as mfa_decode_bf16.cu
 //
 // fp8 products without fp8's error: q and the probabilities are each split into an e4m3 number and the e4m3 of what it
 // leaves (8 bits of significand), so both products take e4m3 operands at twice bf16's rate, and cost what bf16's would.
@@ -33,11 +33,11 @@ struct Mfa {
     TensorMap v;       // box of a whole page: 64 positions x 256 rows
     const bf16 *q;
     const float *scales;
-    const Item *items;
+    Work work;
     const int *pages;
     bf16 *out;
-    float *partials;
-    int *arrivals;
+    u8 *partials;
+    int *counters;
     float scale_log2;
 };
 
@@ -54,7 +54,8 @@ struct Memory {
     Factors factors[RING];
     float q_scale[64];
     float statistics[2][2][64];
-    u64 full[STAGES], empty[STAGES], factors_full[RING], factors_empty[RING];
+    Queue queue;
+    u64 full[STAGES], empty[STAGES], factors_full[RING], factors_empty[RING], combined;
 };
 
 __device__ __forceinline__ void load_keys(u32 to, const Mfa &args, int page, int tokens, u32 barrier) {
@@ -74,8 +75,7 @@ __device__ __forceinline__ void load_keys(u32 to, const Mfa &args, int page, int
 // One warp: KV pages into stages.
 __device__ void load_pages(const Mfa &args, Memory &memory, int lane) {
     int slot = 0;
-    for (int at = blockIdx.x; at >= 0;) {
-        Item item = load_item(args.items, at);
+    walk_bins(args.work, memory.queue, args.counters, lane, [&](const Item &item) {
         for (int base = 0; base < item.pages; base += 32) {
             int count = min(32, item.pages - base);
             int mine = lane < count ? __ldg(args.pages + item.first + base + lane) : 0;
@@ -93,15 +93,15 @@ __device__ void load_pages(const Mfa &args, Memory &memory, int lane) {
                 copy_box_once(shared_address(memory.stages[stage]), &args.v, 0, page * MFA_DIM, 0, full);
             }
         }
-        at = item.next;
-    }
+    });
 }
 
 // One warp: scales into the ring, in the form that the softmax wants them. Reads a page ahead of what it writes.
 __device__ void load_scales(const Mfa &args, Memory &memory, int lane) {
     int slot = 0;
-    for (int at = blockIdx.x; at >= 0;) {
-        Item item = load_item(args.items, at);
+    for (int count = 0;; count++) {
+        Item item = queue_take(memory.queue, count, lane == 0);
+        if (item.pages < 0) return;
         float2 key, value;
         for (int i = 0; i < item.pages; i++, slot++) {
             const float2 *from = reinterpret_cast<const float2 *>(args.scales) + lane;
@@ -123,7 +123,6 @@ __device__ void load_scales(const Mfa &args, Memory &memory, int lane) {
             if (lane == 0) barrier_arrive(shared_address(&memory.factors_full[slot % RING]));
             key = next_key, value = next_value;
         }
-        at = item.next;
     }
 }
 
@@ -174,26 +173,26 @@ __device__ __forceinline__ void split_queries(const Mfa &args, Memory &memory, i
     named_barrier<1, 256>();
 }
 
-// S[64, 64] = (q_high + q_low) K^T of one page.
+// S[64, 64] = (q_low + q_high) K^T of one page; the small products first, while the sums they are cut to are small.
 __device__ __forceinline__ void multiply_keys(float (&s)[32], u32 high, u32 low, u32 k) {
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 16; i++) {
         u32 at = (i % 8 / 4) * BLOCK_BYTES + (i % 4) * 32;
-        wgmma_ss_e4m3_n64(s, smem_descriptor((i < 8 ? high : low) + at, 16, 1024, 1), smem_descriptor(k + at, 16, 1024, 1), i > 0);
+        wgmma_ss_e4m3_n64(s, smem_descriptor((i < 8 ? low : high) + at, 16, 1024, 1), smem_descriptor(k + at, 16, 1024, 1), i > 0);
     }
     wgmma_commit();
     wgmma_wait<0>();
     pin(s);
 }
 
-// 64 of V's columns: product = (p_high + p_low) V, started, not awaited.
+// 64 of V's columns: product = (p_low + p_high) V, started, not awaited.
 __device__ __forceinline__ void multiply_values(float (&product)[32], const u32 (&p)[16], u32 v, int chunk) {
     pin(product);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        wgmma_rs_e4m3_n64(product, p + 8 * (i / 2) + 4 * (i % 2), smem_descriptor(v + chunk * 4096 + (i % 2) * 32, 16, 512, 2), i > 0);
+        wgmma_rs_e4m3_n64(product, p + 8 * (1 - i / 2) + 4 * (i % 2), smem_descriptor(v + chunk * 4096 + (i % 2) * 32, 16, 512, 2), i > 0);
     wgmma_commit();
 }
 
@@ -314,16 +313,10 @@ __device__ __forceinline__ float merge(const Memory &memory, int group, int head
 
 template <int First>
 __device__ __forceinline__ void emit(const Mfa &args, const Item &item, const float (&o)[128], Softmax upper, Softmax lower, int thread) {
-    Place at(thread);
-    if (item.parts == 1) {
-        store_row<First, 64>(args.out, item.row, at, o, 1.0f / upper.denominator, 1.0f / lower.denominator);
-        return;
-    }
-    store_part<First, 64>(args.partials, item.slot, thread, o);
-    if (First == 0 && (thread & 3) == 0) {
-        store_statistics(args.partials, item.slot, at.upper, upper.maximum, upper.denominator);
-        store_statistics(args.partials, item.slot, at.upper + 8, lower.maximum, lower.denominator);
-    }
+    if (item.parts == 1)
+        store_row<First, 64>(args.out, item.row, Place(thread), o, 1.0f / upper.denominator, 1.0f / lower.denominator);
+    else
+        store_half<First>(args.partials, item.slot, thread, o, upper.maximum, upper.denominator, lower.maximum, lower.denominator);
 }
 
 // Joins both warpgroups' sums, each ending with the first or second 128 columns, and writes them.
@@ -351,9 +344,6 @@ __device__ __forceinline__ void finish(const Mfa &args, Memory &memory, const It
         take<64>(memory.exchange, o, thread, a, b);
         emit<64>(args, item, o, upper, lower, thread);
     }
-    if (item.parts == 1) return;
-    named_barrier<1, 256>();
-    if (group == 0 && thread == 0) announce_part(args.arrivals, item.row);
 }
 
 __device__ void attend(const Mfa &args, Memory &memory, int group, int thread) {
@@ -361,10 +351,9 @@ __device__ void attend(const Mfa &args, Memory &memory, int group, int thread) {
     bool elected = (thread & 31) == 0;
     int done = 0; // pages of the items before, both warpgroups' together
     float o[128];
-    for (int next = blockIdx.x; next >= 0;) {
-        Item item = load_item(args.items, next);
-        next = item.next;
-        if (item.pages == 0) continue;
+    for (int count = 0;; count++) {
+        Item item = queue_take(memory.queue, count, elected);
+        if (item.pages < 0) break;
         Softmax upper = {negative_infinity(), 0}, lower = upper;
 #pragma unroll
         for (int i = 0; i < 128; i++) o[i] = 0;
@@ -393,7 +382,8 @@ __device__ void attend(const Mfa &args, Memory &memory, int group, int thread) {
         finish(args, memory, item, o, upper, lower, group, thread);
         done += item.pages;
     }
-    combine_rows<2>(args.items, args.partials, args.out, args.arrivals, reinterpret_cast<float *>(memory.stages), group * 128 + thread);
+    add_share<2>(args.work, args.partials, args.out, args.counters, memory.stages[0], STAGES * STAGE_BYTES,
+                 shared_address(&memory.combined), group * 128 + thread);
 }
 
 extern "C" __global__ __launch_bounds__(384, 1) void mfa_decode_fp8(const __grid_constant__ Mfa args) {
@@ -403,6 +393,8 @@ extern "C" __global__ __launch_bounds__(384, 1) void mfa_decode_fp8(const __grid
         for (int i = 0; i < STAGES; i++) barrier_init(shared_address(&memory.full[i]), 1), barrier_init(shared_address(&memory.empty[i]), 4);
         for (int i = 0; i < RING; i++)
             barrier_init(shared_address(&memory.factors_full[i]), 1), barrier_init(shared_address(&memory.factors_empty[i]), 4);
+        queue_init(memory.queue, 9);
+        barrier_init(shared_address(&memory.combined), 1);
         barrier_init_fence();
     }
     __syncthreads();

@@ -1,27 +1,97 @@
-// What one CTA of the MFA decode kernels works on, and how parts of one row become its output.
+// What CTAs of the MFA decode kernels work on, and how parts of one row become its output.
 //
-// A row's pages may be cut into parts that different CTAs read. Each leaves an unnormalised sum with its running
-// maximum and denominator in `partials`; when all parts of a row have arrived, the CTAs that made them divide the
-// row's columns among themselves and add the parts in ascending order. So a result depends on the cut, never on timing.
+// The host cuts all rows' pages into bins of items (`src/split.rs`). CTA c begins with bin c; when it has read its bin it
+// takes the next one that nobody has, so that multiprocessors which memory serves faster read more. A row cut into parts
+// leaves each part's sums in `partials`; when every CTA is done, they divide the cut rows' columns among themselves and
+// add parts in ascending order. So a result depends on the cut, never on who read what or when.
+//
+// `work`: 8 words (bins, cuts, 0 ...); 2 (ctas + 1) words padded to a multiple of 8, where each CTA's share of adding
+// begins (cut, column group); 4 ctas cuts of 4 words; items of 8 words, item b the first of bin b.
 #pragma once
 
 #define MFA_HEADS 64
 #define MFA_DIM 256
 #define MFA_PAGE 64
-// Floats of one partial: sums in accumulator order `[32 column groups][128 threads][4]`, then maxima, denominators.
-#define MFA_PARTIAL (MFA_HEADS * MFA_DIM + 2 * MFA_HEADS)
+// A partial: sums in f16 `[16 column groups][128 threads][8]`, each half of the columns of a head times a power of two;
+// then for each half 64 maxima and 64 denominators in f32 that the same power is in.
+#define MFA_GROUP_BYTES 2048
+#define MFA_SUMS_BYTES (16 * MFA_GROUP_BYTES)
+#define MFA_PARTIAL_BYTES (MFA_SUMS_BYTES + 1024)
+#define MFA_QUEUE 4 // items that loaders may be ahead of consumers
 
 // Pages `first..first + pages` of the page list belong to `row`; of the last one `tokens` positions are visible.
-// `part` of `parts` (1: the row is whole), whose partial is number `slot`. CTA c begins with item c; -1 ends its list.
+// `part` of `parts` (1: the row is whole), whose partial is number `slot`. `next` in its bin, or -1. No pages: no work;
+// fewer: the end.
 struct Item {
     int row, first, pages, tokens;
     int part, parts, slot, next;
 };
+struct Cut {
+    int row, slot, parts, unused;
+};
 
-__device__ __forceinline__ Item load_item(const Item *items, int at) {
-    const int4 *words = reinterpret_cast<const int4 *>(items + at);
-    int4 a = __ldg(words), b = __ldg(words + 1);
-    return Item{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+struct Work {
+    const int *words;
+    __device__ __forceinline__ int bins() const { return __ldg(words); }
+    __device__ __forceinline__ int cuts() const { return __ldg(words + 1); }
+    __device__ __forceinline__ const int *cut_words() const { return words + 8 + (2 * (gridDim.x + 1) + 7) / 8 * 8; }
+    __device__ __forceinline__ int2 share(int cta) const { return __ldg(reinterpret_cast<const int2 *>(words + 8) + cta); }
+    __device__ __forceinline__ Cut cut(int at) const {
+        int4 w = __ldg(reinterpret_cast<const int4 *>(cut_words()) + at);
+        return Cut{w.x, w.y, w.z, w.w};
+    }
+    __device__ __forceinline__ Item item(int at) const {
+        const int4 *from = reinterpret_cast<const int4 *>(cut_words() + 16 * gridDim.x) + 2 * at;
+        int4 a = __ldg(from), b = __ldg(from + 1);
+        return Item{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+    }
+};
+
+// Items on their way from the loading warp to everyone else in the CTA.
+struct Queue {
+    Item items[MFA_QUEUE];
+    u64 full[MFA_QUEUE], empty[MFA_QUEUE];
+};
+
+__device__ __forceinline__ void queue_init(Queue &queue, int readers) {
+    for (int i = 0; i < MFA_QUEUE; i++) {
+        barrier_init(shared_address(&queue.full[i]), 1);
+        barrier_init(shared_address(&queue.empty[i]), readers);
+    }
+}
+__device__ __forceinline__ void queue_push(Queue &queue, int count, const Item &item) {
+    int at = count % MFA_QUEUE;
+    barrier_wait(shared_address(&queue.empty[at]), (count / MFA_QUEUE & 1) ^ 1);
+    queue.items[at] = item;
+    barrier_arrive(shared_address(&queue.full[at]));
+}
+// Called by whole warps; one lane of each (`elected`) counts as a reader.
+__device__ __forceinline__ Item queue_take(Queue &queue, int count, bool elected) {
+    int at = count % MFA_QUEUE;
+    barrier_wait(shared_address(&queue.full[at]), count / MFA_QUEUE & 1);
+    Item item = queue.items[at];
+    __syncwarp(__activemask());
+    if (elected) barrier_arrive(shared_address(&queue.empty[at]));
+    return item;
+}
+
+// Walks this CTA's bins by one warp: `load(item)` for each item, which is then in the queue. `counters`: arrivals, bins taken.
+template <class Load> __device__ __forceinline__ void walk_bins(const Work &work, Queue &queue, int *counters, int lane, Load load) {
+    int bins = work.bins(), count = 0;
+    for (int bin = blockIdx.x; bin < bins;) {
+        for (int at = bin; at >= 0;) {
+            Item item = work.item(at);
+            if (item.pages > 0) {
+                if (lane == 0) queue_push(queue, count, item);
+                count++;
+                load(item);
+            }
+            at = item.next;
+        }
+        if (lane == 0) bin = gridDim.x + atomicAdd(counters + 1, 1);
+        bin = __shfl_sync(~0u, bin, 0);
+    }
+    if (lane == 0) queue_push(queue, count, Item{0, 0, -1, 0, 0, 0, 0, -1});
 }
 
 // A thread's place in a 64-row accumulator tile: rows `upper` and `upper + 8`, columns `8 j + column`, `+ 1`.
@@ -31,10 +101,9 @@ struct Place {
         : upper((thread >> 5) * 16 + ((thread & 31) >> 2)), column((thread & 3) * 2) {}
 };
 
-// Writes column groups `First / 4 ..` of a whole row: `sums` times the rows' factors, as bf16.
+// Writes columns of a whole row: `sums` times the rows' factors, as bf16.
 template <int First, int Count>
-__device__ __forceinline__ void store_row(bf16 *out, int row, Place at, const float (&sums)[128], float upper,
-                                          float lower) {
+__device__ __forceinline__ void store_row(bf16 *out, int row, Place at, const float (&sums)[128], float upper, float lower) {
     u32 *to = reinterpret_cast<u32 *>(out + ((size_t)row * MFA_HEADS + at.upper) * MFA_DIM + at.column);
 #pragma unroll
     for (int i = First; i < First + Count; i += 4) {
@@ -43,92 +112,116 @@ __device__ __forceinline__ void store_row(bf16 *out, int row, Place at, const fl
     }
 }
 
-// Writes column groups of a part's sums.
-template <int First, int Count>
-__device__ __forceinline__ void store_part(float *partials, int slot, int thread, const float (&sums)[128]) {
-    float4 *to = reinterpret_cast<float4 *>(partials + (size_t)slot * MFA_PARTIAL) + thread;
+// The exponent of the largest of one row's values in half of the columns.
+template <int First> __device__ __forceinline__ int half_exponent(const float (&sums)[128]) {
+    float top = 0;
 #pragma unroll
-    for (int i = First; i < First + Count; i += 4)
-        __stcg(to + i / 4 * 128, make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]));
+    for (int i = First; i < First / 4 * 4 + 64; i += 4) top = fmaxf(top, fmaxf(fabsf(sums[i]), fabsf(sums[i + 1])));
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+    return min(max((__float_as_int(top) >> 23) - 127, -100), 100);
 }
+__device__ __forceinline__ float power_of_two(int exponent) { return __int_as_float((127 + exponent) << 23); }
 
-__device__ __forceinline__ void store_statistics(float *partials, int slot, int head, float maximum, float denominator) {
-    float *to = partials + (size_t)slot * MFA_PARTIAL + MFA_HEADS * MFA_DIM;
-    __stcg(to + head, maximum);
-    __stcg(to + MFA_HEADS + head, denominator);
-}
-
-// After every consumer thread's stores and a barrier among them, by one thread.
-__device__ __forceinline__ void announce_part(int *arrivals, int row) {
-    __threadfence();
-    asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(arrivals + 2 * row) : "memory");
-}
-__device__ __forceinline__ void await_parts(const int *arrivals, int row, int parts) {
-    int seen;
-    do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(arrivals + 2 * row) : "memory");
-    while (seen < parts);
-}
-// The last CTA to leave a row clears its counters for the next launch.
-__device__ __forceinline__ void leave_row(int *arrivals, int row, int parts) {
-    if (atomicAdd(arrivals + 2 * row + 1, 1) == parts - 1) {
-        arrivals[2 * row] = 0;
-        arrivals[2 * row + 1] = 0;
+// Writes half of the columns of a part; `First` is 0 or 64. Maxima and denominators are of the rows `at` names.
+template <int First>
+__device__ __forceinline__ void store_half(u8 *partials, int slot, int thread, const float (&sums)[128], float upper_maximum,
+                                           float upper_denominator, float lower_maximum, float lower_denominator) {
+    u8 *to = partials + (size_t)slot * MFA_PARTIAL_BYTES;
+    int upper = half_exponent<First>(sums), lower = half_exponent<First + 2>(sums);
+    float a = power_of_two(-upper), b = power_of_two(-lower);
+#pragma unroll
+    for (int i = First; i < First + 64; i += 8) {
+        uint4 words = make_uint4(pack_f16(sums[i] * a, sums[i + 1] * a), pack_f16(sums[i + 2] * b, sums[i + 3] * b),
+                                 pack_f16(sums[i + 4] * a, sums[i + 5] * a), pack_f16(sums[i + 6] * b, sums[i + 7] * b));
+        __stcg(reinterpret_cast<uint4 *>(to + i / 8 * MFA_GROUP_BYTES) + thread, words);
+    }
+    if ((thread & 3) == 0) {
+        float *statistics = reinterpret_cast<float *>(to + MFA_SUMS_BYTES) + First * 2 + Place(thread).upper;
+        __stcg(statistics, upper_maximum + upper);
+        __stcg(statistics + 8, lower_maximum + lower);
+        __stcg(statistics + 64, upper_denominator * a);
+        __stcg(statistics + 72, lower_denominator * b);
     }
 }
 
-// `weights[p][head]`: what part p's sums are multiplied by. Threads 0..63.
-__device__ __forceinline__ void part_weights(const float *partials, int base, int parts, int head, float *weights) {
-    const float *from = partials + (size_t)base * MFA_PARTIAL + MFA_HEADS * MFA_DIM + head;
-    float maximum = negative_infinity(), denominator = 0;
-#pragma unroll 8
-    for (int p = 0; p < parts; p++) maximum = fmaxf(maximum, __ldcg(from + (size_t)p * MFA_PARTIAL));
-#pragma unroll 8
+// One column group of a cut row: parts are `stride` bytes apart, statistics `statistics_stride`, both shared or global.
+__device__ __forceinline__ void add_group(const u8 *sums, size_t stride, const u8 *statistics, size_t statistics_stride,
+                                          int parts, int group, bf16 *out, int row, int thread) {
+    Place at(thread);
+    const u8 *mine = statistics + ((group >> 3) * 128 + at.upper) * 4;
+    float top_a = negative_infinity(), top_b = top_a, total_a = 0, total_b = 0, sum[8] = {};
+#pragma unroll 4
     for (int p = 0; p < parts; p++) {
-        float weight = fast_exp2(__ldcg(from + (size_t)p * MFA_PARTIAL) - maximum);
-        denominator += weight * __ldcg(from + (size_t)p * MFA_PARTIAL + MFA_HEADS);
-        weights[p * MFA_HEADS + head] = weight;
+        const float *from = reinterpret_cast<const float *>(mine + p * statistics_stride);
+        top_a = fmaxf(top_a, from[0]), top_b = fmaxf(top_b, from[8]);
     }
-    float scale = 1.0f / denominator;
-    for (int p = 0; p < parts; p++) weights[p * MFA_HEADS + head] *= scale;
+#pragma unroll 4
+    for (int p = 0; p < parts; p++) {
+        const float *from = reinterpret_cast<const float *>(mine + p * statistics_stride);
+        uint4 words = *(reinterpret_cast<const uint4 *>(sums + p * stride) + thread);
+        float a = fast_exp2(from[0] - top_a), b = fast_exp2(from[8] - top_b);
+        total_a = fmaf(from[64], a, total_a), total_b = fmaf(from[72], b, total_b);
+        float2 x = unpack_f16(words.x), y = unpack_f16(words.y), z = unpack_f16(words.z), w = unpack_f16(words.w);
+        sum[0] = fmaf(x.x, a, sum[0]), sum[1] = fmaf(x.y, a, sum[1]), sum[2] = fmaf(y.x, b, sum[2]), sum[3] = fmaf(y.y, b, sum[3]);
+        sum[4] = fmaf(z.x, a, sum[4]), sum[5] = fmaf(z.y, a, sum[5]), sum[6] = fmaf(w.x, b, sum[6]), sum[7] = fmaf(w.y, b, sum[7]);
+    }
+    total_a = 1.0f / total_a, total_b = 1.0f / total_b;
+    u32 *to = reinterpret_cast<u32 *>(out + ((size_t)row * MFA_HEADS + at.upper) * MFA_DIM + at.column) + group * 8;
+    to[0] = pack_bf16(sum[0] * total_a, sum[1] * total_a), to[4] = pack_bf16(sum[4] * total_a, sum[5] * total_a);
+    to += 8 * MFA_DIM / 2;
+    to[0] = pack_bf16(sum[2] * total_b, sum[3] * total_b), to[4] = pack_bf16(sum[6] * total_b, sum[7] * total_b);
 }
 
-// Adds this part's share of columns over all parts and writes them. `Groups` warpgroups; `weights` is shared memory.
+// Column groups `from..to` of one cut row; `Groups` warpgroups, `bytes` of shared memory at `memory`, a barrier of one
+// arrival that has completed `round` times.
 template <int Groups>
-__device__ __forceinline__ void combine_row(const Item &item, const float *partials, bf16 *out, int *arrivals,
-                                            float *weights, int thread) {
-    if (thread == 0) await_parts(arrivals, item.row, item.parts);
-    named_barrier<1, Groups * 128>();
-    int base = item.slot - item.part;
-    if (thread < MFA_HEADS) part_weights(partials, base, item.parts, thread, weights);
-    named_barrier<1, Groups * 128>();
-    int lane = thread & 127;
-    Place at(lane);
-    int end = 32 * (item.part + 1) / item.parts;
-    const float *upper = weights + at.upper, *lower = upper + 8;
-    u32 *to = reinterpret_cast<u32 *>(out + ((size_t)item.row * MFA_HEADS + at.upper) * MFA_DIM + at.column);
-    for (int j = 32 * item.part / item.parts + (thread >> 7); j < end; j += Groups) {
-        const float4 *from = reinterpret_cast<const float4 *>(partials + (size_t)base * MFA_PARTIAL) + j * 128 + lane;
-        float a = 0, b = 0, c = 0, d = 0;
-#pragma unroll 8
-        for (int p = 0; p < item.parts; p++) {
-            float4 part = __ldcg(from + (size_t)p * (MFA_PARTIAL / 4));
-            float u = upper[p * MFA_HEADS], l = lower[p * MFA_HEADS];
-            a += part.x * u, b += part.y * u, c += part.z * l, d += part.w * l;
+__device__ __forceinline__ void add_parts(const Cut &cut, int from, int to, const u8 *partials, bf16 *out, u8 *memory, int bytes,
+                                          u32 barrier, int &round, int thread) {
+    const u8 *base = partials + (size_t)cut.slot * MFA_PARTIAL_BYTES;
+    int slice = (to - from) * MFA_GROUP_BYTES;
+    const u8 *sums = base + from * MFA_GROUP_BYTES, *statistics = base + MFA_SUMS_BYTES;
+    size_t stride = MFA_PARTIAL_BYTES, statistics_stride = MFA_PARTIAL_BYTES;
+    if (cut.parts * (slice + 1024) <= bytes) {
+        if (thread == 0) {
+            asm volatile("fence.proxy.async;" ::: "memory");
+            barrier_expect(barrier, cut.parts * (slice + 1024));
+            for (int p = 0; p < cut.parts; p++) {
+                copy_bytes(shared_address(memory) + p * 1024, statistics + p * stride, 1024, barrier);
+                copy_bytes(shared_address(memory) + cut.parts * 1024 + p * slice, sums + p * stride, slice, barrier);
+            }
         }
-        to[j * 4] = pack_bf16(a, b);
-        to[j * 4 + 8 * MFA_DIM / 2] = pack_bf16(c, d);
+        barrier_wait(barrier, round & 1);
+        round++;
+        statistics = memory, statistics_stride = 1024, sums = memory + cut.parts * 1024, stride = slice;
     }
+    for (int group = from + (thread >> 7); group < to; group += Groups)
+        add_group(sums + (group - from) * MFA_GROUP_BYTES, stride, statistics, statistics_stride, cut.parts, group, out, cut.row,
+                  thread & 127);
     named_barrier<1, Groups * 128>();
-    if (thread == 0) leave_row(arrivals, item.row, item.parts);
 }
 
-// Combines every part this CTA made, once its whole list has been read.
+// After a CTA's last item: tells the others, waits for them, adds its share of the cut rows.
 template <int Groups>
-__device__ __forceinline__ void combine_rows(const Item *items, const float *partials, bf16 *out, int *arrivals,
-                                             float *weights, int thread) {
-    for (int at = blockIdx.x; at >= 0;) {
-        Item item = load_item(items, at);
-        if (item.pages > 0 && item.parts > 1) combine_row<Groups>(item, partials, out, arrivals, weights, thread);
-        at = item.next;
+__device__ __forceinline__ void add_share(const Work &work, const u8 *partials, bf16 *out, int *counters, u8 *memory, int bytes,
+                                          u32 barrier, int thread) {
+    int2 begin = work.share(blockIdx.x), end = work.share(blockIdx.x + 1);
+    bool idle = begin.x == end.x && begin.y == end.y;
+    named_barrier<1, Groups * 128>();
+    if (thread == 0) {
+        __threadfence();
+        // Counts launches' arrivals for ever; all of this launch's are there at the next multiple of the grid.
+        u32 before = atomicAdd(reinterpret_cast<u32 *>(counters), 1u), all = before - before % gridDim.x + gridDim.x;
+        if (before + 1 == all) counters[1] = 0;
+        u32 seen = before;
+        while (!idle && (int)(seen - all) < 0)
+            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counters) : "memory");
+    }
+    if (idle) return;
+    named_barrier<1, Groups * 128>();
+    int round = 0;
+    for (int at = begin.x; at < work.cuts() && (at < end.x || (at == end.x && end.y > 0)); at++) {
+        int from = at == begin.x ? begin.y : 0, to = at == end.x ? end.y : 16;
+        add_parts<Groups>(work.cut(at), from, to, partials, out, memory, bytes, barrier, round, thread);
     }
 }

@@ -6,7 +6,7 @@ use crate::error::CudaError;
 use crate::memory::DeviceSlice;
 use crate::module::{Kernel, Shape};
 use crate::source;
-use crate::split::{ITEM_WORDS, PAGE_TOKENS, WorkSplit};
+use crate::split::{PAGE_TOKENS, WorkSplit};
 use crate::stream::Stream;
 use crate::tensor_map::{Blocked, TensorMap};
 use std::ffi::c_void;
@@ -16,8 +16,8 @@ use std::sync::Arc;
 pub const HEADS: usize = 64;
 /// Elements of a head on the fast path.
 pub const HEAD_DIM: usize = 256;
-/// Floats of one partial: sums, maxima, denominators.
-pub const PARTIAL: usize = HEADS * HEAD_DIM + 2 * HEADS;
+/// Bytes of one partial: sums in f16; maxima and denominators of each half of the columns in f32.
+pub const PARTIAL_BYTES: usize = HEADS * HEAD_DIM * 2 + 4 * HEADS * 4;
 
 /// Positions of a box at a row's end.
 const STRIP: u32 = 16;
@@ -57,13 +57,13 @@ pub struct MfaStep {
     /// `[rows, 64, 256]` bf16.
     pub out: DeviceSlice<u16>,
     /// [`WorkSplit::words`] for `ctas`.
-    pub items: DeviceSlice<i32>,
+    pub work: DeviceSlice<i32>,
     /// Page numbers.
     pub pages: DeviceSlice<i32>,
-    /// `[slots, PARTIAL]`, scratch.
-    pub partials: DeviceSlice<f32>,
-    /// `[rows, 2]`, zero before the first step; every step leaves zeros.
-    pub arrivals: DeviceSlice<i32>,
+    /// `[slots, PARTIAL_BYTES]`, scratch.
+    pub partials: DeviceSlice<u8>,
+    /// Two words, zero before the first step with this number of CTAs, and then the kernel's own.
+    pub counters: DeviceSlice<i32>,
     /// CTAs of the split; at most the device's multiprocessors, since all must be resident.
     pub ctas: u32,
     /// Softmax scale, `head_dim^-0.5` for Step-3.
@@ -78,11 +78,11 @@ struct Bf16Arguments {
     v: TensorMap,
     k_strip: TensorMap,
     v_strip: TensorMap,
-    items: u64,
+    work: u64,
     pages: u64,
     out: u64,
     partials: u64,
-    arrivals: u64,
+    counters: u64,
     scale_log2: f32,
 }
 
@@ -94,11 +94,11 @@ struct Fp8Arguments {
     v: TensorMap,
     q: u64,
     scales: u64,
-    items: u64,
+    work: u64,
     pages: u64,
     out: u64,
     partials: u64,
-    arrivals: u64,
+    counters: u64,
     scale_log2: f32,
 }
 
@@ -137,8 +137,8 @@ impl MfaDecode {
             return Err(refused(format!("K has {k} elements and V {v}: give both the same whole number of pages")));
         }
         let (source, name, threads, shared) = match &kv {
-            // 6 stages of 32 KiB, q, barriers, and what aligning to 1 KiB may cost.
-            KvPages::Bf16 { .. } => (source::MFA_DECODE_BF16, "mfa_decode_bf16", 192, 7 * 32768 + 112 + 1024),
+            // `Memory` begins at a multiple of 1 KiB, and dynamic shared memory may not.
+            KvPages::Bf16 { .. } => (source::MFA_DECODE_BF16, "mfa_decode_bf16", 192, BF16_SHARED + 1024),
             KvPages::Fp8 { .. } => (source::MFA_DECODE_FP8, "mfa_decode_fp8", 384, FP8_SHARED + 1024),
         };
         let kernel = device.load(&source)?.kernel(name, shared)?;
@@ -152,15 +152,16 @@ impl MfaDecode {
     pub fn prepare(&self, step: MfaStep) -> Result<MfaCall<'_>, CudaError> {
         let device = self.kernel.device();
         let refused = |problem: String| Err(CudaError::Shape { operation: "mfa_decode", problem });
-        if step.ctas > device.card().multiprocessors || step.items.len() < step.ctas as usize * ITEM_WORDS {
-            return refused(format!("{} CTAs: give at most one a multiprocessor, and an item for each", step.ctas));
+        let (ctas, rows) = (step.ctas as usize, step.q.len() / (HEADS * HEAD_DIM));
+        if step.ctas == 0 || step.ctas > device.card().multiprocessors {
+            return refused(format!("{ctas} CTAs: give at least one, and at most one a multiprocessor"));
         }
-        let rows = step.q.len() / (HEADS * HEAD_DIM);
-        if step.out.len() < step.q.len() || step.arrivals.len() < 2 * rows {
-            return refused(format!("{rows} rows of q need as many of out, and two arrivals each"));
+        if step.out.len() < step.q.len() || step.counters.len() < 2 || step.work.len() < WorkSplit::words_at_most(0, 1) {
+            return refused(format!("{rows} rows of q need as many of out, a plan, and two counters"));
         }
-        if step.partials.len() < WorkSplit::slots_at_most(step.ctas as usize) * PARTIAL {
-            return refused(format!("{} CTAs may write two partials each", step.ctas));
+        let partials = WorkSplit::slots_at_most(ctas) * PARTIAL_BYTES;
+        if step.partials.len() < partials {
+            return refused(format!("{ctas} CTAs need {partials} bytes of partials, {} given", step.partials.len()));
         }
         let arguments = self.arguments(device, &step, rows)?;
         Ok(MfaCall { decode: self, arguments, step })
@@ -181,11 +182,11 @@ impl MfaDecode {
                     v: matrix(v.address(), 2, positions, width, 64, PAGE_TOKENS, 4)?,
                     k_strip: matrix(k.address(), 2, positions, width, 64, STRIP, 1)?,
                     v_strip: matrix(v.address(), 2, positions, width, 64, STRIP, 1)?,
-                    items: step.items.address(),
+                    work: step.work.address(),
                     pages: step.pages.address(),
                     out: step.out.address(),
                     partials: step.partials.address(),
-                    arrivals: step.arrivals.address(),
+                    counters: step.counters.address(),
                     scale_log2,
                 }))
             }
@@ -198,11 +199,11 @@ impl MfaDecode {
                     v: matrix(v.address(), 1, value_rows, u64::from(PAGE_TOKENS), PAGE_TOKENS, HEAD_DIM as u32, 1)?,
                     q: step.q.address(),
                     scales: scales.address(),
-                    items: step.items.address(),
+                    work: step.work.address(),
                     pages: step.pages.address(),
                     out: step.out.address(),
                     partials: step.partials.address(),
-                    arrivals: step.arrivals.address(),
+                    counters: step.counters.address(),
                     scale_log2,
                 }))
             }
@@ -210,8 +211,12 @@ impl MfaDecode {
     }
 }
 
-/// `sizeof(Memory)` of the fp8 kernel: 9 stages, q twice, the exchange, scales, statistics, barriers; a multiple of 16.
-const FP8_SHARED: u32 = 9 * 16384 + 32768 + 32768 + 6 * 768 + 256 + 1024 + (18 + 12) * 8;
+/// Four items and their barriers.
+const QUEUE_SHARED: u32 = 4 * (32 + 16);
+/// `sizeof(Memory)` of the bf16 kernel: 6 stages, q, the queue, barriers; rounded up to 16.
+const BF16_SHARED: u32 = 7 * 32768 + QUEUE_SHARED + (2 * 6 + 3 + 1) * 8;
+/// `sizeof(Memory)` of the fp8 kernel: 9 stages, q twice, the exchange, scales, statistics, the queue, barriers.
+const FP8_SHARED: u32 = 9 * 16384 + 32768 + 32768 + 6 * 768 + 256 + 1024 + QUEUE_SHARED + (18 + 12 + 1 + 1) * 8;
 
 /// A step bound to its buffers, which it keeps alive.
 #[derive(Debug)]

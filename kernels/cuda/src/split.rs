@@ -1,7 +1,9 @@
-//! Who reads which KV pages in one decode step: every row's pages, cut so that all CTAs end at about the same time.
+//! Who reads which KV pages in one decode step: every row's pages, cut into bins that end at about the same time.
 //!
-//! Pure. CTAs take pages in the rows' order, each up to one budget; the smallest budget that suffices is searched for. So
-//! the plan has no tuned batch sizes: lengths go in, and what a cut costs. A row's result depends on where it was cut.
+//! Pure. The first bins, one a CTA, hold most of the work; smaller ones are taken as CTAs become free, since memory does
+//! not serve all multiprocessors alike. Bins take pages in the rows' order, each up to its share of one budget; the
+//! smallest budget that suffices is searched for. So the plan has no tuned batch sizes: lengths go in, and what a cut
+//! costs. A row's result depends on where it was cut, which follows from the batch.
 
 /// Positions of a page.
 pub const PAGE_TOKENS: u32 = 64;
@@ -28,10 +30,10 @@ pub struct Costs {
 }
 
 impl Costs {
-    /// For bf16 KV (a page is 64 KiB; q and the result are half as much together; a partial is 64 KiB, mostly in L2).
-    pub const BF16: Costs = Costs { row: 12, part: 24 };
+    /// For bf16 KV: a page is 64 KiB, q and the result are as much together; a partial is half, written and read in L2.
+    pub const BF16: Costs = Costs { row: 14, part: 14 };
     /// For fp8 KV, whose pages are half as large.
-    pub const FP8: Costs = Costs { row: 24, part: 48 };
+    pub const FP8: Costs = Costs { row: 28, part: 28 };
 }
 
 /// A run of one row's pages, read by one CTA.
@@ -53,14 +55,35 @@ pub struct Item {
     pub slot: u32,
 }
 
-/// A step's work, by CTA.
+/// A row in parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// The row.
+    pub row: u32,
+    /// Its first partial; the others follow.
+    pub slot: u32,
+    /// Parts.
+    pub parts: u32,
+}
+
+/// A step's work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkSplit {
-    /// Each CTA's items, in the order it reads them.
-    pub ctas: Vec<Vec<Item>>,
-    /// Partials that are written.
-    pub slots: u32,
+    /// CTAs: those of the first bins.
+    pub ctas: usize,
+    /// Items in the order they are read; bin c < `ctas` is CTA c's, the others go to whoever is free.
+    pub bins: Vec<Vec<Item>>,
+    /// Rows that are in parts.
+    pub cuts: Vec<Cut>,
 }
+
+/// Shares of the work in the first bins and in each round of smaller ones: what is left when the fastest CTA has read its
+/// first bin must suffice to keep it busy (measured on an H100: the fastest third of its multiprocessors read 1.2 times
+/// the average), and the last bins must be short beside the whole.
+const ROUNDS: [f64; 4] = [0.82, 0.10, 0.05, 0.03];
+
+/// Bins smaller than this many pages cost more than they even out.
+const LEAST_BIN: f64 = 3.0;
 
 /// Sixteenths in a page.
 const PAGE_COST: u64 = 16;
@@ -73,23 +96,50 @@ const LEAST_CUT: u64 = 2;
 /// # Panics
 /// Without CTAs, or if a row has no position.
 pub fn split(rows: &[RowPages], ctas: usize, costs: Costs) -> WorkSplit {
+    split_in_rounds(rows, ctas, costs, &ROUNDS)
+}
+
+/// [`split`] with other rounds than the measured ones, the largest first.
+///
+/// # Panics
+/// As [`split`], or with more than [`ROUNDS_AT_MOST`] rounds.
+pub fn split_in_rounds(rows: &[RowPages], ctas: usize, costs: Costs, rounds: &[f64]) -> WorkSplit {
     assert!(ctas > 0, "a device has multiprocessors");
+    assert!(rounds.len() <= ROUNDS_AT_MOST, "the plan's buffers are sized for so many rounds");
     let pages: u64 = rows.iter().map(|row| row_pages(*row)).sum();
-    let average = (pages * PAGE_COST).div_ceil(ctas as u64);
-    // With this budget every row fits where it begins or in two CTAs more, and no cut is refused.
-    let ample = average + rows.len() as u64 * u64::from(costs.row) + 8 * u64::from(costs.part) + 8 * PAGE_COST;
-    let (mut low, mut high) = (average, ample.max(2 * average + u64::from(costs.part)));
-    while cut(rows, ctas, costs, high).is_none() {
+    let shares = shares(pages as f64 / ctas as f64, rounds);
+    let budgets = |budget: u64| -> Vec<u64> {
+        let bins = shares.iter().flat_map(|share| std::iter::repeat_n((budget as f64 * share) as u64, ctas));
+        bins.collect()
+    };
+    let mut low = (pages * PAGE_COST).div_ceil(ctas as u64);
+    let mut high = 2 * low + 8 * u64::from(costs.part + costs.row);
+    while cut(rows, ctas, costs, &budgets(high)).is_none() {
         high *= 2;
     }
     while low < high {
         let middle = low.midpoint(high);
-        match cut(rows, ctas, costs, middle) {
+        match cut(rows, ctas, costs, &budgets(middle)) {
             Some(_) => high = middle,
             None => low = middle + 1,
         }
     }
-    cut(rows, ctas, costs, high).expect("the search ends at a budget that suffices")
+    cut(rows, ctas, costs, &budgets(high)).expect("the search ends at a budget that suffices")
+}
+
+/// Rounds of bins at most.
+pub const ROUNDS_AT_MOST: usize = ROUNDS.len();
+
+/// The rounds' shares, those left out whose bins would be too small for `average` pages a CTA; the last has their share.
+fn shares(average: f64, rounds: &[f64]) -> Vec<f64> {
+    let mut shares: Vec<f64> = Vec::new();
+    for share in rounds {
+        match shares.last_mut() {
+            Some(last) if share * average < LEAST_BIN => *last += share,
+            _ => shares.push(*share),
+        }
+    }
+    shares
 }
 
 fn row_pages(row: RowPages) -> u64 {
@@ -97,35 +147,30 @@ fn row_pages(row: RowPages) -> u64 {
     u64::from(row.context.div_ceil(PAGE_TOKENS))
 }
 
-/// The plan under a budget, if `ctas` are enough.
-fn cut(rows: &[RowPages], ctas: usize, costs: Costs, budget: u64) -> Option<WorkSplit> {
-    let mut plan = WorkSplit { ctas: vec![Vec::new(); ctas], slots: 0 };
-    let (mut cta, mut left) = (0, budget);
+/// The plan under these budgets of bins, if they suffice.
+fn cut(rows: &[RowPages], ctas: usize, costs: Costs, budgets: &[u64]) -> Option<WorkSplit> {
+    let mut plan = WorkSplit { ctas, bins: vec![Vec::new(); budgets.len()], cuts: Vec::new() };
+    let (mut bin, mut left, mut slots) = (0, *budgets.first()?, 0);
+    let mut pieces: Vec<(usize, u64)> = Vec::new();
     for (index, row) in rows.iter().enumerate() {
-        let total = row_pages(*row);
-        let mut pieces: Vec<(usize, u64)> = Vec::new();
-        let mut remaining = total;
-        while remaining > 0 {
+        let mut remaining = row_pages(*row);
+        pieces.clear();
+        loop {
             let cost = u64::from(if pieces.is_empty() { costs.row } else { costs.part });
-            let taken = if remaining * PAGE_COST + cost <= left {
-                left -= remaining * PAGE_COST + cost;
-                remaining
-            } else {
-                piece(remaining, left, costs)
-            };
+            let whole = remaining * PAGE_COST + cost <= left;
+            let taken = if whole { remaining } else { piece(remaining, left, costs) };
             if taken > 0 {
-                pieces.push((cta, taken));
+                pieces.push((bin, taken));
                 remaining -= taken;
             }
-            if remaining > 0 {
-                cta += 1;
-                if cta == ctas || (taken == 0 && left == budget) {
-                    return None;
-                }
-                left = budget;
+            if whole {
+                left -= taken * PAGE_COST + cost;
+                break;
             }
+            bin += 1;
+            left = *budgets.get(bin)?;
         }
-        place(&mut plan, index as u32, *row, &pieces);
+        place(&mut plan, index as u32, *row, &pieces, &mut slots);
     }
     Some(plan)
 }
@@ -138,52 +183,101 @@ fn piece(remaining: u64, left: u64, costs: Costs) -> u64 {
     if room.min(most) < LEAST_CUT { 0 } else { room.min(most) }
 }
 
-fn place(plan: &mut WorkSplit, row: u32, pages: RowPages, pieces: &[(usize, u64)]) {
+fn place(plan: &mut WorkSplit, row: u32, pages: RowPages, pieces: &[(usize, u64)], slots: &mut u32) {
     let parts = pieces.len() as u32;
+    if parts > 1 {
+        plan.cuts.push(Cut { row, slot: *slots, parts });
+    }
     let mut first = pages.first;
-    for (part, (cta, count)) in pieces.iter().enumerate() {
+    for (part, (bin, count)) in pieces.iter().enumerate() {
         let last = part + 1 == pieces.len();
         let tokens = if last { (pages.context - 1) % PAGE_TOKENS + 1 } else { PAGE_TOKENS };
-        let slot = if parts > 1 { plan.slots + part as u32 } else { 0 };
-        plan.ctas[*cta].push(Item { row, first, pages: *count as u32, tokens, part: part as u32, parts, slot });
+        let slot = if parts > 1 { *slots + part as u32 } else { 0 };
+        plan.bins[*bin].push(Item { row, first, pages: *count as u32, tokens, part: part as u32, parts, slot });
         first += *count as u32;
     }
     if parts > 1 {
-        plan.slots += parts;
+        *slots += parts;
     }
 }
 
+/// Groups of columns that a cut row's parts are added in.
+const COLUMN_GROUPS: u64 = 16;
+
 impl WorkSplit {
-    /// Items that [`WorkSplit::words`] can need for `rows` rows on `ctas` CTAs.
-    pub fn items_at_most(rows: usize, ctas: usize) -> usize {
-        rows + 2 * ctas
+    /// Words that [`WorkSplit::words`] has at most for `rows` rows on `ctas` CTAs.
+    pub fn words_at_most(rows: usize, ctas: usize) -> usize {
+        items_at(ctas) + (rows + 2 * ROUNDS_AT_MOST * ctas) * ITEM_WORDS
     }
 
-    /// Partials that are written at most.
+    /// Partials that are written at most: two a bin, the row that ends in it and the one that begins.
     pub fn slots_at_most(ctas: usize) -> usize {
-        2 * ctas
+        2 * ROUNDS_AT_MOST * ctas
     }
 
-    /// The plan as the kernels read it: item c begins CTA c's list (with no pages if it has none), the others follow, and
-    /// each names the next of its list, or -1.
+    /// The plan as the kernels read it (`cu/mfa_work.cuh`).
     pub fn words(&self) -> Vec<i32> {
-        let mut words = vec![0; self.ctas.len() * ITEM_WORDS];
-        for (cta, items) in self.ctas.iter().enumerate() {
-            words[cta * ITEM_WORDS + ITEM_WORDS - 1] = -1;
-            let mut at = cta;
+        let mut words = vec![0; items_at(self.ctas)];
+        words[0] = self.bins.len() as i32;
+        words[1] = self.cuts.len() as i32;
+        for (cta, (cut, group)) in self.shares().into_iter().enumerate() {
+            words[8 + 2 * cta] = cut;
+            words[9 + 2 * cta] = group;
+        }
+        for (at, cut) in self.cuts.iter().enumerate() {
+            let at = cuts_at(self.ctas) + 4 * at;
+            words[at..at + 3].copy_from_slice(&[cut.row as i32, cut.slot as i32, cut.parts as i32]);
+        }
+        self.append_items(&mut words);
+        words
+    }
+
+    /// Where each CTA's share of adding parts begins, and where the last one's ends: (cut, column group).
+    fn shares(&self) -> Vec<(i32, i32)> {
+        let total: u64 = self.cuts.iter().map(|cut| u64::from(cut.parts) * COLUMN_GROUPS).sum();
+        let quota = total.div_ceil(self.ctas as u64).max(1);
+        let mut shares = vec![(0, 0)];
+        let mut sum = 0;
+        for (at, cut) in self.cuts.iter().enumerate() {
+            for group in 0..COLUMN_GROUPS {
+                if sum >= quota && shares.len() < self.ctas {
+                    shares.push((at as i32, group as i32));
+                    sum = 0;
+                }
+                sum += u64::from(cut.parts);
+            }
+        }
+        shares.resize(self.ctas + 1, (self.cuts.len() as i32, 0));
+        shares
+    }
+
+    fn append_items(&self, words: &mut Vec<i32>) {
+        let start = words.len();
+        words.resize(start + self.bins.len() * ITEM_WORDS, 0);
+        for (bin, items) in self.bins.iter().enumerate() {
+            let mut at = start + bin * ITEM_WORDS;
+            words[at + ITEM_WORDS - 1] = -1;
             for (index, item) in items.iter().enumerate() {
-                let next = if index + 1 < items.len() { (words.len() / ITEM_WORDS) as i32 } else { -1 };
                 let fields = [item.row, item.first, item.pages, item.tokens, item.part, item.parts, item.slot];
-                for (word, field) in words[at * ITEM_WORDS..].iter_mut().zip(fields) {
+                for (word, field) in words[at..].iter_mut().zip(fields) {
                     *word = field as i32;
                 }
-                words[at * ITEM_WORDS + ITEM_WORDS - 1] = next;
-                if next >= 0 {
-                    at = next as usize;
-                    words.resize(words.len() + ITEM_WORDS, 0);
+                let end = words.len();
+                let more = index + 1 < items.len();
+                words[at + ITEM_WORDS - 1] = if more { ((end - start) / ITEM_WORDS) as i32 } else { -1 };
+                if more {
+                    at = end;
+                    words.resize(end + ITEM_WORDS, 0);
                 }
             }
         }
-        words
     }
+}
+
+fn cuts_at(ctas: usize) -> usize {
+    8 + (2 * (ctas + 1)).next_multiple_of(8)
+}
+
+fn items_at(ctas: usize) -> usize {
+    cuts_at(ctas) + 4 * ROUNDS_AT_MOST * ctas
 }

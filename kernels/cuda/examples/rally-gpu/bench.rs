@@ -4,7 +4,7 @@
 //! that neither launches nor the cache are in it. The read ceiling at a size is the best of several plain read kernels.
 
 use crate::data::Random;
-use crate::problem::{PAGE, PAGE_ELEMENTS, Problem, heavy_tail, step_bytes, uniform};
+use crate::problem::{PAGE, PAGE_ELEMENTS, Problem, Scratch, heavy_tail, step_bytes, uniform};
 use rally_cuda::graph::CudaGraph;
 use rally_cuda::memory::{Arena, DeviceSlice};
 use rally_cuda::mfa::{KvPages, MfaDecode};
@@ -48,6 +48,7 @@ struct Bench {
     stream: Stream,
     module: Arc<Module>,
     pool: DeviceSlice<u8>,
+    scratch: Scratch,
     random: Random,
     /// (bytes, GB/s), the sizes measured so far.
     ceilings: Vec<(u64, f64)>,
@@ -57,9 +58,11 @@ struct Bench {
 pub fn run(device: &Arc<Device>, filter: &str) -> Result<(), CudaError> {
     let bytes = 2 * POOL_PAGES * PAGE_ELEMENTS * 2;
     let mut arena = Arena::new(device, bytes)?;
+    let stream = Stream::new(device)?;
     let mut bench = Bench {
         device: device.clone(),
-        stream: Stream::new(device)?,
+        scratch: Scratch::new(device, &stream)?,
+        stream,
         module: device.load(&source::MEASURE)?,
         pool: arena.take(bytes)?,
         random: Random(1),
@@ -200,7 +203,7 @@ impl Bench {
         let mut calls = Vec::new();
         for set in 0..sets {
             let problem = Problem::new(contexts, &order[set * one.pages.len()..]);
-            let step = problem.upload(&self.device, &self.stream, &mut arena, fp8)?;
+            let step = problem.upload(&self.stream, &mut arena, &self.scratch, fp8)?;
             self.fill_kernel("fill_bf16", &step.q, step.q.len() as u64, 100 + set as u64)?;
             calls.push(decode.prepare(step.clone())?);
             if set == 0 {

@@ -3,8 +3,8 @@
 use crate::data::{Random, from_bf16, from_e4m3};
 use crate::reference::{self, Row};
 use rally_cuda::memory::{Arena, DeviceSlice};
-use rally_cuda::mfa::{HEAD_DIM, HEADS, KvPages, MfaStep, PARTIAL, fp8_value_place};
-use rally_cuda::split::{self, Costs, ITEM_WORDS, PAGE_TOKENS, RowPages, WorkSplit};
+use rally_cuda::mfa::{HEAD_DIM, HEADS, KvPages, MfaStep, PARTIAL_BYTES, fp8_value_place};
+use rally_cuda::split::{self, Costs, PAGE_TOKENS, RowPages, WorkSplit};
 use rally_cuda::stream::Stream;
 use rally_cuda::{CudaError, Device};
 use std::sync::Arc;
@@ -16,15 +16,26 @@ pub const SCALE: f32 = 0.0625;
 
 /// Memory of one step of up to `rows` rows and `pages` page numbers.
 pub fn step_bytes(rows: usize, pages: usize, ctas: usize) -> usize {
-    Arena::bytes_for([
-        rows * HEADS * HEAD_DIM * 2,
-        rows * HEADS * HEAD_DIM * 2,
-        WorkSplit::items_at_most(rows, ctas) * ITEM_WORDS * 4,
-        pages * 4,
-        WorkSplit::slots_at_most(ctas) * PARTIAL * 4,
-        rows * 8,
-        256,
-    ])
+    let row_bytes = rows * HEADS * HEAD_DIM * 2;
+    Arena::bytes_for([row_bytes, row_bytes, WorkSplit::words_at_most(rows, ctas) * 4, pages * 4, 256])
+}
+
+/// What steps share on a device, as a model's layers do: it is a step's own only while the step runs.
+pub struct Scratch {
+    pub partials: DeviceSlice<u8>,
+    pub counters: DeviceSlice<i32>,
+}
+
+impl Scratch {
+    /// Partials are NaN.
+    pub fn new(device: &Arc<Device>, stream: &Stream) -> Result<Scratch, CudaError> {
+        let bytes = WorkSplit::slots_at_most(device.card().multiprocessors as usize) * PARTIAL_BYTES;
+        let mut arena = Arena::new(device, bytes + 512)?;
+        let scratch = Scratch { partials: arena.take(bytes)?, counters: arena.take(2)? };
+        stream.fill(&scratch.partials, 0xff)?;
+        stream.fill(&scratch.counters, 0)?;
+        Ok(scratch)
+    }
 }
 
 /// A step's host side: contexts and the page numbers of its rows, back to back.
@@ -53,33 +64,37 @@ impl Problem {
         self.contexts.iter().map(|context| u64::from(*context)).sum()
     }
 
-    /// Uploads the step; outputs and partials are NaN, q is the caller's to fill.
+    /// Uploads the step; outputs are NaN, q is the caller's to fill.
     pub fn upload(
         &self,
-        device: &Arc<Device>,
         stream: &Stream,
         arena: &mut Arena,
+        scratch: &Scratch,
         fp8: bool,
     ) -> Result<MfaStep, CudaError> {
-        let ctas = device.card().multiprocessors as usize;
+        let ctas = stream.device().card().multiprocessors as usize;
         let costs = if fp8 { Costs::FP8 } else { Costs::BF16 };
-        let words = split::split(&self.rows, ctas, costs).words();
+        let words = match std::env::var("RALLY_ROUNDS") {
+            Ok(text) => {
+                let rounds: Vec<f64> = text.split(',').map(|x| x.parse().unwrap()).collect();
+                split::split_in_rounds(&self.rows, ctas, costs, &rounds).words()
+            }
+            Err(_) => split::split(&self.rows, ctas, costs).words(),
+        };
         let rows = self.rows.len();
         let step = MfaStep {
             q: arena.take(rows * HEADS * HEAD_DIM)?,
             out: arena.take(rows * HEADS * HEAD_DIM)?,
-            items: arena.take(words.len())?,
+            work: arena.take(words.len())?,
             pages: arena.take(self.pages.len())?,
-            partials: arena.take(WorkSplit::slots_at_most(ctas) * PARTIAL)?,
-            arrivals: arena.take(2 * rows)?,
+            partials: scratch.partials.clone(),
+            counters: scratch.counters.clone(),
             ctas: ctas as u32,
             scale: SCALE,
         };
-        stream.write(&words, &step.items)?;
+        stream.write(&words, &step.work)?;
         stream.write(&self.pages, &step.pages)?;
         stream.fill(&step.out, 0xff)?;
-        stream.fill(&step.partials, 0xff)?;
-        stream.fill(&step.arrivals, 0)?;
         Ok(step)
     }
 

@@ -1,7 +1,7 @@
 //! GPU tests: each kernel against f64 on fresh random inputs, with poisoned outputs, scratch and unused KV.
 
 use crate::data::{Random, from_bf16, from_e4m3, to_bf16, to_e4m3};
-use crate::problem::{PAGE, PAGE_ELEMENTS, Problem, SCALE, heavy_tail, step_bytes, uniform};
+use crate::problem::{PAGE, PAGE_ELEMENTS, Problem, Scratch, heavy_tail, step_bytes, uniform};
 use crate::reference::{self, Row};
 use rally_cuda::memory::{Arena, DeviceSlice};
 use rally_cuda::mfa::{HEAD_DIM, HEADS, KvPages, MfaDecode, fp8_value_place};
@@ -134,7 +134,7 @@ fn decode(device: &Arc<Device>, contexts: &[u32], fp8: bool, random: &mut Random
     let bytes = step_bytes(contexts.len(), used, ctas) + pages * (PAGE_ELEMENTS * 4 + 2 * PAGE * 4) + 1024;
     let mut arena = Arena::new(device, bytes)?;
     let kv = upload(&stream, &mut arena, &pools, fp8)?;
-    let step = problem.upload(device, &stream, &mut arena, fp8)?;
+    let step = problem.upload(&stream, &mut arena, &Scratch::new(device, &stream)?, fp8)?;
     let q: Vec<u16> = (0..step.q.len()).map(|_| to_bf16(random.normal())).collect();
     stream.write(&q, &step.q)?;
     let decode = MfaDecode::new(device, kv.clone())?;
@@ -259,6 +259,5 @@ fn plain(
         let error = reference::error(&got[row * size..(row + 1) * size], &want);
         worst = if error.is_nan() || worst.is_nan() { f64::NAN } else { worst.max(error) };
     }
-    let _ = SCALE;
     Ok(worst)
 }
