@@ -16,8 +16,8 @@
 #include "wgmma.cuh"
 #include "mfa_work.cuh"
 
-// 6 stages of half a page (K or V) fill shared memory beside q: 192 KiB, of which some 130 are in flight.
-#define STAGES 6
+// Stages of half a page (K or V), which with two q fill shared memory.
+#define STAGES 5
 #define STAGE_BYTES 32768
 #define BLOCK_BYTES 8192 // 64 rows of 128 swizzled bytes
 #define STRIP 16         // positions of a box at a row's end
@@ -36,9 +36,9 @@ struct Mfa {
 // Shared memory; what swizzled operands need at multiples of 1024 comes first.
 struct Memory {
     u8 stages[STAGES][STAGE_BYTES];
-    u8 q[STAGE_BYTES];
+    u8 q[2][STAGE_BYTES];
     Queue queue;
-    u64 full[STAGES], empty[STAGES], q_full, q_empty, combined;
+    u64 full[STAGES], empty[STAGES], q_full[2], q_empty[2], combined;
 };
 
 // Half a page into a stage; of a row's last page only the strips with visible positions.
@@ -56,37 +56,25 @@ __device__ __forceinline__ void load_half(u32 to, const TensorMap *whole, const 
             copy_box_once(to + block * BLOCK_BYTES + s * STRIP * 128, strip, 0, page * MFA_PAGE + s * STRIP, block, barrier);
 }
 
-// One warp: KV pages into stages.
-__device__ void load_pages(const Mfa &args, Memory &memory, int lane) {
-    int slot = 0;
-    walk_bins(args.work, memory.queue, args.counters, lane, [&](const Item &item) {
-        for (int base = 0; base < item.pages; base += 32) {
-            int count = min(32, item.pages - base);
-            int mine = lane < count ? __ldg(args.pages + item.first + base + lane) : 0;
-            for (int i = 0; i < count; i++, slot += 2) {
-                int page = __shfl_sync(~0u, mine, i);
-                int tokens = base + i == item.pages - 1 ? item.tokens : MFA_PAGE;
-                if (lane != 0) continue;
-                for (int half = 0; half < 2; half++) {
-                    int stage = (slot + half) % STAGES, round = (slot + half) / STAGES;
-                    barrier_wait(shared_address(&memory.empty[stage]), (round & 1) ^ 1);
-                    load_half(shared_address(memory.stages[stage]), half ? &args.v : &args.k, half ? &args.v_strip : &args.k_strip,
-                              page, tokens, shared_address(&memory.full[stage]));
-                }
-            }
-        }
-    });
+// One page into two stages.
+__device__ __forceinline__ void load_page(const Mfa &args, Memory &memory, int page, int tokens, int count) {
+    for (int half = 0; half < 2; half++) {
+        int stage = (2 * count + half) % STAGES, round = (2 * count + half) / STAGES;
+        barrier_wait(shared_address(&memory.empty[stage]), (round & 1) ^ 1);
+        load_half(shared_address(memory.stages[stage]), half ? &args.v : &args.k, half ? &args.v_strip : &args.k_strip, page,
+                  tokens, shared_address(&memory.full[stage]));
+    }
 }
 
-// One thread: each item's q, as soon as the one before is read.
+// One thread: each item's q, into the buffer that the item before is not using.
 __device__ void load_queries(const Mfa &args, Memory &memory) {
-    u32 full = shared_address(&memory.q_full);
     for (int count = 0;; count++) {
         Item item = queue_take(memory.queue, count, true);
         if (item.pages < 0) return;
-        barrier_wait(shared_address(&memory.q_empty), (count & 1) ^ 1);
+        u32 full = shared_address(&memory.q_full[count & 1]);
+        barrier_wait(shared_address(&memory.q_empty[count & 1]), (count >> 1 & 1) ^ 1);
         barrier_expect(full, STAGE_BYTES);
-        copy_box(shared_address(memory.q), &args.q, 0, item.row * MFA_HEADS, 0, full);
+        copy_box(shared_address(memory.q[count & 1]), &args.q, 0, item.row * MFA_HEADS, 0, full);
     }
 }
 
@@ -196,16 +184,16 @@ __device__ void attend(const Mfa &args, Memory &memory, int thread) {
         Softmax upper = {negative_infinity(), 0}, lower = upper;
 #pragma unroll
         for (int i = 0; i < 128; i++) o[i] = 0;
-        barrier_wait(shared_address(&memory.q_full), count & 1);
+        barrier_wait(shared_address(&memory.q_full[count & 1]), count >> 1 & 1);
         for (int page = 0; page < item.pages; page++, slot += 2) {
             float s[32];
             u32 p[16];
             int tokens = page == item.pages - 1 ? item.tokens : MFA_PAGE;
             int stage = slot % STAGES;
             barrier_wait(shared_address(&memory.full[stage]), slot / STAGES & 1);
-            multiply_keys(s, shared_address(memory.q), shared_address(memory.stages[stage]));
+            multiply_keys(s, shared_address(memory.q[count & 1]), shared_address(memory.stages[stage]));
             if (elected) barrier_arrive(shared_address(&memory.empty[stage]));
-            if (elected && page == item.pages - 1) barrier_arrive(shared_address(&memory.q_empty));
+            if (elected && page == item.pages - 1) barrier_arrive(shared_address(&memory.q_empty[count & 1]));
             if (tokens < MFA_PAGE) hide(s, at.column, tokens);
             soften(s, p, o, upper, lower, args.scale_log2);
             stage = (slot + 1) % STAGES;
@@ -226,8 +214,7 @@ extern "C" __global__ __launch_bounds__(192, 1) void mfa_decode_bf16(const __gri
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) barrier_init(shared_address(&memory.full[i]), 1), barrier_init(shared_address(&memory.empty[i]), 4);
         queue_init(memory.queue, 5);
-        barrier_init(shared_address(&memory.q_full), 1);
-        barrier_init(shared_address(&memory.q_empty), 4);
+        for (int i = 0; i < 2; i++) barrier_init(shared_address(&memory.q_full[i]), 1), barrier_init(shared_address(&memory.q_empty[i]), 4);
         barrier_init(shared_address(&memory.combined), 1);
         barrier_init_fence();
     }
@@ -235,7 +222,8 @@ extern "C" __global__ __launch_bounds__(192, 1) void mfa_decode_bf16(const __gri
     if (threadIdx.x < 128)
         attend(args, memory, threadIdx.x);
     else if (threadIdx.x < 160)
-        load_pages(args, memory, threadIdx.x & 31);
+        walk_pages(args.work, args.pages, memory.queue, args.counters, threadIdx.x & 31,
+                   [&](int page, int tokens, int count) { load_page(args, memory, page, tokens, count); });
     else if (threadIdx.x == 160)
         load_queries(args, memory);
 }

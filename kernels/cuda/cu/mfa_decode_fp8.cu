@@ -20,7 +20,8 @@
 #include "wgmma.cuh"
 #include "mfa_work.cuh"
 
-#define STAGES 9
+// Even: K's halves of pages are in even stages, V's in odd ones.
+#define STAGES 8
 #define STAGE_BYTES 16384
 #define BLOCK_BYTES 8192 // 64 rows of 128 swizzled bytes
 #define STRIP 16
@@ -46,74 +47,77 @@ struct Factors {
     float key[64], value_log2[64], value_inverse[64];
 };
 
-// Shared memory; barriers first, what swizzled operands need at multiples of 1024.
+// Shared memory; what swizzled operands need at multiples of 1024 comes first. Where q is while an item is read, its
+// warpgroups' sums are exchanged when it is over.
 struct Memory {
     u8 stages[STAGES][STAGE_BYTES];
-    u8 q_high[2 * BLOCK_BYTES], q_low[2 * BLOCK_BYTES];
-    float4 exchange[16 * 128];
+    union {
+        struct {
+            u8 q_high[2 * BLOCK_BYTES], q_low[2 * BLOCK_BYTES];
+        };
+        float4 exchange[16 * 128];
+    };
+    bf16 q[MFA_HEADS * MFA_DIM]; // the next item's
+    float scales[STAGES / 2][128];
     Factors factors[RING];
     float q_scale[64];
     float statistics[2][2][64];
     Queue queue;
-    u64 full[STAGES], empty[STAGES], factors_full[RING], factors_empty[RING], combined;
+    u64 full[STAGES], empty[STAGES], factors_full[RING], factors_empty[RING], q_full, q_empty, combined;
 };
 
-__device__ __forceinline__ void load_keys(u32 to, const Mfa &args, int page, int tokens, u32 barrier) {
-    if (tokens > MFA_PAGE - STRIP) {
-        barrier_expect(barrier, STAGE_BYTES);
-        copy_box_once(to, &args.k, 0, page * MFA_PAGE, 0, barrier);
+// A page's keys and scales; of a row's last page only the strips with visible positions.
+__device__ __forceinline__ void load_keys(const Mfa &args, Memory &memory, int page, int tokens, int stage) {
+    u32 to = shared_address(memory.stages[stage]), full = shared_address(&memory.full[stage]);
+    bool whole = tokens > MFA_PAGE - STRIP;
+    int strips = (tokens + STRIP - 1) / STRIP;
+    barrier_expect(full, (whole ? STAGE_BYTES : strips * 2 * STRIP * 128) + 512);
+    copy_bytes(shared_address(memory.scales[stage / 2]), args.scales + (size_t)page * 128, 512, full);
+    if (whole) {
+        copy_box_once(to, &args.k, 0, page * MFA_PAGE, 0, full);
         return;
     }
-    int strips = (tokens + STRIP - 1) / STRIP;
-    barrier_expect(barrier, strips * 2 * STRIP * 128);
     for (int block = 0; block < 2; block++)
         for (int s = 0; s < strips; s++)
-            copy_box_once(to + block * BLOCK_BYTES + s * STRIP * 128, &args.k_strip, 0, page * MFA_PAGE + s * STRIP, block,
-                          barrier);
+            copy_box_once(to + block * BLOCK_BYTES + s * STRIP * 128, &args.k_strip, 0, page * MFA_PAGE + s * STRIP, block, full);
 }
 
-// One warp: KV pages into stages.
-__device__ void load_pages(const Mfa &args, Memory &memory, int lane) {
-    int slot = 0;
-    walk_bins(args.work, memory.queue, args.counters, lane, [&](const Item &item) {
-        for (int base = 0; base < item.pages; base += 32) {
-            int count = min(32, item.pages - base);
-            int mine = lane < count ? __ldg(args.pages + item.first + base + lane) : 0;
-            for (int i = 0; i < count; i++, slot += 2) {
-                int page = __shfl_sync(~0u, mine, i);
-                int tokens = base + i == item.pages - 1 ? item.tokens : MFA_PAGE;
-                if (lane != 0) continue;
-                int stage = slot % STAGES;
-                barrier_wait(shared_address(&memory.empty[stage]), (slot / STAGES & 1) ^ 1);
-                load_keys(shared_address(memory.stages[stage]), args, page, tokens, shared_address(&memory.full[stage]));
-                stage = (slot + 1) % STAGES;
-                u32 full = shared_address(&memory.full[stage]);
-                barrier_wait(shared_address(&memory.empty[stage]), ((slot + 1) / STAGES & 1) ^ 1);
-                barrier_expect(full, STAGE_BYTES);
-                copy_box_once(shared_address(memory.stages[stage]), &args.v, 0, page * MFA_DIM, 0, full);
-            }
-        }
-    });
+// One page into two stages.
+__device__ __forceinline__ void load_page(const Mfa &args, Memory &memory, int page, int tokens, int count) {
+    int stage = 2 * count % STAGES;
+    u32 parity = (2 * count / STAGES & 1) ^ 1, full = shared_address(&memory.full[stage + 1]);
+    barrier_wait(shared_address(&memory.empty[stage]), parity);
+    load_keys(args, memory, page, tokens, stage);
+    barrier_wait(shared_address(&memory.empty[stage + 1]), parity);
+    barrier_expect(full, STAGE_BYTES);
+    copy_box_once(shared_address(memory.stages[stage + 1]), &args.v, 0, page * MFA_DIM, 0, full);
 }
 
-// One warp: scales into the ring, in the form that the softmax wants them. Reads a page ahead of what it writes.
-__device__ void load_scales(const Mfa &args, Memory &memory, int lane) {
+// One thread: the next item's q, as soon as the one before is split.
+__device__ void load_queries(const Mfa &args, Memory &memory) {
+    u32 full = shared_address(&memory.q_full);
+    for (int count = 0;; count++) {
+        Item item = queue_take(memory.queue, count, true);
+        if (item.pages < 0) return;
+        barrier_wait(shared_address(&memory.q_empty), (count & 1) ^ 1);
+        barrier_expect(full, sizeof(memory.q));
+        copy_bytes(shared_address(memory.q), args.q + (size_t)item.row * MFA_HEADS * MFA_DIM, sizeof(memory.q), full);
+    }
+}
+
+// One warp: scales that have come, in the form that the softmax wants them.
+__device__ void prepare_scales(const Mfa &args, Memory &memory, int lane) {
     int slot = 0;
     for (int count = 0;; count++) {
         Item item = queue_take(memory.queue, count, lane == 0);
         if (item.pages < 0) return;
-        float2 key, value;
         for (int i = 0; i < item.pages; i++, slot++) {
-            const float2 *from = reinterpret_cast<const float2 *>(args.scales) + lane;
-            if (i == 0) {
-                from += (size_t)__ldg(args.pages + item.first) * 64;
-                key = __ldg(from), value = __ldg(from + 32);
-            }
-            float2 next_key = key, next_value = value;
-            if (i + 1 < item.pages) {
-                from = reinterpret_cast<const float2 *>(args.scales) + lane + (size_t)__ldg(args.pages + item.first + i + 1) * 64;
-                next_key = __ldg(from), next_value = __ldg(from + 32);
-            }
+            int stage = 2 * slot % STAGES;
+            barrier_wait(shared_address(&memory.full[stage]), 2 * slot / STAGES & 1);
+            const float2 *from = reinterpret_cast<const float2 *>(memory.scales[stage / 2]) + lane;
+            float2 key = from[0], value = from[32];
+            __syncwarp();
+            if (lane == 0) barrier_arrive(shared_address(&memory.empty[stage]));
             barrier_wait(shared_address(&memory.factors_empty[slot % RING]), (slot / RING & 1) ^ 1);
             Factors &to = memory.factors[slot % RING];
             reinterpret_cast<float2 *>(to.key)[lane] = make_float2(key.x * args.scale_log2, key.y * args.scale_log2);
@@ -121,7 +125,6 @@ __device__ void load_scales(const Mfa &args, Memory &memory, int lane) {
             reinterpret_cast<float2 *>(to.value_inverse)[lane] = make_float2(1.0f / value.x, 1.0f / value.y);
             __syncwarp();
             if (lane == 0) barrier_arrive(shared_address(&memory.factors_full[slot % RING]));
-            key = next_key, value = next_value;
         }
     }
 }
@@ -142,14 +145,13 @@ __device__ __forceinline__ u32 split_pair(float low, float high) {
 }
 
 // Eight heads of q to shared memory, split; each head times a power of two that brings its largest near 256.
-__device__ __forceinline__ void split_queries(const Mfa &args, Memory &memory, int row, int warp, int lane) {
-    const uint4 *from = reinterpret_cast<const uint4 *>(args.q + ((size_t)row * MFA_HEADS + warp * 8) * MFA_DIM) + lane;
-    uint4 raw[8];
-#pragma unroll
-    for (int i = 0; i < 8; i++) raw[i] = __ldg(from + i * (MFA_DIM / 8));
-#pragma unroll
+__device__ __forceinline__ void split_queries(Memory &memory, int count, int warp, int lane) {
+    const uint4 *from = reinterpret_cast<const uint4 *>(memory.q + warp * 8 * MFA_DIM) + lane;
+    barrier_wait(shared_address(&memory.q_full), count & 1);
+#pragma unroll 2
     for (int i = 0; i < 8; i++) {
-        const u32 words[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
+        uint4 raw = from[i * (MFA_DIM / 8)];
+        const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
         float x[8], largest = 1e-30f;
 #pragma unroll
         for (int j = 0; j < 4; j++) x[2 * j] = __uint_as_float(words[j] << 16), x[2 * j + 1] = __uint_as_float(words[j] & 0xffff0000u);
@@ -171,6 +173,7 @@ __device__ __forceinline__ void split_queries(const Mfa &args, Memory &memory, i
     }
     async_proxy_fence();
     named_barrier<1, 256>();
+    if (lane == 0) barrier_arrive(shared_address(&memory.q_empty));
 }
 
 // S[64, 64] = (q_low + q_high) K^T of one page; the small products first, while the sums they are cut to are small.
@@ -344,6 +347,8 @@ __device__ __forceinline__ void finish(const Mfa &args, Memory &memory, const It
         take<64>(memory.exchange, o, thread, a, b);
         emit<64>(args, item, o, upper, lower, thread);
     }
+    // The exchange's place is the next q's.
+    named_barrier<1, 256>();
 }
 
 __device__ void attend(const Mfa &args, Memory &memory, int group, int thread) {
@@ -357,7 +362,7 @@ __device__ void attend(const Mfa &args, Memory &memory, int group, int thread) {
         Softmax upper = {negative_infinity(), 0}, lower = upper;
 #pragma unroll
         for (int i = 0; i < 128; i++) o[i] = 0;
-        split_queries(args, memory, item.row, group * 4 + thread / 32, thread & 31);
+        split_queries(memory, count, group * 4 + thread / 32, thread & 31);
         float q_upper = memory.q_scale[at.upper], q_lower = memory.q_scale[at.upper + 8];
         for (int page = group; page < item.pages; page += 2) {
             float s[32];
@@ -390,24 +395,29 @@ extern "C" __global__ __launch_bounds__(384, 1) void mfa_decode_fp8(const __grid
     extern __shared__ u8 raw[];
     Memory &memory = *reinterpret_cast<Memory *>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
     if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; i++) barrier_init(shared_address(&memory.full[i]), 1), barrier_init(shared_address(&memory.empty[i]), 4);
+        for (int i = 0; i < STAGES; i++) barrier_init(shared_address(&memory.full[i]), 1), barrier_init(shared_address(&memory.empty[i]), i % 2 ? 4 : 5);
         for (int i = 0; i < RING; i++)
             barrier_init(shared_address(&memory.factors_full[i]), 1), barrier_init(shared_address(&memory.factors_empty[i]), 4);
-        queue_init(memory.queue, 9);
+        queue_init(memory.queue, 10);
+        barrier_init(shared_address(&memory.q_full), 1);
+        barrier_init(shared_address(&memory.q_empty), 8);
         barrier_init(shared_address(&memory.combined), 1);
         barrier_init_fence();
     }
     __syncthreads();
     int group = threadIdx.x / 128;
     if (group < 2) {
-        grow_registers<232>();
+        grow_registers<224>();
         attend(args, memory, group, threadIdx.x & 127);
     } else {
-        shrink_registers<40>();
+        shrink_registers<56>();
         if (threadIdx.x < 288)
-            load_pages(args, memory, threadIdx.x & 31);
+            walk_pages(args.work, args.pages, memory.queue, args.counters, threadIdx.x & 31,
+                       [&](int page, int tokens, int count) { load_page(args, memory, page, tokens, count); });
         else if (threadIdx.x < 320)
-            load_scales(args, memory, threadIdx.x & 31);
+            prepare_scales(args, memory, threadIdx.x & 31);
+        else if (threadIdx.x == 320)
+            load_queries(args, memory);
     }
 }
 #endif

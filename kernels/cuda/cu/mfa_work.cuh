@@ -65,7 +65,7 @@ __device__ __forceinline__ void queue_push(Queue &queue, int count, const Item &
     queue.items[at] = item;
     barrier_arrive(shared_address(&queue.full[at]));
 }
-// Called by whole warps; one lane of each (`elected`) counts as a reader.
+// By whole warps or single threads; one lane of each (`elected`) counts as a reader.
 __device__ __forceinline__ Item queue_take(Queue &queue, int count, bool elected) {
     int at = count % MFA_QUEUE;
     barrier_wait(shared_address(&queue.full[at]), count / MFA_QUEUE & 1);
@@ -75,23 +75,56 @@ __device__ __forceinline__ Item queue_take(Queue &queue, int count, bool elected
     return item;
 }
 
-// Walks this CTA's bins by one warp: `load(item)` for each item, which is then in the queue. `counters`: arrivals, bins taken.
-template <class Load> __device__ __forceinline__ void walk_bins(const Work &work, Queue &queue, int *counters, int lane, Load load) {
-    int bins = work.bins(), count = 0;
-    for (int bin = blockIdx.x; bin < bins;) {
-        for (int at = bin; at >= 0;) {
-            Item item = work.item(at);
-            if (item.pages > 0) {
-                if (lane == 0) queue_push(queue, count, item);
-                count++;
-                load(item);
-            }
-            at = item.next;
-        }
-        if (lane == 0) bin = gridDim.x + atomicAdd(counters + 1, 1);
-        bin = __shfl_sync(~0u, bin, 0);
+// The first item of the next bin that has any: `bin`'s, or one that nobody has. `counters`: arrivals, bins taken.
+__device__ __forceinline__ Item open_bin(const Work &work, int bin, int *counters, int lane) {
+    Item item = work.item(bin);
+    while (item.pages == 0) {
+        if (work.bins() > gridDim.x && lane == 0) bin = gridDim.x + atomicAdd(counters + 1, 1);
+        bin = work.bins() > gridDim.x ? __shfl_sync(~0u, bin, 0) : work.bins();
+        item.pages = -1;
+        if (bin < work.bins()) item = work.item(bin);
     }
-    if (lane == 0) queue_push(queue, count, Item{0, 0, -1, 0, 0, 0, 0, -1});
+    return item;
+}
+__device__ __forceinline__ Item next_item(const Work &work, const Item &item, int *counters, int lane) {
+    if (item.next >= 0) return work.item(item.next);
+    if (work.bins() <= gridDim.x) return Item{0, 0, -1, 0, 0, 0, 0, -1};
+    int bin = 0;
+    if (lane == 0) bin = gridDim.x + atomicAdd(counters + 1, 1);
+    bin = __shfl_sync(~0u, bin, 0);
+    return bin < work.bins() ? open_bin(work, bin, counters, lane) : Item{0, 0, -1, 0, 0, 0, 0, -1};
+}
+
+// 32 page numbers of an item, one a lane.
+__device__ __forceinline__ int page_numbers(const int *pages, const Item &item, int base, int lane) {
+    return base + lane < item.pages ? __ldg(pages + item.first + base + lane) : 0;
+}
+
+// By one warp: every page of this CTA's items in order, `load(page, tokens, count)` by one lane. Memory under load answers
+// in several us, so the next item, its q and its page numbers are asked for while this one's pages are.
+template <class Load>
+__device__ __forceinline__ void walk_pages(const Work &work, const int *pages, Queue &queue, int *counters, int lane, Load load) {
+    int items = 0, count = 0;
+    Item item = open_bin(work, blockIdx.x, counters, lane);
+    int numbers = page_numbers(pages, item, 0, lane), next_numbers = 0;
+    if (lane == 0) queue_push(queue, items, item);
+    items++;
+    while (item.pages > 0) {
+        Item next = next_item(work, item, counters, lane);
+        for (int base = 0; base < item.pages; base += 32) {
+            int ahead = page_numbers(pages, item, base + 32, lane), end = min(base + 32, item.pages);
+            for (int i = base; i < end; i++, count++) {
+                int page = __shfl_sync(~0u, numbers, i - base);
+                if (lane == 0) load(page, i == item.pages - 1 ? item.tokens : MFA_PAGE, count);
+                if (i > 0) continue;
+                if (lane == 0) queue_push(queue, items, next);
+                items++;
+                next_numbers = page_numbers(pages, next, 0, lane);
+            }
+            numbers = ahead;
+        }
+        item = next, numbers = next_numbers;
+    }
 }
 
 // A thread's place in a 64-row accumulator tile: rows `upper` and `upper + 8`, columns `8 j + column`, `+ 1`.

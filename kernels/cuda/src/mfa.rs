@@ -213,10 +213,11 @@ impl MfaDecode {
 
 /// Four items and their barriers.
 const QUEUE_SHARED: u32 = 4 * (32 + 16);
-/// `sizeof(Memory)` of the bf16 kernel: 6 stages, q, the queue, barriers; rounded up to 16.
-const BF16_SHARED: u32 = 7 * 32768 + QUEUE_SHARED + (2 * 6 + 3 + 1) * 8;
-/// `sizeof(Memory)` of the fp8 kernel: 9 stages, q twice, the exchange, scales, statistics, the queue, barriers.
-const FP8_SHARED: u32 = 9 * 16384 + 32768 + 32768 + 6 * 768 + 256 + 1024 + QUEUE_SHARED + (18 + 12 + 1 + 1) * 8;
+/// `sizeof(Memory)` of the bf16 kernel: 5 stages, two q, the queue, barriers; rounded up to 16.
+const BF16_SHARED: u32 = 7 * 32768 + QUEUE_SHARED + (2 * 5 + 4 + 1 + 1) * 8;
+/// `sizeof(Memory)` of the fp8 kernel: 8 stages, q split and not, scales as they come and as used, statistics, the queue,
+/// barriers.
+const FP8_SHARED: u32 = 8 * 16384 + 2 * 32768 + 4 * 512 + 6 * 768 + 256 + 1024 + QUEUE_SHARED + (2 * 8 + 12 + 3 + 1) * 8;
 
 /// A step bound to its buffers, which it keeps alive.
 #[derive(Debug)]
