@@ -9,15 +9,16 @@
 //
 // Positions at or after a row's context may hold anything, NaN included. Softmax and sums in f32, probabilities in bf16.
 // One CTA an SM, all resident at once (cooperative launch): at the end they wait for each other.
-// Warps 0-3 multiply (M = 64 heads), warp 4 loads KV pages, warp 5 loads q. sm_90a only.
+// Warps 0-3 multiply (M = 64 heads), warp 4 loads KV pages, warp 5 loads q, warp 6 fetches items. sm_90a only.
 #include "common.cuh"
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #include "hopper.cuh"
 #include "wgmma.cuh"
 #include "mfa_work.cuh"
 
-// Stages of half a page (K or V), which with two q fill shared memory.
-#define STAGES 5
+// Stages of half a page (K or V). 132 multiprocessors with 64 KiB in flight saturate memory; more only lengthens its
+// queue, and with it every other answer.
+#define STAGES 3
 #define STAGE_BYTES 32768
 #define BLOCK_BYTES 8192 // 64 rows of 128 swizzled bytes
 #define STRIP 16         // positions of a box at a row's end
@@ -69,7 +70,7 @@ __device__ __forceinline__ void load_page(const Mfa &args, Memory &memory, int p
 // One thread: each item's q, into the buffer that the item before is not using.
 __device__ void load_queries(const Mfa &args, Memory &memory) {
     for (int count = 0;; count++) {
-        Item item = queue_take(memory.queue, count, true);
+        Item item = queue_take(memory.queue, count, 0, 1);
         if (item.pages < 0) return;
         u32 full = shared_address(&memory.q_full[count & 1]);
         barrier_wait(shared_address(&memory.q_empty[count & 1]), (count >> 1 & 1) ^ 1);
@@ -179,7 +180,7 @@ __device__ void attend(const Mfa &args, Memory &memory, int thread) {
     int slot = 0;
     float o[128];
     for (int count = 0;; count++) {
-        Item item = queue_take(memory.queue, count, elected);
+        Item item = queue_take(memory.queue, count, thread & 31);
         if (item.pages < 0) break;
         Softmax upper = {negative_infinity(), 0}, lower = upper;
 #pragma unroll
@@ -208,12 +209,13 @@ __device__ void attend(const Mfa &args, Memory &memory, int thread) {
                  shared_address(&memory.combined), thread);
 }
 
-extern "C" __global__ __launch_bounds__(192, 1) void mfa_decode_bf16(const __grid_constant__ Mfa args) {
+extern "C" __global__ __launch_bounds__(224, 1) void mfa_decode_bf16(const __grid_constant__ Mfa args) {
     extern __shared__ u8 raw[];
     Memory &memory = *reinterpret_cast<Memory *>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
+    int lane = threadIdx.x & 31, word = threadIdx.x >= 192 ? args.work.item_word(blockIdx.x, lane) : 0;
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) barrier_init(shared_address(&memory.full[i]), 1), barrier_init(shared_address(&memory.empty[i]), 4);
-        queue_init(memory.queue, 5);
+        queue_init(memory.queue, 6);
         for (int i = 0; i < 2; i++) barrier_init(shared_address(&memory.q_full[i]), 1), barrier_init(shared_address(&memory.q_empty[i]), 4);
         barrier_init(shared_address(&memory.combined), 1);
         barrier_init_fence();
@@ -222,9 +224,11 @@ extern "C" __global__ __launch_bounds__(192, 1) void mfa_decode_bf16(const __gri
     if (threadIdx.x < 128)
         attend(args, memory, threadIdx.x);
     else if (threadIdx.x < 160)
-        walk_pages(args.work, args.pages, memory.queue, args.counters, threadIdx.x & 31,
+        walk_pages(args.pages, memory.queue, lane,
                    [&](int page, int tokens, int count) { load_page(args, memory, page, tokens, count); });
     else if (threadIdx.x == 160)
         load_queries(args, memory);
+    else if (threadIdx.x >= 192)
+        fetch_items(args.work, memory.queue, args.counters, word, lane);
 }
 #endif

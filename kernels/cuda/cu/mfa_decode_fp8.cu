@@ -21,7 +21,7 @@
 #include "mfa_work.cuh"
 
 // Even: K's halves of pages are in even stages, V's in odd ones.
-#define STAGES 8
+#define STAGES 6
 #define STAGE_BYTES 16384
 #define BLOCK_BYTES 8192 // 64 rows of 128 swizzled bytes
 #define STRIP 16
@@ -97,7 +97,7 @@ __device__ __forceinline__ void load_page(const Mfa &args, Memory &memory, int p
 __device__ void load_queries(const Mfa &args, Memory &memory) {
     u32 full = shared_address(&memory.q_full);
     for (int count = 0;; count++) {
-        Item item = queue_take(memory.queue, count, true);
+        Item item = queue_take(memory.queue, count, 0, 1);
         if (item.pages < 0) return;
         barrier_wait(shared_address(&memory.q_empty), (count & 1) ^ 1);
         barrier_expect(full, sizeof(memory.q));
@@ -109,7 +109,7 @@ __device__ void load_queries(const Mfa &args, Memory &memory) {
 __device__ void prepare_scales(const Mfa &args, Memory &memory, int lane) {
     int slot = 0;
     for (int count = 0;; count++) {
-        Item item = queue_take(memory.queue, count, lane == 0);
+        Item item = queue_take(memory.queue, count, lane);
         if (item.pages < 0) return;
         for (int i = 0; i < item.pages; i++, slot++) {
             int stage = 2 * slot % STAGES;
@@ -357,7 +357,7 @@ __device__ void attend(const Mfa &args, Memory &memory, int group, int thread) {
     int done = 0; // pages of the items before, both warpgroups' together
     float o[128];
     for (int count = 0;; count++) {
-        Item item = queue_take(memory.queue, count, elected);
+        Item item = queue_take(memory.queue, count, thread & 31);
         if (item.pages < 0) break;
         Softmax upper = {negative_infinity(), 0}, lower = upper;
 #pragma unroll
@@ -394,11 +394,12 @@ __device__ void attend(const Mfa &args, Memory &memory, int group, int thread) {
 extern "C" __global__ __launch_bounds__(384, 1) void mfa_decode_fp8(const __grid_constant__ Mfa args) {
     extern __shared__ u8 raw[];
     Memory &memory = *reinterpret_cast<Memory *>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
+    int lane = threadIdx.x & 31, word = threadIdx.x >= 352 ? args.work.item_word(blockIdx.x, lane) : 0;
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) barrier_init(shared_address(&memory.full[i]), 1), barrier_init(shared_address(&memory.empty[i]), i % 2 ? 4 : 5);
         for (int i = 0; i < RING; i++)
             barrier_init(shared_address(&memory.factors_full[i]), 1), barrier_init(shared_address(&memory.factors_empty[i]), 4);
-        queue_init(memory.queue, 10);
+        queue_init(memory.queue, 11);
         barrier_init(shared_address(&memory.q_full), 1);
         barrier_init(shared_address(&memory.q_empty), 8);
         barrier_init(shared_address(&memory.combined), 1);
@@ -412,12 +413,14 @@ extern "C" __global__ __launch_bounds__(384, 1) void mfa_decode_fp8(const __grid
     } else {
         shrink_registers<56>();
         if (threadIdx.x < 288)
-            walk_pages(args.work, args.pages, memory.queue, args.counters, threadIdx.x & 31,
+            walk_pages(args.pages, memory.queue, lane,
                        [&](int page, int tokens, int count) { load_page(args, memory, page, tokens, count); });
         else if (threadIdx.x < 320)
-            prepare_scales(args, memory, threadIdx.x & 31);
+            prepare_scales(args, memory, lane);
         else if (threadIdx.x == 320)
             load_queries(args, memory);
+        else if (threadIdx.x >= 352)
+            fetch_items(args.work, memory.queue, args.counters, word, lane);
     }
 }
 #endif

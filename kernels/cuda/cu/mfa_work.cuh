@@ -6,7 +6,7 @@
 // add parts in ascending order. So a result depends on the cut, never on who read what or when.
 //
 // `work`: 8 words (bins, cuts, 0 ...); 2 (ctas + 1) words padded to a multiple of 8, where each CTA's share of adding
-// begins (cut, column group); 4 ctas cuts of 4 words; items of 8 words, item b the first of bin b.
+// begins (cut, column group); 4 ctas cuts of 4 words; items of 16 words, item b the first of bin b.
 #pragma once
 
 #define MFA_HEADS 64
@@ -17,15 +17,18 @@
 #define MFA_GROUP_BYTES 2048
 #define MFA_SUMS_BYTES (16 * MFA_GROUP_BYTES)
 #define MFA_PARTIAL_BYTES (MFA_SUMS_BYTES + 1024)
-#define MFA_QUEUE 4 // items that loaders may be ahead of consumers
+// Items fetched ahead. Few: a bin that is taken early is taken blindly.
+#define MFA_QUEUE 2
 
 // Pages `first..first + pages` of the page list belong to `row`; of the last one `tokens` positions are visible.
 // `part` of `parts` (1: the row is whole), whose partial is number `slot`. `next` in its bin, or -1. No pages: no work;
-// fewer: the end.
+// fewer: the end. Its first page numbers come with it, so that a CTA's first load waits for one answer of memory.
+#define MFA_HEAD_PAGES 8
 struct Item {
     int row, first, pages, tokens;
     int part, parts, slot, next;
 };
+#define MFA_ITEM_WORDS 16
 struct Cut {
     int row, slot, parts, unused;
 };
@@ -40,16 +43,18 @@ struct Work {
         int4 w = __ldg(reinterpret_cast<const int4 *>(cut_words()) + at);
         return Cut{w.x, w.y, w.z, w.w};
     }
-    __device__ __forceinline__ Item item(int at) const {
-        const int4 *from = reinterpret_cast<const int4 *>(cut_words() + 16 * gridDim.x) + 2 * at;
-        int4 a = __ldg(from), b = __ldg(from + 1);
-        return Item{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+    // Word `lane` of an item.
+    __device__ __forceinline__ int item_word(int at, int lane) const {
+        return __ldg(cut_words() + 16 * gridDim.x + at * MFA_ITEM_WORDS + lane % MFA_ITEM_WORDS);
     }
 };
 
-// Items on their way from the loading warp to everyone else in the CTA.
+// Items on their way from the fetching warp to everyone else in the CTA.
 struct Queue {
-    Item items[MFA_QUEUE];
+    struct {
+        Item item;
+        int head[MFA_HEAD_PAGES];
+    } entries[MFA_QUEUE];
     u64 full[MFA_QUEUE], empty[MFA_QUEUE];
 };
 
@@ -59,71 +64,70 @@ __device__ __forceinline__ void queue_init(Queue &queue, int readers) {
         barrier_init(shared_address(&queue.empty[i]), readers);
     }
 }
-__device__ __forceinline__ void queue_push(Queue &queue, int count, const Item &item) {
+__device__ __forceinline__ void queue_push(Queue &queue, int count, int word, int lane) {
     int at = count % MFA_QUEUE;
     barrier_wait(shared_address(&queue.empty[at]), (count / MFA_QUEUE & 1) ^ 1);
-    queue.items[at] = item;
-    barrier_arrive(shared_address(&queue.full[at]));
+    if (lane < MFA_ITEM_WORDS) reinterpret_cast<int *>(&queue.entries[at])[lane] = word;
+    __syncwarp();
+    if (lane == 0) barrier_arrive(shared_address(&queue.full[at]));
 }
-// By whole warps or single threads; one lane of each (`elected`) counts as a reader.
-__device__ __forceinline__ Item queue_take(Queue &queue, int count, bool elected) {
+// By whole warps, or by one lane 0 with a mask of 1. Lane 0 counts as the reader. `head`: page number `lane % 8`.
+__device__ __forceinline__ Item queue_take(Queue &queue, int count, int lane, int &head, u32 mask = ~0u) {
     int at = count % MFA_QUEUE;
     barrier_wait(shared_address(&queue.full[at]), count / MFA_QUEUE & 1);
-    Item item = queue.items[at];
-    __syncwarp(__activemask());
-    if (elected) barrier_arrive(shared_address(&queue.empty[at]));
+    Item item = queue.entries[at].item;
+    head = queue.entries[at].head[lane % MFA_HEAD_PAGES];
+    // No lane may still be reading when the slot is given back.
+    __syncwarp(mask);
+    if (lane == 0) barrier_arrive(shared_address(&queue.empty[at]));
     return item;
 }
 
-// The first item of the next bin that has any: `bin`'s, or one that nobody has. `counters`: arrivals, bins taken.
-__device__ __forceinline__ Item open_bin(const Work &work, int bin, int *counters, int lane) {
-    Item item = work.item(bin);
-    while (item.pages == 0) {
-        if (work.bins() > gridDim.x && lane == 0) bin = gridDim.x + atomicAdd(counters + 1, 1);
-        bin = work.bins() > gridDim.x ? __shfl_sync(~0u, bin, 0) : work.bins();
-        item.pages = -1;
-        if (bin < work.bins()) item = work.item(bin);
-    }
-    return item;
-}
-__device__ __forceinline__ Item next_item(const Work &work, const Item &item, int *counters, int lane) {
-    if (item.next >= 0) return work.item(item.next);
-    if (work.bins() <= gridDim.x) return Item{0, 0, -1, 0, 0, 0, 0, -1};
-    int bin = 0;
-    if (lane == 0) bin = gridDim.x + atomicAdd(counters + 1, 1);
-    bin = __shfl_sync(~0u, bin, 0);
-    return bin < work.bins() ? open_bin(work, bin, counters, lane) : Item{0, 0, -1, 0, 0, 0, 0, -1};
+__device__ __forceinline__ Item queue_take(Queue &queue, int count, int lane, u32 mask = ~0u) {
+    int head;
+    return queue_take(queue, count, lane, head, mask);
 }
 
-// 32 page numbers of an item, one a lane.
-__device__ __forceinline__ int page_numbers(const int *pages, const Item &item, int base, int lane) {
-    return base + lane < item.pages ? __ldg(pages + item.first + base + lane) : 0;
-}
-
-// By one warp: every page of this CTA's items in order, `load(page, tokens, count)` by one lane. Memory under load answers
-// in several us, so the next item, its q and its page numbers are asked for while this one's pages are.
-template <class Load>
-__device__ __forceinline__ void walk_pages(const Work &work, const int *pages, Queue &queue, int *counters, int lane, Load load) {
-    int items = 0, count = 0;
-    Item item = open_bin(work, blockIdx.x, counters, lane);
-    int numbers = page_numbers(pages, item, 0, lane), next_numbers = 0;
-    if (lane == 0) queue_push(queue, items, item);
-    items++;
-    while (item.pages > 0) {
-        Item next = next_item(work, item, counters, lane);
-        for (int base = 0; base < item.pages; base += 32) {
-            int ahead = page_numbers(pages, item, base + 32, lane), end = min(base + 32, item.pages);
-            for (int i = base; i < end; i++, count++) {
-                int page = __shfl_sync(~0u, numbers, i - base);
-                if (lane == 0) load(page, i == item.pages - 1 ? item.tokens : MFA_PAGE, count);
-                if (i > 0) continue;
-                if (lane == 0) queue_push(queue, items, next);
-                items++;
-                next_numbers = page_numbers(pages, next, 0, lane);
+// By one warp: this CTA's items, bin after bin, into the queue. `word` is item blockIdx.x's. Memory under load answers in
+// several us, which nobody else waits for. `counters`: arrivals, bins taken.
+__device__ __forceinline__ void fetch_items(const Work &work, Queue &queue, int *counters, int word, int lane) {
+    int bins = work.bins(), count = 0;
+    for (bool more = true; more;) {
+        int pages = __shfl_sync(~0u, word, 2), next = __shfl_sync(~0u, word, 7);
+        if (pages > 0) queue_push(queue, count++, word, lane);
+        if (next < 0) {
+            int bin = bins;
+            if (bins > gridDim.x) {
+                if (lane == 0) bin = gridDim.x + atomicAdd(counters + 1, 1);
+                bin = __shfl_sync(~0u, bin, 0);
             }
-            numbers = ahead;
+            next = bin;
+            more = bin < bins;
         }
-        item = next, numbers = next_numbers;
+        if (more) word = work.item_word(next, lane);
+    }
+    queue_push(queue, count, -1, lane);
+}
+
+// By one warp: every page of this CTA's items in order, `load(page, tokens, count)` by one lane.
+template <class Load> __device__ __forceinline__ void walk_pages(const int *pages, Queue &queue, int lane, Load load) {
+    int count = 0;
+    for (int items = 0;; items++) {
+        int head;
+        Item item = queue_take(queue, items, lane, head, ~0u);
+        if (item.pages < 0) return;
+        const int *rest = pages + item.first + MFA_HEAD_PAGES + lane;
+        int left = item.pages - MFA_HEAD_PAGES - lane, numbers = head, ahead = left > 0 ? __ldg(rest) : 0;
+        for (int i = 0, at = 0; i < item.pages; i++, at++) {
+            if (at == 32 || i == MFA_HEAD_PAGES) {
+                // A batch of 32 is asked for while the one before is used.
+                at = 0, rest += 32, left -= 32;
+                numbers = ahead, ahead = left > 0 ? __ldg(rest) : 0;
+            }
+            int page = __shfl_sync(~0u, numbers, at);
+            if (lane == 0) load(page, i == item.pages - 1 ? item.tokens : MFA_PAGE, count + i);
+        }
+        count += item.pages;
     }
 }
 

@@ -138,7 +138,7 @@ impl MfaDecode {
         }
         let (source, name, threads, shared) = match &kv {
             // `Memory` begins at a multiple of 1 KiB, and dynamic shared memory may not.
-            KvPages::Bf16 { .. } => (source::MFA_DECODE_BF16, "mfa_decode_bf16", 192, BF16_SHARED + 1024),
+            KvPages::Bf16 { .. } => (source::MFA_DECODE_BF16, "mfa_decode_bf16", 224, BF16_SHARED + 1024),
             KvPages::Fp8 { .. } => (source::MFA_DECODE_FP8, "mfa_decode_fp8", 384, FP8_SHARED + 1024),
         };
         let kernel = device.load(&source)?.kernel(name, shared)?;
@@ -211,13 +211,13 @@ impl MfaDecode {
     }
 }
 
-/// Four items and their barriers.
-const QUEUE_SHARED: u32 = 4 * (32 + 16);
-/// `sizeof(Memory)` of the bf16 kernel: 5 stages, two q, the queue, barriers; rounded up to 16.
-const BF16_SHARED: u32 = 7 * 32768 + QUEUE_SHARED + (2 * 5 + 4 + 1 + 1) * 8;
-/// `sizeof(Memory)` of the fp8 kernel: 8 stages, q split and not, scales as they come and as used, statistics, the queue,
+/// Two items and their barriers.
+const QUEUE_SHARED: u32 = 2 * (64 + 16);
+/// `sizeof(Memory)` of the bf16 kernel: 3 stages, two q, the queue, barriers.
+const BF16_SHARED: u32 = 5 * 32768 + QUEUE_SHARED + (2 * 3 + 4 + 1 + 1) * 8;
+/// `sizeof(Memory)` of the fp8 kernel: 6 stages, q split and not, scales as they come and as used, statistics, the queue,
 /// barriers.
-const FP8_SHARED: u32 = 8 * 16384 + 2 * 32768 + 4 * 512 + 6 * 768 + 256 + 1024 + QUEUE_SHARED + (2 * 8 + 12 + 3 + 1) * 8;
+const FP8_SHARED: u32 = 6 * 16384 + 2 * 32768 + 3 * 512 + 6 * 768 + 256 + 1024 + QUEUE_SHARED + (2 * 6 + 12 + 3 + 1) * 8;
 
 /// A step bound to its buffers, which it keeps alive.
 #[derive(Debug)]

@@ -8,8 +8,14 @@
 /// Positions of a page.
 pub const PAGE_TOKENS: u32 = 64;
 
-/// Words of an item as the kernels read it.
-pub const ITEM_WORDS: usize = 8;
+/// Words of an item as the kernels read it: eight fields, then its first page numbers.
+pub const ITEM_WORDS: usize = 8 + HEAD_PAGES;
+
+/// Page numbers that come with an item.
+const HEAD_PAGES: usize = 8;
+
+/// The field that names the next item of a bin.
+const NEXT: usize = 7;
 
 /// One row's KV.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,8 +221,8 @@ impl WorkSplit {
         2 * ROUNDS_AT_MOST * ctas
     }
 
-    /// The plan as the kernels read it (`cu/mfa_work.cuh`).
-    pub fn words(&self) -> Vec<i32> {
+    /// The plan as the kernels read it (`cu/mfa_work.cuh`), with `pages`, the list of page numbers it is for.
+    pub fn words(&self, pages: &[i32]) -> Vec<i32> {
         let mut words = vec![0; items_at(self.ctas)];
         words[0] = self.bins.len() as i32;
         words[1] = self.cuts.len() as i32;
@@ -228,7 +234,7 @@ impl WorkSplit {
             let at = cuts_at(self.ctas) + 4 * at;
             words[at..at + 3].copy_from_slice(&[cut.row as i32, cut.slot as i32, cut.parts as i32]);
         }
-        self.append_items(&mut words);
+        self.append_items(&mut words, pages);
         words
     }
 
@@ -251,20 +257,22 @@ impl WorkSplit {
         shares
     }
 
-    fn append_items(&self, words: &mut Vec<i32>) {
+    fn append_items(&self, words: &mut Vec<i32>, pages: &[i32]) {
         let start = words.len();
         words.resize(start + self.bins.len() * ITEM_WORDS, 0);
         for (bin, items) in self.bins.iter().enumerate() {
             let mut at = start + bin * ITEM_WORDS;
-            words[at + ITEM_WORDS - 1] = -1;
+            words[at + NEXT] = -1;
             for (index, item) in items.iter().enumerate() {
                 let fields = [item.row, item.first, item.pages, item.tokens, item.part, item.parts, item.slot];
                 for (word, field) in words[at..].iter_mut().zip(fields) {
                     *word = field as i32;
                 }
+                let head = &pages[item.first as usize..][..HEAD_PAGES.min(item.pages as usize)];
+                words[at + NEXT + 1..][..head.len()].copy_from_slice(head);
                 let end = words.len();
                 let more = index + 1 < items.len();
-                words[at + ITEM_WORDS - 1] = if more { ((end - start) / ITEM_WORDS) as i32 } else { -1 };
+                words[at + NEXT] = if more { ((end - start) / ITEM_WORDS) as i32 } else { -1 };
                 if more {
                     at = end;
                     words.resize(end + ITEM_WORDS, 0);

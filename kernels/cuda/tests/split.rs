@@ -42,9 +42,11 @@ fn check_whole(rows: &[RowPages], plan: &WorkSplit) {
 }
 
 /// The kernel's own walk over the words finds the plan's items, and its shares cover every cut once.
-fn check_words(plan: &WorkSplit, rows: usize) {
-    let words = plan.words();
-    assert!(words.len() <= WorkSplit::words_at_most(rows, plan.ctas));
+fn check_words(plan: &WorkSplit, rows: &[RowPages]) {
+    let list = rows.iter().map(|row| row.first + row.context.div_ceil(PAGE_TOKENS)).max().unwrap_or(0);
+    let pages: Vec<i32> = (0..list as i32).map(|page| page * 3 + 1).collect();
+    let words = plan.words(&pages);
+    assert!(words.len() <= WorkSplit::words_at_most(rows.len(), plan.ctas));
     let cuts_at = 8 + (2 * (plan.ctas + 1)).next_multiple_of(8);
     let items_at = cuts_at + 16 * plan.ctas;
     assert_eq!(words[..2], [plan.bins.len() as i32, plan.cuts.len() as i32]);
@@ -55,6 +57,8 @@ fn check_words(plan: &WorkSplit, rows: usize) {
             let fields = [item.row, item.first, item.pages, item.tokens, item.part, item.parts, item.slot];
             assert_eq!(word[..7], fields.map(|field| field as i32));
             at = word[7];
+            let head = (item.pages as usize).min(8);
+            assert_eq!(word[8..8 + head], pages[item.first as usize..][..head], "the first page numbers");
         }
         assert!(at == -1 || items.is_empty(), "a bin's list ends with it");
     }
@@ -73,7 +77,7 @@ proptest! {
         let rows = rows(&contexts);
         let plan = split(&rows, ctas, Costs::BF16);
         check_whole(&rows, &plan);
-        check_words(&plan, rows.len());
+        check_words(&plan, &rows);
     }
 }
 
@@ -93,5 +97,5 @@ fn even_lengths_fill_every_cta() {
 fn no_rows_make_an_empty_plan() {
     let plan = split(&[], 4, Costs::FP8);
     assert!(plan.bins.iter().all(Vec::is_empty) && plan.cuts.is_empty());
-    check_words(&plan, 0);
+    check_words(&plan, &[]);
 }

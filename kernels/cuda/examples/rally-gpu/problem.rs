@@ -77,9 +77,9 @@ impl Problem {
         let words = match std::env::var("RALLY_ROUNDS") {
             Ok(text) => {
                 let rounds: Vec<f64> = text.split(',').map(|x| x.parse().unwrap()).collect();
-                split::split_in_rounds(&self.rows, ctas, costs, &rounds).words()
+                split::split_in_rounds(&self.rows, ctas, costs, &rounds).words(&self.pages)
             }
-            Err(_) => split::split(&self.rows, ctas, costs).words(),
+            Err(_) => split::split(&self.rows, ctas, costs).words(&self.pages),
         };
         let rows = self.rows.len();
         let step = MfaStep {
