@@ -20,12 +20,14 @@
 #include "wgmma.cuh"
 #include "mfa_work.cuh"
 
-// Even: K's halves of pages are in even stages, V's in odd ones.
-#define STAGES 6
+// K's halves of pages are in even stages, V's in odd ones. A multiple of 4, so that within an item a stage is always one
+// warpgroup's: one that skips a round of a barrier would take an earlier round of equal parity for its own.
+#define STAGES 8
 #define STAGE_BYTES 16384
+static_assert(STAGES % 4 == 0, "a stage belongs to one warpgroup");
 #define BLOCK_BYTES 8192 // 64 rows of 128 swizzled bytes
 #define STRIP 16
-#define RING 6           // pages whose scales are ready: one more than stages hold
+#define RING 6           // pages whose scales are ready; even, for the same reason
 #define LIFT 8.0f        // probabilities are held times 2^8, so that small ones stay above e4m3's floor
 
 struct Mfa {

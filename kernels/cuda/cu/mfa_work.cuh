@@ -17,8 +17,9 @@
 #define MFA_GROUP_BYTES 2048
 #define MFA_SUMS_BYTES (16 * MFA_GROUP_BYTES)
 #define MFA_PARTIAL_BYTES (MFA_SUMS_BYTES + 1024)
-// Items fetched ahead. Few: a bin that is taken early is taken blindly.
-#define MFA_QUEUE 2
+#define MFA_QUEUE 2 // items fetched ahead
+// Pages before its bin's end at which a CTA takes the next one: enough for memory's answer, too few to take it blindly.
+#define MFA_CLAIM 6
 
 // Pages `first..first + pages` of the page list belong to `row`; of the last one `tokens` positions are visible.
 // `part` of `parts` (1: the row is whole), whose partial is number `slot`. `next` in its bin, or -1. No pages: no work;
@@ -55,7 +56,7 @@ struct Queue {
         Item item;
         int head[MFA_HEAD_PAGES];
     } entries[MFA_QUEUE];
-    u64 full[MFA_QUEUE], empty[MFA_QUEUE];
+    u64 full[MFA_QUEUE], empty[MFA_QUEUE], claim;
 };
 
 __device__ __forceinline__ void queue_init(Queue &queue, int readers) {
@@ -63,6 +64,7 @@ __device__ __forceinline__ void queue_init(Queue &queue, int readers) {
         barrier_init(shared_address(&queue.full[i]), 1);
         barrier_init(shared_address(&queue.empty[i]), readers);
     }
+    barrier_init(shared_address(&queue.claim), 1);
 }
 __device__ __forceinline__ void queue_push(Queue &queue, int count, int word, int lane) {
     int at = count % MFA_QUEUE;
@@ -91,13 +93,15 @@ __device__ __forceinline__ Item queue_take(Queue &queue, int count, int lane, u3
 // By one warp: this CTA's items, bin after bin, into the queue. `word` is item blockIdx.x's. Memory under load answers in
 // several us, which nobody else waits for. `counters`: arrivals, bins taken.
 __device__ __forceinline__ void fetch_items(const Work &work, Queue &queue, int *counters, int word, int lane) {
-    int bins = work.bins(), count = 0;
+    int bins = work.bins(), count = 0, claims = 0;
     for (bool more = true; more;) {
         int pages = __shfl_sync(~0u, word, 2), next = __shfl_sync(~0u, word, 7);
         if (pages > 0) queue_push(queue, count++, word, lane);
         if (next < 0) {
             int bin = bins;
             if (bins > gridDim.x) {
+                // A bin without pages has nobody to say when it ends.
+                if (pages > 0) barrier_wait(shared_address(&queue.claim), claims++ & 1);
                 if (lane == 0) bin = gridDim.x + atomicAdd(counters + 1, 1);
                 bin = __shfl_sync(~0u, bin, 0);
             }
@@ -118,7 +122,9 @@ template <class Load> __device__ __forceinline__ void walk_pages(const int *page
         if (item.pages < 0) return;
         const int *rest = pages + item.first + MFA_HEAD_PAGES + lane;
         int left = item.pages - MFA_HEAD_PAGES - lane, numbers = head, ahead = left > 0 ? __ldg(rest) : 0;
+        int claim = item.next < 0 ? max(0, item.pages - MFA_CLAIM) : -1;
         for (int i = 0, at = 0; i < item.pages; i++, at++) {
+            if (lane == 0 && i == claim) barrier_arrive(shared_address(&queue.claim));
             if (at == 32 || i == MFA_HEAD_PAGES) {
                 // A batch of 32 is asked for while the one before is used.
                 at = 0, rest += 32, left -= 32;
@@ -182,60 +188,93 @@ __device__ __forceinline__ void store_half(u8 *partials, int slot, int thread, c
     }
 }
 
-// One column group of a cut row: parts are `stride` bytes apart, statistics `statistics_stride`, both shared or global.
-__device__ __forceinline__ void add_group(const u8 *sums, size_t stride, const u8 *statistics, size_t statistics_stride,
-                                          int parts, int group, bf16 *out, int row, int thread) {
-    Place at(thread);
-    const u8 *mine = statistics + ((group >> 3) * 128 + at.upper) * 4;
-    float top_a = negative_infinity(), top_b = top_a, total_a = 0, total_b = 0, sum[8] = {};
-#pragma unroll 4
+// A thread's eight sums of a column group, over parts so far.
+struct Added {
+    float top_a, top_b, total_a, total_b, sum[8];
+};
+
+// Adds `parts` parts in shared memory: statistics of 1024 bytes each, then sums `stride` bytes apart.
+__device__ __forceinline__ void add_group(Added &to, const u8 *statistics, const u8 *sums, int stride, int parts, int group,
+                                          int thread) {
+    const float *mine = reinterpret_cast<const float *>(statistics) + (group >> 3) * 128 + Place(thread).upper;
+    float top_a = to.top_a, top_b = to.top_b;
+    for (int p = 0; p < parts; p++) top_a = fmaxf(top_a, mine[p * 256]), top_b = fmaxf(top_b, mine[p * 256 + 8]);
+    float a = fast_exp2(to.top_a - top_a), b = fast_exp2(to.top_b - top_b);
+    to.top_a = top_a, to.top_b = top_b, to.total_a *= a, to.total_b *= b;
+#pragma unroll
+    for (int i = 0; i < 8; i++) to.sum[i] *= i & 2 ? b : a;
+#pragma unroll 2
     for (int p = 0; p < parts; p++) {
-        const float *from = reinterpret_cast<const float *>(mine + p * statistics_stride);
-        top_a = fmaxf(top_a, from[0]), top_b = fmaxf(top_b, from[8]);
-    }
-#pragma unroll 4
-    for (int p = 0; p < parts; p++) {
-        const float *from = reinterpret_cast<const float *>(mine + p * statistics_stride);
+        const float *from = mine + p * 256;
         uint4 words = *(reinterpret_cast<const uint4 *>(sums + p * stride) + thread);
-        float a = fast_exp2(from[0] - top_a), b = fast_exp2(from[8] - top_b);
-        total_a = fmaf(from[64], a, total_a), total_b = fmaf(from[72], b, total_b);
+        a = fast_exp2(from[0] - top_a), b = fast_exp2(from[8] - top_b);
+        to.total_a = fmaf(from[64], a, to.total_a), to.total_b = fmaf(from[72], b, to.total_b);
         float2 x = unpack_f16(words.x), y = unpack_f16(words.y), z = unpack_f16(words.z), w = unpack_f16(words.w);
-        sum[0] = fmaf(x.x, a, sum[0]), sum[1] = fmaf(x.y, a, sum[1]), sum[2] = fmaf(y.x, b, sum[2]), sum[3] = fmaf(y.y, b, sum[3]);
-        sum[4] = fmaf(z.x, a, sum[4]), sum[5] = fmaf(z.y, a, sum[5]), sum[6] = fmaf(w.x, b, sum[6]), sum[7] = fmaf(w.y, b, sum[7]);
+        to.sum[0] = fmaf(x.x, a, to.sum[0]), to.sum[1] = fmaf(x.y, a, to.sum[1]);
+        to.sum[2] = fmaf(y.x, b, to.sum[2]), to.sum[3] = fmaf(y.y, b, to.sum[3]);
+        to.sum[4] = fmaf(z.x, a, to.sum[4]), to.sum[5] = fmaf(z.y, a, to.sum[5]);
+        to.sum[6] = fmaf(w.x, b, to.sum[6]), to.sum[7] = fmaf(w.y, b, to.sum[7]);
     }
-    total_a = 1.0f / total_a, total_b = 1.0f / total_b;
-    u32 *to = reinterpret_cast<u32 *>(out + ((size_t)row * MFA_HEADS + at.upper) * MFA_DIM + at.column) + group * 8;
-    to[0] = pack_bf16(sum[0] * total_a, sum[1] * total_a), to[4] = pack_bf16(sum[4] * total_a, sum[5] * total_a);
-    to += 8 * MFA_DIM / 2;
-    to[0] = pack_bf16(sum[2] * total_b, sum[3] * total_b), to[4] = pack_bf16(sum[6] * total_b, sum[7] * total_b);
 }
 
-// Column groups `from..to` of one cut row; `Groups` warpgroups, `bytes` of shared memory at `memory`, a barrier of one
-// arrival that has completed `round` times.
-template <int Groups>
-__device__ __forceinline__ void add_parts(const Cut &cut, int from, int to, const u8 *partials, bf16 *out, u8 *memory, int bytes,
-                                          u32 barrier, int &round, int thread) {
-    const u8 *base = partials + (size_t)cut.slot * MFA_PARTIAL_BYTES;
-    int slice = (to - from) * MFA_GROUP_BYTES;
-    const u8 *sums = base + from * MFA_GROUP_BYTES, *statistics = base + MFA_SUMS_BYTES;
-    size_t stride = MFA_PARTIAL_BYTES, statistics_stride = MFA_PARTIAL_BYTES;
-    if (cut.parts * (slice + 1024) <= bytes) {
-        if (thread == 0) {
-            asm volatile("fence.proxy.async;" ::: "memory");
-            barrier_expect(barrier, cut.parts * (slice + 1024));
-            for (int p = 0; p < cut.parts; p++) {
-                copy_bytes(shared_address(memory) + p * 1024, statistics + p * stride, 1024, barrier);
-                copy_bytes(shared_address(memory) + cut.parts * 1024 + p * slice, sums + p * stride, slice, barrier);
-            }
+__device__ __forceinline__ void store_group(const Added &from, bf16 *out, int row, int group, int thread) {
+    Place at(thread);
+    float a = 1.0f / from.total_a, b = 1.0f / from.total_b;
+    u32 *to = reinterpret_cast<u32 *>(out + ((size_t)row * MFA_HEADS + at.upper) * MFA_DIM + at.column) + group * 8;
+    to[0] = pack_bf16(from.sum[0] * a, from.sum[1] * a), to[4] = pack_bf16(from.sum[4] * a, from.sum[5] * a);
+    to += 8 * MFA_DIM / 2;
+    to[0] = pack_bf16(from.sum[2] * b, from.sum[3] * b), to[4] = pack_bf16(from.sum[6] * b, from.sum[7] * b);
+}
+
+// What adding parts needs: `bytes` of shared memory, a barrier of one arrival that has completed `round` times.
+struct Bench {
+    u8 *memory;
+    int bytes;
+    u32 barrier;
+    int round;
+};
+
+// Parts `first..first + count` of a cut row, column groups `from..from + groups` of each, to shared memory; for all threads.
+__device__ __forceinline__ void fetch_parts(Bench &bench, const u8 *partials, const Cut &cut, int first, int count, int from,
+                                            int groups, int thread) {
+    int slice = groups * MFA_GROUP_BYTES;
+    u32 to = shared_address(bench.memory);
+    if (thread < 32) {
+        asm volatile("fence.proxy.async;" ::: "memory");
+        if (thread == 0) barrier_expect(bench.barrier, count * (slice + 1024));
+        __syncwarp();
+        for (int p = thread; p < count; p += 32) {
+            const u8 *part = partials + (size_t)(cut.slot + first + p) * MFA_PARTIAL_BYTES;
+            copy_bytes(to + p * 1024, part + MFA_SUMS_BYTES, 1024, bench.barrier);
+            copy_bytes(to + count * 1024 + p * slice, part + from * MFA_GROUP_BYTES, slice, bench.barrier);
         }
-        barrier_wait(barrier, round & 1);
-        round++;
-        statistics = memory, statistics_stride = 1024, sums = memory + cut.parts * 1024, stride = slice;
     }
-    for (int group = from + (thread >> 7); group < to; group += Groups)
-        add_group(sums + (group - from) * MFA_GROUP_BYTES, stride, statistics, statistics_stride, cut.parts, group, out, cut.row,
-                  thread & 127);
-    named_barrier<1, Groups * 128>();
+    barrier_wait(bench.barrier, bench.round & 1);
+    bench.round++;
+}
+
+// Column groups `from..to` of one cut row, by `Groups` warpgroups.
+template <int Groups>
+__device__ __forceinline__ void add_parts(const Cut &cut, int from, int to, const u8 *partials, bf16 *out, Bench &bench, int thread) {
+    int lane = thread & 127, groups = to - from;
+    // As many column groups at once as fit with all parts; if not one does, one group and parts by turns.
+    int room = bench.bytes / cut.parts, at_once = min(groups, max(1, (room - 1024) / MFA_GROUP_BYTES));
+    int parts = min(cut.parts, bench.bytes / (MFA_GROUP_BYTES + 1024));
+    for (int base = from; base < to; base += at_once) {
+        int count = min(at_once, to - base), mine = base + (thread >> 7);
+        Added added = {negative_infinity(), negative_infinity()};
+        for (int first = 0; first < cut.parts; first += parts) {
+            int now = min(parts, cut.parts - first);
+            fetch_parts(bench, partials, cut, first, now, base, count, thread);
+            for (int group = mine; group < base + count; group += Groups) {
+                if (first == 0) added = {negative_infinity(), negative_infinity()};
+                add_group(added, bench.memory, bench.memory + now * 1024 + (group - base) * MFA_GROUP_BYTES,
+                          count * MFA_GROUP_BYTES, now, group, lane);
+                if (first + now == cut.parts) store_group(added, out, cut.row, group, lane);
+            }
+            named_barrier<1, Groups * 128>();
+        }
+    }
 }
 
 // After a CTA's last item: tells the others, waits for them, adds its share of the cut rows.
@@ -256,9 +295,9 @@ __device__ __forceinline__ void add_share(const Work &work, const u8 *partials, 
     }
     if (idle) return;
     named_barrier<1, Groups * 128>();
-    int round = 0;
+    Bench bench = {memory, bytes, barrier, 0};
     for (int at = begin.x; at < work.cuts() && (at < end.x || (at == end.x && end.y > 0)); at++) {
         int from = at == begin.x ? begin.y : 0, to = at == end.x ? end.y : 16;
-        add_parts<Groups>(work.cut(at), from, to, partials, out, memory, bytes, barrier, round, thread);
+        add_parts<Groups>(work.cut(at), from, to, partials, out, bench, thread);
     }
 }

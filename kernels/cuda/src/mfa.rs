@@ -211,13 +211,13 @@ impl MfaDecode {
     }
 }
 
-/// Two items and their barriers.
-const QUEUE_SHARED: u32 = 2 * (64 + 16);
+/// Two items, their barriers, and one more.
+const QUEUE_SHARED: u32 = 2 * (64 + 16) + 8;
 /// `sizeof(Memory)` of the bf16 kernel: 3 stages, two q, the queue, barriers.
-const BF16_SHARED: u32 = 5 * 32768 + QUEUE_SHARED + (2 * 3 + 4 + 1 + 1) * 8;
-/// `sizeof(Memory)` of the fp8 kernel: 6 stages, q split and not, scales as they come and as used, statistics, the queue,
+const BF16_SHARED: u32 = 5 * 32768 + QUEUE_SHARED + (2 * 3 + 4 + 1) * 8;
+/// `sizeof(Memory)` of the fp8 kernel: 8 stages, q split and not, scales as they come and as used, statistics, the queue,
 /// barriers.
-const FP8_SHARED: u32 = 6 * 16384 + 2 * 32768 + 3 * 512 + 6 * 768 + 256 + 1024 + QUEUE_SHARED + (2 * 6 + 12 + 3 + 1) * 8;
+const FP8_SHARED: u32 = 8 * 16384 + 2 * 32768 + 4 * 512 + 6 * 768 + 256 + 1024 + QUEUE_SHARED + (2 * 8 + 12 + 3) * 8;
 
 /// A step bound to its buffers, which it keeps alive.
 #[derive(Debug)]

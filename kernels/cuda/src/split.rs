@@ -5,6 +5,9 @@
 //! smallest budget that suffices is searched for. So the plan has no tuned batch sizes: lengths go in, and what a cut
 //! costs. A row's result depends on where it was cut, which follows from the batch.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 /// Positions of a page.
 pub const PAGE_TOKENS: u32 = 64;
 
@@ -33,13 +36,15 @@ pub struct Costs {
     pub row: u32,
     /// The same for a part of a row: q in, the partial out and in again.
     pub part: u32,
+    /// Once, if any row is in parts: CTAs wait for each other, and add.
+    pub adding: u32,
 }
 
 impl Costs {
     /// For bf16 KV: a page is 64 KiB, q and the result are as much together; a partial is half, written and read in L2.
-    pub const BF16: Costs = Costs { row: 14, part: 14 };
+    pub const BF16: Costs = Costs { row: 14, part: 14, adding: 64 };
     /// For fp8 KV, whose pages are half as large.
-    pub const FP8: Costs = Costs { row: 28, part: 28 };
+    pub const FP8: Costs = Costs { row: 28, part: 28, adding: 128 };
 }
 
 /// A run of one row's pages, read by one CTA.
@@ -86,7 +91,7 @@ pub struct WorkSplit {
 /// Shares of the work in the first bins and in each round of smaller ones: what is left when the fastest CTA has read its
 /// first bin must suffice to keep it busy (measured on an H100: the fastest third of its multiprocessors read 1.2 times
 /// the average), and the last bins must be short beside the whole.
-const ROUNDS: [f64; 4] = [0.82, 0.10, 0.05, 0.03];
+const ROUNDS: [f64; 1] = [1.0];
 
 /// Bins smaller than this many pages cost more than they even out.
 const LEAST_BIN: f64 = 3.0;
@@ -97,12 +102,32 @@ const PAGE_COST: u64 = 16;
 /// Pages that are worth a cut of their own.
 const LEAST_CUT: u64 = 2;
 
-/// Cuts rows over `ctas` CTAs.
+/// Divides rows over `ctas` CTAs: whole if that is as good, else cut.
 ///
 /// # Panics
 /// Without CTAs, or if a row has no position.
 pub fn split(rows: &[RowPages], ctas: usize, costs: Costs) -> WorkSplit {
-    split_in_rounds(rows, ctas, costs, &ROUNDS)
+    let (budget, parts) = cut_evenly(rows, ctas, costs, &ROUNDS);
+    let (longest, whole) = whole_rows(rows, ctas, costs);
+    if longest <= budget + u64::from(costs.adding) { whole } else { parts }
+}
+
+/// Whole rows, the longest first, each to the CTA with least work; and the most work of a CTA.
+fn whole_rows(rows: &[RowPages], ctas: usize, costs: Costs) -> (u64, WorkSplit) {
+    let mut plan = WorkSplit { ctas, bins: vec![Vec::new(); ctas], cuts: Vec::new() };
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.sort_by_key(|row| Reverse((row_pages(rows[*row]), Reverse(*row))));
+    let mut least: BinaryHeap<Reverse<(u64, usize)>> = (0..ctas).map(|cta| Reverse((0, cta))).collect();
+    let mut longest = 0;
+    for row in order {
+        let Reverse((work, cta)) = least.pop().expect("a device has multiprocessors");
+        let pages = row_pages(rows[row]);
+        let work = work + pages * PAGE_COST + u64::from(costs.row);
+        place(&mut plan, row as u32, rows[row], &[(cta, pages)], &mut 0);
+        longest = longest.max(work);
+        least.push(Reverse((work, cta)));
+    }
+    (longest, plan)
 }
 
 /// [`split`] with other rounds than the measured ones, the largest first.
@@ -110,6 +135,11 @@ pub fn split(rows: &[RowPages], ctas: usize, costs: Costs) -> WorkSplit {
 /// # Panics
 /// As [`split`], or with more than [`ROUNDS_AT_MOST`] rounds.
 pub fn split_in_rounds(rows: &[RowPages], ctas: usize, costs: Costs, rounds: &[f64]) -> WorkSplit {
+    cut_evenly(rows, ctas, costs, rounds).1
+}
+
+/// The smallest budget of a CTA that suffices, and the plan under it.
+fn cut_evenly(rows: &[RowPages], ctas: usize, costs: Costs, rounds: &[f64]) -> (u64, WorkSplit) {
     assert!(ctas > 0, "a device has multiprocessors");
     assert!(rounds.len() <= ROUNDS_AT_MOST, "the plan's buffers are sized for so many rounds");
     let pages: u64 = rows.iter().map(|row| row_pages(*row)).sum();
@@ -130,11 +160,11 @@ pub fn split_in_rounds(rows: &[RowPages], ctas: usize, costs: Costs, rounds: &[f
             None => low = middle + 1,
         }
     }
-    cut(rows, ctas, costs, &budgets(high)).expect("the search ends at a budget that suffices")
+    (high, cut(rows, ctas, costs, &budgets(high)).expect("the search ends at a budget that suffices"))
 }
 
 /// Rounds of bins at most.
-pub const ROUNDS_AT_MOST: usize = ROUNDS.len();
+pub const ROUNDS_AT_MOST: usize = 4;
 
 /// The rounds' shares, those left out whose bins would be too small for `average` pages a CTA; the last has their share.
 fn shares(average: f64, rounds: &[f64]) -> Vec<f64> {

@@ -89,7 +89,8 @@ fn even_lengths_fill_every_cta() {
         let load = |bin: &Vec<rally_cuda::split::Item>| bin.iter().map(|item| item.pages).sum::<u32>();
         let most = plan.bins[..132].iter().map(load).max().expect("132 bins");
         let average = (count as u32 * context / PAGE_TOKENS) as f64 / 132.0;
-        assert!(f64::from(most) <= average + 2.0, "{count} x {context}: {most} pages of {average:.1} on average");
+        // Two pages for cutting, four more that leaving rows whole may cost.
+        assert!(f64::from(most) <= average + 6.0, "{count} x {context}: {most} pages of {average:.1} on average");
     }
 }
 
