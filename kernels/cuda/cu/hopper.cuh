@@ -55,6 +55,11 @@ __device__ __forceinline__ void prefetch_map(const TensorMap *map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
+// For launches that overlap: the next kernel's CTAs may take freed places from here on; the kernel before is done and its
+// writes are seen from there on. Without such a launch both do nothing.
+__device__ __forceinline__ void start_dependents() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+__device__ __forceinline__ void await_dependencies() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
 // Ordinary shared-memory writes before it are seen by wgmma and the copy engine after it.
 __device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

@@ -5,10 +5,10 @@
 //   out    [rows, 64, 256]        bf16
 //   work   see mfa_work.cuh       every page of every row in exactly one item
 //   pages  [entries]              page numbers, a row's consecutive
-//   partials [slots, MFA_PARTIAL_BYTES] scratch; counters [2] zero before the first launch, then the kernel's own
+//   partials [slots, MFA_PARTIAL_BYTES] scratch; arrivals [1] zero at first, then the kernel's own
 //
 // Positions at or after a row's context may hold anything, NaN included. Softmax and sums in f32, probabilities in bf16.
-// One CTA an SM, all resident at once (cooperative launch): at the end they wait for each other.
+// One CTA an SM, all resident at once: at the end they wait for each other.
 // Warps 0-3 multiply (M = 64 heads), warp 4 loads KV pages, warp 5 loads q, warp 6 fetches items. sm_90a only.
 #include "common.cuh"
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -30,7 +30,7 @@ struct Mfa {
     const int *pages;
     bf16 *out;
     u8 *partials;
-    int *counters;
+    u32 *arrivals;
     float scale_log2; // softmax scale times log2(e)
 };
 
@@ -205,13 +205,15 @@ __device__ void attend(const Mfa &args, Memory &memory, int thread) {
         }
         finish(args, item, o, upper, lower, thread);
     }
-    add_share<1>(args.work, args.partials, args.out, args.counters, memory.stages[0], STAGES * STAGE_BYTES,
+    add_share<1>(args.work, args.partials, args.out, args.arrivals, memory.stages[0], STAGES * STAGE_BYTES,
                  shared_address(&memory.combined), thread);
 }
 
 extern "C" __global__ __launch_bounds__(224, 1) void mfa_decode_bf16(const __grid_constant__ Mfa args) {
     extern __shared__ u8 raw[];
     Memory &memory = *reinterpret_cast<Memory *>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
+    if (threadIdx.x == 128)
+        for (const TensorMap *map : {&args.q, &args.k, &args.v, &args.k_strip, &args.v_strip}) prefetch_map(map);
     int lane = threadIdx.x & 31, word = threadIdx.x >= 192 ? args.work.item_word(blockIdx.x, lane) : 0;
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) barrier_init(shared_address(&memory.full[i]), 1), barrier_init(shared_address(&memory.empty[i]), 4);
@@ -221,6 +223,9 @@ extern "C" __global__ __launch_bounds__(224, 1) void mfa_decode_bf16(const __gri
         barrier_init_fence();
     }
     __syncthreads();
+    // What is read above was written by copies; all else may be the kernel's before.
+    start_dependents();
+    await_dependencies();
     if (threadIdx.x < 128)
         attend(args, memory, threadIdx.x);
     else if (threadIdx.x < 160)
@@ -229,6 +234,6 @@ extern "C" __global__ __launch_bounds__(224, 1) void mfa_decode_bf16(const __gri
     else if (threadIdx.x == 160)
         load_queries(args, memory);
     else if (threadIdx.x >= 192)
-        fetch_items(args.work, memory.queue, args.counters, word, lane);
+        fetch_items(args.work, memory.queue, word, lane);
 }
 #endif

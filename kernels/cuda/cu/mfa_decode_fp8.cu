@@ -6,7 +6,7 @@
 //                             position 8 a + 2 b + c (a, c < 2, b < 4) is stored at 4 b + 2 a + c
 //   scales  [pages, 2, 64]    f32 > 0: one a position for K, then one for V
 //   out     [rows, 64, 256]   bf16
-//   work, pages, partials, counters: as mfa_decode_bf16.cu
+//   work, pages, partials, arrivals: as mfa_decode_bf16.cu
 //
 // fp8 products without fp8's error: q and the probabilities are each split into an e4m3 number and the e4m3 of what it
 // leaves (8 bits of significand), so both products take e4m3 operands at twice bf16's rate, and cost what bf16's would.
@@ -40,7 +40,7 @@ struct Mfa {
     const int *pages;
     bf16 *out;
     u8 *partials;
-    int *counters;
+    u32 *arrivals;
     float scale_log2;
 };
 
@@ -389,13 +389,15 @@ __device__ void attend(const Mfa &args, Memory &memory, int group, int thread) {
         finish(args, memory, item, o, upper, lower, group, thread);
         done += item.pages;
     }
-    add_share<2>(args.work, args.partials, args.out, args.counters, memory.stages[0], STAGES * STAGE_BYTES,
+    add_share<2>(args.work, args.partials, args.out, args.arrivals, memory.stages[0], STAGES * STAGE_BYTES,
                  shared_address(&memory.combined), group * 128 + thread);
 }
 
 extern "C" __global__ __launch_bounds__(384, 1) void mfa_decode_fp8(const __grid_constant__ Mfa args) {
     extern __shared__ u8 raw[];
     Memory &memory = *reinterpret_cast<Memory *>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
+    if (threadIdx.x == 256)
+        for (const TensorMap *map : {&args.k, &args.k_strip, &args.v}) prefetch_map(map);
     int lane = threadIdx.x & 31, word = threadIdx.x >= 352 ? args.work.item_word(blockIdx.x, lane) : 0;
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) barrier_init(shared_address(&memory.full[i]), 1), barrier_init(shared_address(&memory.empty[i]), i % 2 ? 4 : 5);
@@ -408,6 +410,9 @@ extern "C" __global__ __launch_bounds__(384, 1) void mfa_decode_fp8(const __grid
         barrier_init_fence();
     }
     __syncthreads();
+    // What is read above was written by copies; all else may be the kernel's before.
+    start_dependents();
+    await_dependencies();
     int group = threadIdx.x / 128;
     if (group < 2) {
         grow_registers<224>();
@@ -422,7 +427,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void mfa_decode_fp8(const __grid
         else if (threadIdx.x == 320)
             load_queries(args, memory);
         else if (threadIdx.x >= 352)
-            fetch_items(args.work, memory.queue, args.counters, word, lane);
+            fetch_items(args.work, memory.queue, word, lane);
     }
 }
 #endif

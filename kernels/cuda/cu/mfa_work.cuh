@@ -1,12 +1,11 @@
 // What CTAs of the MFA decode kernels work on, and how parts of one row become its output.
 //
-// The host cuts all rows' pages into bins of items (`src/split.rs`). CTA c begins with bin c; when it has read its bin it
-// takes the next one that nobody has, so that multiprocessors which memory serves faster read more. A row cut into parts
-// leaves each part's sums in `partials`; when every CTA is done, they divide the cut rows' columns among themselves and
-// add parts in ascending order. So a result depends on the cut, never on who read what or when.
+// The host gives every CTA a list of items, runs of one row's pages (`src/split.rs`). A row cut into parts leaves each
+// part's sums in `partials`; when every CTA is done, they divide the cut rows' columns among themselves and add parts in
+// ascending order. So a result depends on the cut, never on timing.
 //
-// `work`: 8 words (bins, cuts, 0 ...); 2 (ctas + 1) words padded to a multiple of 8, where each CTA's share of adding
-// begins (cut, column group); 4 ctas cuts of 4 words; items of 16 words, item b the first of bin b.
+// `work`: cuts, 7 x 0; 2 (ctas + 1) words padded to a multiple of 8, where each CTA's share of adding begins (cut, column
+// group); ctas cuts of 4 words; items of 16 words, item c the first of CTA c.
 #pragma once
 
 #define MFA_HEADS 64
@@ -18,12 +17,10 @@
 #define MFA_SUMS_BYTES (16 * MFA_GROUP_BYTES)
 #define MFA_PARTIAL_BYTES (MFA_SUMS_BYTES + 1024)
 #define MFA_QUEUE 2 // items fetched ahead
-// Pages before its bin's end at which a CTA takes the next one: enough for memory's answer, too few to take it blindly.
-#define MFA_CLAIM 6
 
 // Pages `first..first + pages` of the page list belong to `row`; of the last one `tokens` positions are visible.
-// `part` of `parts` (1: the row is whole), whose partial is number `slot`. `next` in its bin, or -1. No pages: no work;
-// fewer: the end. Its first page numbers come with it, so that a CTA's first load waits for one answer of memory.
+// `part` of `parts` (1: the row is whole), whose partial is number `slot`. `next` of its CTA, or -1. No pages: no
+// work; fewer: the end. Its first page numbers come with it, so that a CTA's first load waits for one answer of memory.
 #define MFA_HEAD_PAGES 8
 struct Item {
     int row, first, pages, tokens;
@@ -36,8 +33,7 @@ struct Cut {
 
 struct Work {
     const int *words;
-    __device__ __forceinline__ int bins() const { return __ldg(words); }
-    __device__ __forceinline__ int cuts() const { return __ldg(words + 1); }
+    __device__ __forceinline__ int cuts() const { return __ldg(words); }
     __device__ __forceinline__ const int *cut_words() const { return words + 8 + (2 * (gridDim.x + 1) + 7) / 8 * 8; }
     __device__ __forceinline__ int2 share(int cta) const { return __ldg(reinterpret_cast<const int2 *>(words + 8) + cta); }
     __device__ __forceinline__ Cut cut(int at) const {
@@ -46,7 +42,7 @@ struct Work {
     }
     // Word `lane` of an item.
     __device__ __forceinline__ int item_word(int at, int lane) const {
-        return __ldg(cut_words() + 16 * gridDim.x + at * MFA_ITEM_WORDS + lane % MFA_ITEM_WORDS);
+        return __ldg(cut_words() + 4 * gridDim.x + at * MFA_ITEM_WORDS + lane % MFA_ITEM_WORDS);
     }
 };
 
@@ -56,7 +52,7 @@ struct Queue {
         Item item;
         int head[MFA_HEAD_PAGES];
     } entries[MFA_QUEUE];
-    u64 full[MFA_QUEUE], empty[MFA_QUEUE], claim;
+    u64 full[MFA_QUEUE], empty[MFA_QUEUE];
 };
 
 __device__ __forceinline__ void queue_init(Queue &queue, int readers) {
@@ -64,7 +60,6 @@ __device__ __forceinline__ void queue_init(Queue &queue, int readers) {
         barrier_init(shared_address(&queue.full[i]), 1);
         barrier_init(shared_address(&queue.empty[i]), readers);
     }
-    barrier_init(shared_address(&queue.claim), 1);
 }
 __device__ __forceinline__ void queue_push(Queue &queue, int count, int word, int lane) {
     int at = count % MFA_QUEUE;
@@ -90,27 +85,16 @@ __device__ __forceinline__ Item queue_take(Queue &queue, int count, int lane, u3
     return queue_take(queue, count, lane, head, mask);
 }
 
-// By one warp: this CTA's items, bin after bin, into the queue. `word` is item blockIdx.x's. Memory under load answers in
-// several us, which nobody else waits for. `counters`: arrivals, bins taken.
-__device__ __forceinline__ void fetch_items(const Work &work, Queue &queue, int *counters, int word, int lane) {
-    int bins = work.bins(), count = 0, claims = 0;
-    for (bool more = true; more;) {
+// By one warp: this CTA's items into the queue. `word` is item blockIdx.x's. Memory under load answers in several us, which
+// nobody else waits for.
+__device__ __forceinline__ void fetch_items(const Work &work, Queue &queue, int word, int lane) {
+    for (int count = 0;; count++) {
         int pages = __shfl_sync(~0u, word, 2), next = __shfl_sync(~0u, word, 7);
-        if (pages > 0) queue_push(queue, count++, word, lane);
-        if (next < 0) {
-            int bin = bins;
-            if (bins > gridDim.x) {
-                // A bin without pages has nobody to say when it ends.
-                if (pages > 0) barrier_wait(shared_address(&queue.claim), claims++ & 1);
-                if (lane == 0) bin = gridDim.x + atomicAdd(counters + 1, 1);
-                bin = __shfl_sync(~0u, bin, 0);
-            }
-            next = bin;
-            more = bin < bins;
-        }
-        if (more) word = work.item_word(next, lane);
+        if (pages == 0) next = -1, word = -1;
+        queue_push(queue, count, word, lane);
+        if (word == -1 && pages <= 0) return;
+        word = next < 0 ? -1 : work.item_word(next, lane);
     }
-    queue_push(queue, count, -1, lane);
 }
 
 // By one warp: every page of this CTA's items in order, `load(page, tokens, count)` by one lane.
@@ -122,9 +106,7 @@ template <class Load> __device__ __forceinline__ void walk_pages(const int *page
         if (item.pages < 0) return;
         const int *rest = pages + item.first + MFA_HEAD_PAGES + lane;
         int left = item.pages - MFA_HEAD_PAGES - lane, numbers = head, ahead = left > 0 ? __ldg(rest) : 0;
-        int claim = item.next < 0 ? max(0, item.pages - MFA_CLAIM) : -1;
         for (int i = 0, at = 0; i < item.pages; i++, at++) {
-            if (lane == 0 && i == claim) barrier_arrive(shared_address(&queue.claim));
             if (at == 32 || i == MFA_HEAD_PAGES) {
                 // A batch of 32 is asked for while the one before is used.
                 at = 0, rest += 32, left -= 32;
@@ -279,19 +261,18 @@ __device__ __forceinline__ void add_parts(const Cut &cut, int from, int to, cons
 
 // After a CTA's last item: tells the others, waits for them, adds its share of the cut rows.
 template <int Groups>
-__device__ __forceinline__ void add_share(const Work &work, const u8 *partials, bf16 *out, int *counters, u8 *memory, int bytes,
+__device__ __forceinline__ void add_share(const Work &work, const u8 *partials, bf16 *out, u32 *arrivals, u8 *memory, int bytes,
                                           u32 barrier, int thread) {
     int2 begin = work.share(blockIdx.x), end = work.share(blockIdx.x + 1);
     bool idle = begin.x == end.x && begin.y == end.y;
     named_barrier<1, Groups * 128>();
     if (thread == 0) {
         __threadfence();
-        // Counts launches' arrivals for ever; all of this launch's are there at the next multiple of the grid.
-        u32 before = atomicAdd(reinterpret_cast<u32 *>(counters), 1u), all = before - before % gridDim.x + gridDim.x;
-        if (before + 1 == all) counters[1] = 0;
+        // Counts arrivals for ever; all of this launch's are there at the next multiple of the grid.
+        u32 before = atomicAdd(arrivals, 1u), all = before - before % gridDim.x + gridDim.x;
         u32 seen = before;
         while (!idle && (int)(seen - all) < 0)
-            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counters) : "memory");
+            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(arrivals) : "memory");
     }
     if (idle) return;
     named_barrier<1, Groups * 128>();

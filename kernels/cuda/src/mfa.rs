@@ -4,7 +4,7 @@
 use crate::device::Device;
 use crate::error::CudaError;
 use crate::memory::DeviceSlice;
-use crate::module::{Kernel, Shape};
+use crate::module::{Kernel, Order, Shape};
 use crate::source;
 use crate::split::{PAGE_TOKENS, WorkSplit};
 use crate::stream::Stream;
@@ -62,10 +62,13 @@ pub struct MfaStep {
     pub pages: DeviceSlice<i32>,
     /// `[slots, PARTIAL_BYTES]`, scratch.
     pub partials: DeviceSlice<u8>,
-    /// Two words, zero before the first step with this number of CTAs, and then the kernel's own.
-    pub counters: DeviceSlice<i32>,
+    /// One word, zero before the first step with this number of CTAs, and then the kernel's own.
+    pub arrivals: DeviceSlice<i32>,
     /// CTAs of the split; at most the device's multiprocessors, since all must be resident.
     pub ctas: u32,
+    /// [`Order::Together`], or [`Order::Overlapped`] where nothing else on these multiprocessors waits for blocks of its own
+    /// (two such kernels at once could each hold what the other waits for) and `work` and `pages` come from copies.
+    pub order: Order,
     /// Softmax scale, `head_dim^-0.5` for Step-3.
     pub scale: f32,
 }
@@ -82,7 +85,7 @@ struct Bf16Arguments {
     pages: u64,
     out: u64,
     partials: u64,
-    counters: u64,
+    arrivals: u64,
     scale_log2: f32,
 }
 
@@ -98,7 +101,7 @@ struct Fp8Arguments {
     pages: u64,
     out: u64,
     partials: u64,
-    counters: u64,
+    arrivals: u64,
     scale_log2: f32,
 }
 
@@ -156,8 +159,12 @@ impl MfaDecode {
         if step.ctas == 0 || step.ctas > device.card().multiprocessors {
             return refused(format!("{ctas} CTAs: give at least one, and at most one a multiprocessor"));
         }
-        if step.out.len() < step.q.len() || step.counters.len() < 2 || step.work.len() < WorkSplit::words_at_most(0, 1) {
-            return refused(format!("{rows} rows of q need as many of out, a plan, and two counters"));
+        if step.order == Order::After {
+            return refused("CTAs wait for each other: launch them together, or overlapped".to_owned());
+        }
+        if step.out.len() < step.q.len() || step.arrivals.is_empty() || step.work.len() < WorkSplit::words_at_most(0, 1)
+        {
+            return refused(format!("{rows} rows of q need as many of out, a plan, and a counter"));
         }
         let partials = WorkSplit::slots_at_most(ctas) * PARTIAL_BYTES;
         if step.partials.len() < partials {
@@ -186,7 +193,7 @@ impl MfaDecode {
                     pages: step.pages.address(),
                     out: step.out.address(),
                     partials: step.partials.address(),
-                    counters: step.counters.address(),
+                    arrivals: step.arrivals.address(),
                     scale_log2,
                 }))
             }
@@ -203,7 +210,7 @@ impl MfaDecode {
                     pages: step.pages.address(),
                     out: step.out.address(),
                     partials: step.partials.address(),
-                    counters: step.counters.address(),
+                    arrivals: step.arrivals.address(),
                     scale_log2,
                 }))
             }
@@ -211,13 +218,14 @@ impl MfaDecode {
     }
 }
 
-/// Two items, their barriers, and one more.
-const QUEUE_SHARED: u32 = 2 * (64 + 16) + 8;
+/// Two items and their barriers.
+const QUEUE_SHARED: u32 = 2 * (64 + 16);
 /// `sizeof(Memory)` of the bf16 kernel: 3 stages, two q, the queue, barriers.
-const BF16_SHARED: u32 = 5 * 32768 + QUEUE_SHARED + (2 * 3 + 4 + 1) * 8;
+const BF16_SHARED: u32 = 5 * 32768 + QUEUE_SHARED + (2 * 3 + 4 + 1 + 1) * 8;
 /// `sizeof(Memory)` of the fp8 kernel: 8 stages, q split and not, scales as they come and as used, statistics, the queue,
 /// barriers.
-const FP8_SHARED: u32 = 8 * 16384 + 2 * 32768 + 4 * 512 + 6 * 768 + 256 + 1024 + QUEUE_SHARED + (2 * 8 + 12 + 3) * 8;
+const FP8_SHARED: u32 =
+    8 * 16384 + 2 * 32768 + 4 * 512 + 6 * 768 + 256 + 1024 + QUEUE_SHARED + (2 * 8 + 12 + 3 + 1) * 8;
 
 /// A step bound to its buffers, which it keeps alive.
 #[derive(Debug)]
@@ -237,7 +245,7 @@ impl MfaCall<'_> {
             Arguments::Bf16(arguments) => (&raw const **arguments).cast_mut().cast(),
             Arguments::Fp8(arguments) => (&raw const **arguments).cast_mut().cast(),
         };
-        let shape = Shape { grid: (self.step.ctas, 1), block: self.decode.threads, cooperative: true };
+        let shape = Shape { grid: (self.step.ctas, 1), block: self.decode.threads, order: self.step.order };
         // SAFETY: one parameter, of the type that this kernel takes; its slices live in `self` and in `decode`.
         unsafe { self.decode.kernel.launch(stream, shape, std::slice::from_mut(&mut argument)) }
     }

@@ -80,6 +80,17 @@ unsafe impl Send for Kernel {}
 // SAFETY: as above.
 unsafe impl Sync for Kernel {}
 
+/// How a launch stands to the kernel before it and to its own blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Begins when everything before it is done.
+    After,
+    /// The same, and all blocks are resident at once, since they wait for each other; or the launch fails.
+    Together,
+    /// Its blocks take places that the kernel before frees, and wait for its end where the kernel says so.
+    Overlapped,
+}
+
 /// Blocks and threads of a launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
@@ -87,8 +98,27 @@ pub struct Shape {
     pub grid: (u32, u32),
     /// Threads of a block.
     pub block: u32,
-    /// Whether all blocks must be resident at once, since they wait for each other.
-    pub cooperative: bool,
+    /// Order.
+    pub order: Order,
+}
+
+impl Order {
+    fn attribute(self) -> Option<sys::CUlaunchAttribute> {
+        // SAFETY: a C structure of integers, for which zeros are a value.
+        let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+        match self {
+            Order::After => return None,
+            Order::Together => {
+                attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+                attribute.value.cooperative = 1;
+            }
+            Order::Overlapped => {
+                attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+                attribute.value.programmaticStreamSerializationAllowed = 1;
+            }
+        }
+        Some(attribute)
+    }
 }
 
 impl Kernel {
@@ -106,10 +136,20 @@ impl Kernel {
     /// # Errors
     /// The driver's own; faults of the kernel come later, from the stream.
     pub unsafe fn launch(&self, stream: &Stream, shape: Shape, arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
-        let (grid, block) = ((shape.grid.0, shape.grid.1, 1), (shape.block, 1, 1));
-        let launch = if shape.cooperative { result::launch_cooperative_kernel } else { result::launch_kernel };
-        // SAFETY: the function is loaded; the rest is the caller's.
-        unsafe { launch(self.handle, grid, block, self.shared_bytes, stream.handle(), arguments) }
+        let mut attribute = shape.order.attribute();
+        // SAFETY: a C structure of integers and pointers, for which zeros are a value.
+        let mut config: sys::CUlaunchConfig = unsafe { std::mem::zeroed() };
+        (config.gridDimX, config.gridDimY, config.gridDimZ) = (shape.grid.0, shape.grid.1, 1);
+        (config.blockDimX, config.blockDimY, config.blockDimZ) = (shape.block, 1, 1);
+        config.sharedMemBytes = self.shared_bytes;
+        config.hStream = stream.handle();
+        if let Some(attribute) = &mut attribute {
+            config.attrs = attribute;
+            config.numAttrs = 1;
+        }
+        // SAFETY: the function is loaded, the configuration is this frame's; the rest is the caller's.
+        unsafe { sys::cuLaunchKernelEx(&config, self.handle, arguments.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
             .during("launching a kernel")
     }
 }

@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::error::CudaError;
 use crate::memory::DeviceSlice;
-use crate::module::{Kernel, Shape};
+use crate::module::{Kernel, Order, Shape};
 use crate::source;
 use crate::stream::Stream;
 use std::ffi::c_void;
@@ -118,7 +118,7 @@ impl PlainDecode {
             scale_log2: shape.scale * std::f32::consts::LOG2_E,
         };
         let mut argument: *mut c_void = (&raw mut arguments).cast();
-        let launch = Shape { grid: (shape.heads as u32, shape.rows as u32), block: 128, cooperative: false };
+        let launch = Shape { grid: (shape.heads as u32, shape.rows as u32), block: 128, order: Order::After };
         // SAFETY: one parameter of the kernel's type, copied by the launch; sizes were checked.
         unsafe { self.kernel.launch(stream, launch, std::slice::from_mut(&mut argument)) }
     }

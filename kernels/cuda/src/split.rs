@@ -1,7 +1,6 @@
-//! Who reads which KV pages in one decode step: every row's pages, cut into bins that end at about the same time.
+//! Who reads which KV pages in one decode step: every row's pages, divided so that all CTAs end at about the same time.
 //!
-//! Pure. The first bins, one a CTA, hold most of the work; smaller ones are taken as CTAs become free, since memory does
-//! not serve all multiprocessors alike. Bins take pages in the rows' order, each up to its share of one budget; the
+//! Pure. Rows stay whole if that is as good; else CTAs take pages in the rows' order, each up to one budget, and the
 //! smallest budget that suffices is searched for. So the plan has no tuned batch sizes: lengths go in, and what a cut
 //! costs. A row's result depends on where it was cut, which follows from the batch.
 
@@ -80,21 +79,11 @@ pub struct Cut {
 /// A step's work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkSplit {
-    /// CTAs: those of the first bins.
-    pub ctas: usize,
-    /// Items in the order they are read; bin c < `ctas` is CTA c's, the others go to whoever is free.
-    pub bins: Vec<Vec<Item>>,
+    /// Each CTA's items, in the order it reads them.
+    pub ctas: Vec<Vec<Item>>,
     /// Rows that are in parts.
     pub cuts: Vec<Cut>,
 }
-
-/// Shares of the work in the first bins and in each round of smaller ones: what is left when the fastest CTA has read its
-/// first bin must suffice to keep it busy (measured on an H100: the fastest third of its multiprocessors read 1.2 times
-/// the average), and the last bins must be short beside the whole.
-const ROUNDS: [f64; 1] = [1.0];
-
-/// Bins smaller than this many pages cost more than they even out.
-const LEAST_BIN: f64 = 3.0;
 
 /// Sixteenths in a page.
 const PAGE_COST: u64 = 16;
@@ -102,21 +91,25 @@ const PAGE_COST: u64 = 16;
 /// Pages that are worth a cut of their own.
 const LEAST_CUT: u64 = 2;
 
-/// Divides rows over `ctas` CTAs: whole if that is as good, else cut.
+/// Divides rows over `ctas` CTAs.
 ///
 /// # Panics
 /// Without CTAs, or if a row has no position.
 pub fn split(rows: &[RowPages], ctas: usize, costs: Costs) -> WorkSplit {
-    let (budget, parts) = cut_evenly(rows, ctas, costs, &ROUNDS);
+    assert!(ctas > 0, "a device has multiprocessors");
     let (longest, whole) = whole_rows(rows, ctas, costs);
-    if longest <= budget + u64::from(costs.adding) { whole } else { parts }
+    let budget = least_budget(rows, ctas, costs);
+    if longest <= budget + u64::from(costs.adding) {
+        return whole;
+    }
+    cut_rows(rows, ctas, costs, budget).expect("the search ended at a budget that suffices")
 }
 
 /// Whole rows, the longest first, each to the CTA with least work; and the most work of a CTA.
 fn whole_rows(rows: &[RowPages], ctas: usize, costs: Costs) -> (u64, WorkSplit) {
-    let mut plan = WorkSplit { ctas, bins: vec![Vec::new(); ctas], cuts: Vec::new() };
+    let mut plan = WorkSplit { ctas: vec![Vec::new(); ctas], cuts: Vec::new() };
     let mut order: Vec<usize> = (0..rows.len()).collect();
-    order.sort_by_key(|row| Reverse((row_pages(rows[*row]), Reverse(*row))));
+    order.sort_by_key(|row| (Reverse(row_pages(rows[*row])), *row));
     let mut least: BinaryHeap<Reverse<(u64, usize)>> = (0..ctas).map(|cta| Reverse((0, cta))).collect();
     let mut longest = 0;
     for row in order {
@@ -130,52 +123,20 @@ fn whole_rows(rows: &[RowPages], ctas: usize, costs: Costs) -> (u64, WorkSplit) 
     (longest, plan)
 }
 
-/// [`split`] with other rounds than the measured ones, the largest first.
-///
-/// # Panics
-/// As [`split`], or with more than [`ROUNDS_AT_MOST`] rounds.
-pub fn split_in_rounds(rows: &[RowPages], ctas: usize, costs: Costs, rounds: &[f64]) -> WorkSplit {
-    cut_evenly(rows, ctas, costs, rounds).1
-}
-
-/// The smallest budget of a CTA that suffices, and the plan under it.
-fn cut_evenly(rows: &[RowPages], ctas: usize, costs: Costs, rounds: &[f64]) -> (u64, WorkSplit) {
-    assert!(ctas > 0, "a device has multiprocessors");
-    assert!(rounds.len() <= ROUNDS_AT_MOST, "the plan's buffers are sized for so many rounds");
+/// The smallest work of a CTA under which [`cut_rows`] has a plan.
+fn least_budget(rows: &[RowPages], ctas: usize, costs: Costs) -> u64 {
     let pages: u64 = rows.iter().map(|row| row_pages(*row)).sum();
-    let shares = shares(pages as f64 / ctas as f64, rounds);
-    let budgets = |budget: u64| -> Vec<u64> {
-        let bins = shares.iter().flat_map(|share| std::iter::repeat_n((budget as f64 * share) as u64, ctas));
-        bins.collect()
-    };
+    let suffices = |budget| cut_rows(rows, ctas, costs, budget).is_some();
     let mut low = (pages * PAGE_COST).div_ceil(ctas as u64);
     let mut high = 2 * low + 8 * u64::from(costs.part + costs.row);
-    while cut(rows, ctas, costs, &budgets(high)).is_none() {
+    while !suffices(high) {
         high *= 2;
     }
     while low < high {
         let middle = low.midpoint(high);
-        match cut(rows, ctas, costs, &budgets(middle)) {
-            Some(_) => high = middle,
-            None => low = middle + 1,
-        }
+        if suffices(middle) { high = middle } else { low = middle + 1 }
     }
-    (high, cut(rows, ctas, costs, &budgets(high)).expect("the search ends at a budget that suffices"))
-}
-
-/// Rounds of bins at most.
-pub const ROUNDS_AT_MOST: usize = 4;
-
-/// The rounds' shares, those left out whose bins would be too small for `average` pages a CTA; the last has their share.
-fn shares(average: f64, rounds: &[f64]) -> Vec<f64> {
-    let mut shares: Vec<f64> = Vec::new();
-    for share in rounds {
-        match shares.last_mut() {
-            Some(last) if share * average < LEAST_BIN => *last += share,
-            _ => shares.push(*share),
-        }
-    }
-    shares
+    high
 }
 
 fn row_pages(row: RowPages) -> u64 {
@@ -183,10 +144,10 @@ fn row_pages(row: RowPages) -> u64 {
     u64::from(row.context.div_ceil(PAGE_TOKENS))
 }
 
-/// The plan under these budgets of bins, if they suffice.
-fn cut(rows: &[RowPages], ctas: usize, costs: Costs, budgets: &[u64]) -> Option<WorkSplit> {
-    let mut plan = WorkSplit { ctas, bins: vec![Vec::new(); budgets.len()], cuts: Vec::new() };
-    let (mut bin, mut left, mut slots) = (0, *budgets.first()?, 0);
+/// Rows in order, cut where a CTA's budget ends; none if `ctas` are too few for it.
+fn cut_rows(rows: &[RowPages], ctas: usize, costs: Costs, budget: u64) -> Option<WorkSplit> {
+    let mut plan = WorkSplit { ctas: vec![Vec::new(); ctas], cuts: Vec::new() };
+    let (mut cta, mut left, mut slots) = (0, budget, 0);
     let mut pieces: Vec<(usize, u64)> = Vec::new();
     for (index, row) in rows.iter().enumerate() {
         let mut remaining = row_pages(*row);
@@ -196,15 +157,18 @@ fn cut(rows: &[RowPages], ctas: usize, costs: Costs, budgets: &[u64]) -> Option<
             let whole = remaining * PAGE_COST + cost <= left;
             let taken = if whole { remaining } else { piece(remaining, left, costs) };
             if taken > 0 {
-                pieces.push((bin, taken));
+                pieces.push((cta, taken));
                 remaining -= taken;
             }
             if whole {
                 left -= taken * PAGE_COST + cost;
                 break;
             }
-            bin += 1;
-            left = *budgets.get(bin)?;
+            cta += 1;
+            if cta == ctas {
+                return None;
+            }
+            left = budget;
         }
         place(&mut plan, index as u32, *row, &pieces, &mut slots);
     }
@@ -225,11 +189,11 @@ fn place(plan: &mut WorkSplit, row: u32, pages: RowPages, pieces: &[(usize, u64)
         plan.cuts.push(Cut { row, slot: *slots, parts });
     }
     let mut first = pages.first;
-    for (part, (bin, count)) in pieces.iter().enumerate() {
+    for (part, (cta, count)) in pieces.iter().enumerate() {
         let last = part + 1 == pieces.len();
         let tokens = if last { (pages.context - 1) % PAGE_TOKENS + 1 } else { PAGE_TOKENS };
         let slot = if parts > 1 { *slots + part as u32 } else { 0 };
-        plan.bins[*bin].push(Item { row, first, pages: *count as u32, tokens, part: part as u32, parts, slot });
+        plan.ctas[*cta].push(Item { row, first, pages: *count as u32, tokens, part: part as u32, parts, slot });
         first += *count as u32;
     }
     if parts > 1 {
@@ -243,26 +207,25 @@ const COLUMN_GROUPS: u64 = 16;
 impl WorkSplit {
     /// Words that [`WorkSplit::words`] has at most for `rows` rows on `ctas` CTAs.
     pub fn words_at_most(rows: usize, ctas: usize) -> usize {
-        items_at(ctas) + (rows + 2 * ROUNDS_AT_MOST * ctas) * ITEM_WORDS
+        items_at(ctas) + (rows + 2 * ctas) * ITEM_WORDS
     }
 
-    /// Partials that are written at most: two a bin, the row that ends in it and the one that begins.
+    /// Partials that are written at most: two a CTA, of the row that ends in it and the one that begins.
     pub fn slots_at_most(ctas: usize) -> usize {
-        2 * ROUNDS_AT_MOST * ctas
+        2 * ctas
     }
 
     /// The plan as the kernels read it (`cu/mfa_work.cuh`), with `pages`, the list of page numbers it is for.
     pub fn words(&self, pages: &[i32]) -> Vec<i32> {
-        let mut words = vec![0; items_at(self.ctas)];
-        words[0] = self.bins.len() as i32;
-        words[1] = self.cuts.len() as i32;
+        let ctas = self.ctas.len();
+        let mut words = vec![0; items_at(ctas)];
+        words[0] = self.cuts.len() as i32;
         for (cta, (cut, group)) in self.shares().into_iter().enumerate() {
-            words[8 + 2 * cta] = cut;
-            words[9 + 2 * cta] = group;
+            words[SHARES_AT + 2 * cta..][..2].copy_from_slice(&[cut, group]);
         }
         for (at, cut) in self.cuts.iter().enumerate() {
-            let at = cuts_at(self.ctas) + 4 * at;
-            words[at..at + 3].copy_from_slice(&[cut.row as i32, cut.slot as i32, cut.parts as i32]);
+            let fields = [cut.row, cut.slot, cut.parts].map(|field| field as i32);
+            words[cuts_at(ctas) + 4 * at..][..3].copy_from_slice(&fields);
         }
         self.append_items(&mut words, pages);
         words
@@ -271,33 +234,31 @@ impl WorkSplit {
     /// Where each CTA's share of adding parts begins, and where the last one's ends: (cut, column group).
     fn shares(&self) -> Vec<(i32, i32)> {
         let total: u64 = self.cuts.iter().map(|cut| u64::from(cut.parts) * COLUMN_GROUPS).sum();
-        let quota = total.div_ceil(self.ctas as u64).max(1);
+        let quota = total.div_ceil(self.ctas.len() as u64);
         let mut shares = vec![(0, 0)];
         let mut sum = 0;
         for (at, cut) in self.cuts.iter().enumerate() {
             for group in 0..COLUMN_GROUPS {
-                if sum >= quota && shares.len() < self.ctas {
+                if sum >= quota && shares.len() < self.ctas.len() {
                     shares.push((at as i32, group as i32));
                     sum = 0;
                 }
                 sum += u64::from(cut.parts);
             }
         }
-        shares.resize(self.ctas + 1, (self.cuts.len() as i32, 0));
+        shares.resize(self.ctas.len() + 1, (self.cuts.len() as i32, 0));
         shares
     }
 
     fn append_items(&self, words: &mut Vec<i32>, pages: &[i32]) {
         let start = words.len();
-        words.resize(start + self.bins.len() * ITEM_WORDS, 0);
-        for (bin, items) in self.bins.iter().enumerate() {
-            let mut at = start + bin * ITEM_WORDS;
+        words.resize(start + self.ctas.len() * ITEM_WORDS, 0);
+        for (cta, items) in self.ctas.iter().enumerate() {
+            let mut at = start + cta * ITEM_WORDS;
             words[at + NEXT] = -1;
             for (index, item) in items.iter().enumerate() {
                 let fields = [item.row, item.first, item.pages, item.tokens, item.part, item.parts, item.slot];
-                for (word, field) in words[at..].iter_mut().zip(fields) {
-                    *word = field as i32;
-                }
+                words[at..at + NEXT].copy_from_slice(&fields.map(|field| field as i32));
                 let head = &pages[item.first as usize..][..HEAD_PAGES.min(item.pages as usize)];
                 words[at + NEXT + 1..][..head.len()].copy_from_slice(head);
                 let end = words.len();
@@ -312,10 +273,13 @@ impl WorkSplit {
     }
 }
 
+/// Where shares begin.
+const SHARES_AT: usize = 8;
+
 fn cuts_at(ctas: usize) -> usize {
-    8 + (2 * (ctas + 1)).next_multiple_of(8)
+    SHARES_AT + (2 * (ctas + 1)).next_multiple_of(8)
 }
 
 fn items_at(ctas: usize) -> usize {
-    cuts_at(ctas) + 4 * ROUNDS_AT_MOST * ctas
+    cuts_at(ctas) + 4 * ctas
 }

@@ -15,7 +15,7 @@ fn rows(contexts: &[u32]) -> Vec<RowPages> {
 
 /// Every page of every row is in exactly one item, parts are in order and numbered, slots are nobody else's.
 fn check_whole(rows: &[RowPages], plan: &WorkSplit) {
-    let mut items: Vec<_> = plan.bins.iter().flatten().collect();
+    let mut items: Vec<_> = plan.ctas.iter().flatten().collect();
     items.sort_by_key(|item| (item.row, item.part));
     let mut slots: Vec<u32> = items.iter().filter(|item| item.parts > 1).map(|item| item.slot).collect();
     for (index, row) in rows.iter().enumerate() {
@@ -38,7 +38,7 @@ fn check_whole(rows: &[RowPages], plan: &WorkSplit) {
     }
     slots.sort_unstable();
     assert!(slots.windows(2).all(|pair| pair[0] < pair[1]), "slots are nobody else's");
-    assert!(slots.last().is_none_or(|slot| (*slot as usize) < WorkSplit::slots_at_most(plan.ctas)));
+    assert!(slots.last().is_none_or(|slot| (*slot as usize) < WorkSplit::slots_at_most(plan.ctas.len())));
 }
 
 /// The kernel's own walk over the words finds the plan's items, and its shares cover every cut once.
@@ -46,12 +46,13 @@ fn check_words(plan: &WorkSplit, rows: &[RowPages]) {
     let list = rows.iter().map(|row| row.first + row.context.div_ceil(PAGE_TOKENS)).max().unwrap_or(0);
     let pages: Vec<i32> = (0..list as i32).map(|page| page * 3 + 1).collect();
     let words = plan.words(&pages);
-    assert!(words.len() <= WorkSplit::words_at_most(rows.len(), plan.ctas));
-    let cuts_at = 8 + (2 * (plan.ctas + 1)).next_multiple_of(8);
-    let items_at = cuts_at + 16 * plan.ctas;
-    assert_eq!(words[..2], [plan.bins.len() as i32, plan.cuts.len() as i32]);
-    for (bin, items) in plan.bins.iter().enumerate() {
-        let mut at = bin as i32;
+    assert!(words.len() <= WorkSplit::words_at_most(rows.len(), plan.ctas.len()));
+    let ctas = plan.ctas.len();
+    let cuts_at = 8 + (2 * (ctas + 1)).next_multiple_of(8);
+    let items_at = cuts_at + 4 * ctas;
+    assert_eq!(words[0], plan.cuts.len() as i32);
+    for (cta, items) in plan.ctas.iter().enumerate() {
+        let mut at = cta as i32;
         for item in items {
             let word = &words[items_at + at as usize * ITEM_WORDS..][..ITEM_WORDS];
             let fields = [item.row, item.first, item.pages, item.tokens, item.part, item.parts, item.slot];
@@ -60,11 +61,11 @@ fn check_words(plan: &WorkSplit, rows: &[RowPages]) {
             let head = (item.pages as usize).min(8);
             assert_eq!(word[8..8 + head], pages[item.first as usize..][..head], "the first page numbers");
         }
-        assert!(at == -1 || items.is_empty(), "a bin's list ends with it");
+        assert!(at == -1 || items.is_empty(), "a list ends with its last item");
     }
     let share = |cta: usize| (words[8 + 2 * cta], words[9 + 2 * cta]);
-    assert_eq!((share(0), share(plan.ctas)), ((0, 0), (plan.cuts.len() as i32, 0)));
-    assert!((0..plan.ctas).all(|cta| share(cta) <= share(cta + 1)));
+    assert_eq!((share(0), share(ctas)), ((0, 0), (plan.cuts.len() as i32, 0)));
+    assert!((0..ctas).all(|cta| share(cta) <= share(cta + 1)));
     for (at, cut) in plan.cuts.iter().enumerate() {
         let fields = [cut.row, cut.slot, cut.parts].map(|field| field as i32);
         assert_eq!(words[cuts_at + 4 * at..][..3], fields);
@@ -86,8 +87,8 @@ fn even_lengths_fill_every_cta() {
     for (count, context) in [(64, 1024), (16, 4096), (16, 8192), (128, 4096), (256, 4096), (1, 131_072)] {
         let rows = rows(&vec![context; count]);
         let plan = split(&rows, 132, Costs::BF16);
-        let load = |bin: &Vec<rally_cuda::split::Item>| bin.iter().map(|item| item.pages).sum::<u32>();
-        let most = plan.bins[..132].iter().map(load).max().expect("132 bins");
+        let load = |items: &Vec<rally_cuda::split::Item>| items.iter().map(|item| item.pages).sum::<u32>();
+        let most = plan.ctas.iter().map(load).max().expect("132 CTAs");
         let average = (count as u32 * context / PAGE_TOKENS) as f64 / 132.0;
         // Two pages for cutting, four more that leaving rows whole may cost.
         assert!(f64::from(most) <= average + 6.0, "{count} x {context}: {most} pages of {average:.1} on average");
@@ -97,6 +98,6 @@ fn even_lengths_fill_every_cta() {
 #[test]
 fn no_rows_make_an_empty_plan() {
     let plan = split(&[], 4, Costs::FP8);
-    assert!(plan.bins.iter().all(Vec::is_empty) && plan.cuts.is_empty());
+    assert!(plan.ctas.iter().all(Vec::is_empty) && plan.cuts.is_empty());
     check_words(&plan, &[]);
 }

@@ -7,8 +7,8 @@ use crate::data::Random;
 use crate::problem::{PAGE, PAGE_ELEMENTS, Problem, Scratch, heavy_tail, step_bytes, uniform};
 use rally_cuda::graph::CudaGraph;
 use rally_cuda::memory::{Arena, DeviceSlice};
-use rally_cuda::mfa::{KvPages, MfaDecode};
-use rally_cuda::module::{Kernel, Module, Shape};
+use rally_cuda::mfa::{KvPages, MfaDecode, MfaStep};
+use rally_cuda::module::{Kernel, Module, Order, Shape};
 use rally_cuda::stream::{Event, Stream};
 use rally_cuda::{CudaError, Device, source};
 use std::ffi::c_void;
@@ -124,7 +124,7 @@ impl Bench {
         let (mut address, mut count, mut seed) = (to.address(), count, seed);
         let mut arguments: [*mut c_void; 3] =
             [(&raw mut address).cast(), (&raw mut count).cast(), (&raw mut seed).cast()];
-        let shape = Shape { grid: (4096, 1), block: 256, cooperative: false };
+        let shape = Shape { grid: (4096, 1), block: 256, order: Order::After };
         // SAFETY: the fill kernels take an address, a count and a seed; `count` elements fit the slice.
         unsafe { kernel.launch(&self.stream, shape, &mut arguments) }
     }
@@ -182,7 +182,7 @@ impl Bench {
         let mut arguments: [*mut c_void; 3] = [(&raw mut from).cast(), (&raw mut count).cast(), (&raw mut to).cast()];
         let grid = (self.device.card().multiprocessors * blocks, 1);
         // SAFETY: the read kernels take an address, a count of 16-byte words and a word to keep them honest.
-        unsafe { kernel.launch(stream, Shape { grid, block, cooperative: false }, &mut arguments) }
+        unsafe { kernel.launch(stream, Shape { grid, block, order: Order::After }, &mut arguments) }
     }
 
     fn case(
@@ -200,12 +200,13 @@ impl Bench {
         let sets = ((POOL_PAGES / one.pages.len()) as u64).min(rotations(bytes)) as usize;
         let ctas = self.device.card().multiprocessors as usize;
         let mut arena = Arena::new(&self.device, sets * step_bytes(contexts.len(), one.pages.len(), ctas))?;
-        let mut calls = Vec::new();
+        let (mut calls, mut overlapped) = (Vec::new(), Vec::new());
         for set in 0..sets {
             let problem = Problem::new(contexts, &order[set * one.pages.len()..]);
             let step = problem.upload(&self.stream, &mut arena, &self.scratch, fp8)?;
             self.fill_kernel("fill_bf16", &step.q, step.q.len() as u64, 100 + set as u64)?;
             calls.push(decode.prepare(step.clone())?);
+            overlapped.push(decode.prepare(MfaStep { order: Order::Overlapped, ..step.clone() })?);
             if set == 0 {
                 calls[0].enqueue(&self.stream)?;
                 let row = contexts.len() / 2;
@@ -214,12 +215,14 @@ impl Bench {
             }
         }
         let count = sets.max(8).next_multiple_of(sets);
-        let us = measure(&self.stream, count, |call, stream| calls[call % sets].enqueue(stream))?;
+        let alone = measure(&self.stream, count, |call, stream| calls[call % sets].enqueue(stream))?;
+        let us = measure(&self.stream, count, |call, stream| overlapped[call % sets].enqueue(stream))?;
         let gbs = bytes as f64 / us / 1e3;
-        let (large, here) =
-            (self.ceiling(2 << 30)?, self.ceiling((bytes >> 20).max(1).next_power_of_two().min(2048) << 20)?);
+        let size = (bytes >> 20).max(1).next_power_of_two().min(2048) << 20;
+        let (large, here) = (self.ceiling(2 << 30)?, self.ceiling(size)?);
         println!(
-            "{:.0} MiB in {us:.1} us, {gbs:.0} GB/s; read ceiling {large:.0}, ratio {:.3}; at this size {here:.0}, ratio {:.3}",
+            "{:.0} MiB in {us:.1} us ({alone:.1} not overlapped), {gbs:.0} GB/s; read ceiling {large:.0}, ratio {:.3}; \
+             at this size {here:.0}, ratio {:.3}",
             bytes as f64 / 1048576.0,
             gbs / large,
             gbs / here

@@ -4,6 +4,7 @@ use crate::data::{Random, from_bf16, from_e4m3};
 use crate::reference::{self, Row};
 use rally_cuda::memory::{Arena, DeviceSlice};
 use rally_cuda::mfa::{HEAD_DIM, HEADS, KvPages, MfaStep, PARTIAL_BYTES, fp8_value_place};
+use rally_cuda::module::Order;
 use rally_cuda::split::{self, Costs, PAGE_TOKENS, RowPages, WorkSplit};
 use rally_cuda::stream::Stream;
 use rally_cuda::{CudaError, Device};
@@ -23,7 +24,7 @@ pub fn step_bytes(rows: usize, pages: usize, ctas: usize) -> usize {
 /// What steps share on a device, as a model's layers do: it is a step's own only while the step runs.
 pub struct Scratch {
     pub partials: DeviceSlice<u8>,
-    pub counters: DeviceSlice<i32>,
+    pub arrivals: DeviceSlice<i32>,
 }
 
 impl Scratch {
@@ -31,9 +32,9 @@ impl Scratch {
     pub fn new(device: &Arc<Device>, stream: &Stream) -> Result<Scratch, CudaError> {
         let bytes = WorkSplit::slots_at_most(device.card().multiprocessors as usize) * PARTIAL_BYTES;
         let mut arena = Arena::new(device, bytes + 512)?;
-        let scratch = Scratch { partials: arena.take(bytes)?, counters: arena.take(2)? };
+        let scratch = Scratch { partials: arena.take(bytes)?, arrivals: arena.take(1)? };
         stream.fill(&scratch.partials, 0xff)?;
-        stream.fill(&scratch.counters, 0)?;
+        stream.fill(&scratch.arrivals, 0)?;
         Ok(scratch)
     }
 }
@@ -74,13 +75,7 @@ impl Problem {
     ) -> Result<MfaStep, CudaError> {
         let ctas = stream.device().card().multiprocessors as usize;
         let costs = if fp8 { Costs::FP8 } else { Costs::BF16 };
-        let words = match std::env::var("RALLY_ROUNDS") {
-            Ok(text) => {
-                let rounds: Vec<f64> = text.split(',').map(|x| x.parse().unwrap()).collect();
-                split::split_in_rounds(&self.rows, ctas, costs, &rounds).words(&self.pages)
-            }
-            Err(_) => split::split(&self.rows, ctas, costs).words(&self.pages),
-        };
+        let words = split::split(&self.rows, ctas, costs).words(&self.pages);
         let rows = self.rows.len();
         let step = MfaStep {
             q: arena.take(rows * HEADS * HEAD_DIM)?,
@@ -88,8 +83,9 @@ impl Problem {
             work: arena.take(words.len())?,
             pages: arena.take(self.pages.len())?,
             partials: scratch.partials.clone(),
-            counters: scratch.counters.clone(),
+            arrivals: scratch.arrivals.clone(),
             ctas: ctas as u32,
+            order: Order::Together,
             scale: SCALE,
         };
         stream.write(&words, &step.work)?;

@@ -4,7 +4,8 @@ use crate::data::{Random, from_bf16, from_e4m3, to_bf16, to_e4m3};
 use crate::problem::{PAGE, PAGE_ELEMENTS, Problem, Scratch, heavy_tail, step_bytes, uniform};
 use crate::reference::{self, Row};
 use rally_cuda::memory::{Arena, DeviceSlice};
-use rally_cuda::mfa::{HEAD_DIM, HEADS, KvPages, MfaDecode, fp8_value_place};
+use rally_cuda::mfa::{HEAD_DIM, HEADS, KvPages, MfaDecode, MfaStep, fp8_value_place};
+use rally_cuda::module::Order;
 use rally_cuda::plain::{PlainDecode, PlainShape, PlainStep, PlainStorage};
 use rally_cuda::stream::Stream;
 use rally_cuda::{CudaError, Device};
@@ -138,11 +139,10 @@ fn decode(device: &Arc<Device>, contexts: &[u32], fp8: bool, random: &mut Random
     let q: Vec<u16> = (0..step.q.len()).map(|_| to_bf16(random.normal())).collect();
     stream.write(&q, &step.q)?;
     let decode = MfaDecode::new(device, kv.clone())?;
-    let call = decode.prepare(step.clone())?;
     let mut results = Vec::new();
-    for _ in 0..2 {
+    for order in [Order::Together, Order::Overlapped] {
         stream.fill(&step.out, 0xff)?;
-        call.enqueue(&stream)?;
+        decode.prepare(MfaStep { order, ..step.clone() })?.enqueue(&stream)?;
         let mut out = vec![0u16; contexts.len() * HEADS * HEAD_DIM];
         stream.read(&step.out, &mut out)?;
         results.push(out);
