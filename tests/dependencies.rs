@@ -4,14 +4,18 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 /// What each crate may depend on, dev-dependencies aside.
-const ALLOWED: [(&str, &[&str]); 7] = [
+const ALLOWED: [(&str, &[&str]); 8] = [
     ("rally-ffi", &[]),
     ("rally-kernels", &[]),
+    ("rally-cuda", &[]),
     ("rally-graph", &[]),
     ("rally-schedule", &["rally-graph"]),
     ("rally-engine", &["rally-schedule", "rally-graph", "rally-kernels"]),
     ("rally-stages", &["rally-graph", "rally-engine", "rally-kernels", "rally-ffi"]),
-    ("rally-cli", &["rally-graph", "rally-schedule", "rally-engine", "rally-kernels", "rally-stages", "rally-ffi"]),
+    (
+        "rally-cli",
+        &["rally-graph", "rally-schedule", "rally-engine", "rally-kernels", "rally-cuda", "rally-stages", "rally-ffi"],
+    ),
 ];
 
 #[test]

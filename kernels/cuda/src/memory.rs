@@ -137,8 +137,8 @@ impl DeviceSlice<u8> {
     /// # Panics
     /// If they are no whole number of elements, or not aligned as one.
     pub fn cast<T: Plain>(&self) -> DeviceSlice<T> {
-        assert!(self.count % size_of::<T>() == 0, "bytes make up whole elements");
-        assert!(self.address % align_of::<T>() as u64 == 0, "elements are aligned");
+        assert!(self.count.is_multiple_of(size_of::<T>()), "bytes make up whole elements");
+        assert!(self.address.is_multiple_of(align_of::<T>() as u64), "elements are aligned");
         DeviceSlice {
             allocation: self.allocation.clone(),
             address: self.address,

@@ -43,7 +43,7 @@ impl Costs {
     /// For bf16 KV: a page is 64 KiB, q and the result are as much together; a partial is half, written and read in L2.
     pub const BF16: Costs = Costs { row: 14, part: 14, adding: 64 };
     /// For fp8 KV, whose pages are half as large.
-    pub const FP8: Costs = Costs { row: 28, part: 28, adding: 128 };
+    pub const FP8: Costs = Costs { row: 28, part: 28, adding: 96 };
 }
 
 /// A run of one row's pages, read by one CTA.

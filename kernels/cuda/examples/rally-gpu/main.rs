@@ -9,6 +9,7 @@
 
 mod bench;
 mod data;
+mod plain;
 mod problem;
 mod reference;
 mod tests;

@@ -1,12 +1,12 @@
 //! GPU tests: each kernel against f64 on fresh random inputs, with poisoned outputs, scratch and unused KV.
 
-use crate::data::{Random, from_bf16, from_e4m3, to_bf16, to_e4m3};
+use crate::data::{Random, to_bf16, to_e4m3};
+use crate::plain;
 use crate::problem::{PAGE, PAGE_ELEMENTS, Problem, Scratch, heavy_tail, step_bytes, uniform};
-use crate::reference::{self, Row};
-use rally_cuda::memory::{Arena, DeviceSlice};
+use rally_cuda::memory::Arena;
 use rally_cuda::mfa::{HEAD_DIM, HEADS, KvPages, MfaDecode, MfaStep, fp8_value_place};
 use rally_cuda::module::Order;
-use rally_cuda::plain::{PlainDecode, PlainShape, PlainStep, PlainStorage};
+use rally_cuda::plain::{PlainShape, PlainStorage};
 use rally_cuda::stream::Stream;
 use rally_cuda::{CudaError, Device};
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub fn run(device: &Arc<Device>, filter: &str) -> Result<bool, CudaError> {
             if name.contains(filter) {
                 let shape = PlainShape { rows: 4, heads, head_dim, page_tokens, scale: (head_dim as f32).powf(-0.5) };
                 let bound = if storage == PlainStorage::F32 { F32_ERROR } else { BF16_ERROR };
-                report(&name, plain(device, storage, shape, &mut random)?, bound);
+                report(&name, plain::worst_error(device, storage, shape, &mut random)?, bound);
             }
         }
     }
@@ -94,7 +94,7 @@ fn random_pools(problem: &Problem, pages: usize, random: &mut Random) -> Pools {
     pools
 }
 
-fn quantised(x: f32, scale: f32) -> u8 {
+pub fn quantised(x: f32, scale: f32) -> u8 {
     if x.is_nan() { 0x7f } else { to_e4m3(x / scale) }
 }
 
@@ -157,107 +157,6 @@ fn decode(device: &Arc<Device>, contexts: &[u32], fp8: bool, random: &mut Random
         if worst.is_nan() {
             break;
         }
-    }
-    Ok(worst)
-}
-
-/// Bytes of numbers in a storage, and what they then are.
-fn stored(storage: PlainStorage, x: f32, scale: f32, bytes: &mut Vec<u8>) -> f64 {
-    match storage {
-        PlainStorage::F32 => {
-            bytes.extend(x.to_le_bytes());
-            f64::from(x)
-        }
-        PlainStorage::Bf16 => {
-            bytes.extend(to_bf16(x).to_le_bytes());
-            from_bf16(to_bf16(x))
-        }
-        PlainStorage::Fp8 => {
-            bytes.push(quantised(x, scale));
-            from_e4m3(quantised(x, scale)) * f64::from(scale)
-        }
-    }
-}
-
-fn plain(
-    device: &Arc<Device>,
-    storage: PlainStorage,
-    shape: PlainShape,
-    random: &mut Random,
-) -> Result<f64, CudaError> {
-    let contexts: Vec<i32> = (0..shape.rows).map(|_| random.below(400) as i32 + 1).collect();
-    let pages: Vec<usize> = contexts.iter().map(|context| (*context as usize).div_ceil(shape.page_tokens)).collect();
-    let first: Vec<i32> = pages.iter().scan(0, |at, pages| Some(std::mem::replace(at, *at + *pages as i32))).collect();
-    let numbers = random.shuffled(pages.iter().sum());
-    let io = if storage == PlainStorage::F32 { PlainStorage::F32 } else { PlainStorage::Bf16 };
-    let positions = numbers.len() * shape.page_tokens;
-    let scales: Vec<f32> = (0..2 * positions).map(|_| (1.0 + random.unit() as f32) / 200.0).collect();
-    let scale_of = |position: usize, side: usize| {
-        let (page, p) = (position / shape.page_tokens, position % shape.page_tokens);
-        scales[(page * 2 + side) * shape.page_tokens + p]
-    };
-    let (mut raw, mut values) = ([vec![], vec![], vec![]], [vec![], vec![], vec![]]);
-    for i in 0..shape.rows * shape.heads * shape.head_dim {
-        let _ = i;
-        let x = stored(io, random.normal(), 1.0, &mut raw[0]);
-        values[0].push(x);
-    }
-    for side in 0..2 {
-        for i in 0..positions * shape.head_dim {
-            let x = stored(storage, random.normal(), scale_of(i / shape.head_dim, side), &mut raw[1 + side]);
-            values[1 + side].push(x);
-        }
-    }
-    let stream = Stream::new(device)?;
-    let mut arena = Arena::new(device, raw.iter().map(Vec::len).sum::<usize>() * 2 + scales.len() * 4 + (1 << 20))?;
-    let mut put = |bytes: &[u8]| {
-        let slice: DeviceSlice<u8> = arena.take(bytes.len())?;
-        stream.write(bytes, &slice)?;
-        Ok::<_, CudaError>(slice)
-    };
-    let (q, k, v) = (put(&raw[0])?, put(&raw[1])?, put(&raw[2])?);
-    let out = put(&vec![0xff; raw[0].len()])?;
-    let mut numbers_on_device = |numbers: &[i32]| {
-        let slice = arena.take(numbers.len())?;
-        stream.write(numbers, &slice)?;
-        Ok::<_, CudaError>(slice)
-    };
-    let (on_contexts, on_first, on_pages) =
-        (numbers_on_device(&contexts)?, numbers_on_device(&first)?, numbers_on_device(&numbers)?);
-    let on_scales = if storage == PlainStorage::Fp8 {
-        let slice = arena.take(scales.len())?;
-        stream.write(&scales, &slice)?;
-        Some(slice)
-    } else {
-        None
-    };
-    let step = PlainStep { q, k, v, scales: on_scales, out, contexts: on_contexts, first: on_first, pages: on_pages };
-    PlainDecode::new(device, storage)?.enqueue(&stream, shape, &step)?;
-    let mut got = vec![0u8; raw[0].len()];
-    stream.read(&step.out, &mut got)?;
-    let got: Vec<f64> = match io {
-        PlainStorage::F32 => {
-            got.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
-        }
-        _ => got.chunks_exact(2).map(|b| from_bf16(u16::from_le_bytes([b[0], b[1]]))).collect(),
-    };
-    let size = shape.heads * shape.head_dim;
-    let mut worst = 0f64;
-    for row in 0..shape.rows {
-        let rows_of = |pool: &[f64]| -> Vec<f64> {
-            (0..contexts[row] as usize)
-                .flat_map(|p| {
-                    let page = numbers[first[row] as usize + p / shape.page_tokens] as usize;
-                    let at = (page * shape.page_tokens + p % shape.page_tokens) * shape.head_dim;
-                    pool[at..at + shape.head_dim].to_vec()
-                })
-                .collect()
-        };
-        let q = values[0][row * size..(row + 1) * size].to_vec();
-        let (k, v) = (rows_of(&values[1]), rows_of(&values[2]));
-        let want = Row { q, k, v, dim: shape.head_dim, scale: f64::from(shape.scale) }.attend();
-        let error = reference::error(&got[row * size..(row + 1) * size], &want);
-        worst = if error.is_nan() || worst.is_nan() { f64::NAN } else { worst.max(error) };
     }
     Ok(worst)
 }
