@@ -32,11 +32,12 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
                  : "memory");
 }
 
-// A box at (x, y, z) of a 3-D tensor into shared memory. KV is read once a step: it should leave L2 first.
-__device__ __forceinline__ void copy_box_once(u32 to, const TensorMap *map, int x, int y, int z, u32 barrier) {
+// A box at (x, y, z) of a 3-D tensor into shared memory; `policy` is how long it stays in L2: evict first (0x12F0 << 48) or
+// evict normally (0x1000 << 48), as CUTLASS names these encodings.
+__device__ __forceinline__ void copy_box(u32 to, const TensorMap *map, int x, int y, int z, u32 barrier, u64 policy) {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
                  "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
-                 "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "l"(0x12F0000000000000ull)
+                 "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "l"(policy)
                  : "memory");
 }
 __device__ __forceinline__ void copy_box(u32 to, const TensorMap *map, int x, int y, int z, u32 barrier) {

@@ -44,26 +44,26 @@ struct Memory {
 
 // Half a page into a stage; of a row's last page only the strips with visible positions.
 __device__ __forceinline__ void load_half(u32 to, const TensorMap *whole, const TensorMap *strip, int page, int tokens,
-                                          u32 barrier) {
+                                          u32 barrier, u64 policy) {
     if (tokens > MFA_PAGE - STRIP) {
         barrier_expect(barrier, STAGE_BYTES);
-        copy_box_once(to, whole, 0, page * MFA_PAGE, 0, barrier);
+        copy_box(to, whole, 0, page * MFA_PAGE, 0, barrier, policy);
         return;
     }
     int strips = (tokens + STRIP - 1) / STRIP;
     barrier_expect(barrier, strips * 4 * STRIP * 128);
     for (int block = 0; block < 4; block++)
         for (int s = 0; s < strips; s++)
-            copy_box_once(to + block * BLOCK_BYTES + s * STRIP * 128, strip, 0, page * MFA_PAGE + s * STRIP, block, barrier);
+            copy_box(to + block * BLOCK_BYTES + s * STRIP * 128, strip, 0, page * MFA_PAGE + s * STRIP, block, barrier, policy);
 }
 
 // One page into two stages.
-__device__ __forceinline__ void load_page(const Mfa &args, Memory &memory, int page, int tokens, int count) {
+__device__ __forceinline__ void load_page(const Mfa &args, Memory &memory, int page, int tokens, int count, u64 policy) {
     for (int half = 0; half < 2; half++) {
         int stage = (2 * count + half) % STAGES, round = (2 * count + half) / STAGES;
         barrier_wait(shared_address(&memory.empty[stage]), (round & 1) ^ 1);
         load_half(shared_address(memory.stages[stage]), half ? &args.v : &args.k, half ? &args.v_strip : &args.k_strip, page,
-                  tokens, shared_address(&memory.full[stage]));
+                  tokens, shared_address(&memory.full[stage]), policy);
     }
 }
 
@@ -167,7 +167,7 @@ __device__ __forceinline__ void finish(const Mfa &args, const Item &item, const 
         lower.denominator += __shfl_xor_sync(~0u, lower.denominator, mask);
     }
     if (item.parts == 1) {
-        store_row<0, 128>(args.out, item.row, Place(thread), o, 1.0f / upper.denominator, 1.0f / lower.denominator);
+        store_row<0, 128>(args.out, item.row, thread, o, 1.0f / upper.denominator, 1.0f / lower.denominator);
         return;
     }
     store_half<0>(args.partials, item.slot, thread, o, upper.maximum, upper.denominator, lower.maximum, lower.denominator);
@@ -229,8 +229,9 @@ extern "C" __global__ __launch_bounds__(224, 1) void mfa_decode_bf16(const __gri
     if (threadIdx.x < 128)
         attend(args, memory, threadIdx.x);
     else if (threadIdx.x < 160)
-        walk_pages(args.pages, memory.queue, lane,
-                   [&](int page, int tokens, int count) { load_page(args, memory, page, tokens, count); });
+        walk_pages(args.pages, memory.queue, lane, [&, policy = kv_policy(args.work)](int page, int tokens, int count) {
+            load_page(args, memory, page, tokens, count, policy);
+        });
     else if (threadIdx.x == 160)
         load_queries(args, memory);
     else if (threadIdx.x >= 192)

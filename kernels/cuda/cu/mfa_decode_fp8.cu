@@ -69,30 +69,31 @@ struct Memory {
 };
 
 // A page's keys and scales; of a row's last page only the strips with visible positions.
-__device__ __forceinline__ void load_keys(const Mfa &args, Memory &memory, int page, int tokens, int stage) {
+__device__ __forceinline__ void load_keys(const Mfa &args, Memory &memory, int page, int tokens, int stage, u64 policy) {
     u32 to = shared_address(memory.stages[stage]), full = shared_address(&memory.full[stage]);
     bool whole = tokens > MFA_PAGE - STRIP;
     int strips = (tokens + STRIP - 1) / STRIP;
     barrier_expect(full, (whole ? STAGE_BYTES : strips * 2 * STRIP * 128) + 512);
     copy_bytes(shared_address(memory.scales[stage / 2]), args.scales + (size_t)page * 128, 512, full);
     if (whole) {
-        copy_box_once(to, &args.k, 0, page * MFA_PAGE, 0, full);
+        copy_box(to, &args.k, 0, page * MFA_PAGE, 0, full, policy);
         return;
     }
     for (int block = 0; block < 2; block++)
         for (int s = 0; s < strips; s++)
-            copy_box_once(to + block * BLOCK_BYTES + s * STRIP * 128, &args.k_strip, 0, page * MFA_PAGE + s * STRIP, block, full);
+            copy_box(to + block * BLOCK_BYTES + s * STRIP * 128, &args.k_strip, 0, page * MFA_PAGE + s * STRIP, block, full,
+                     policy);
 }
 
 // One page into two stages.
-__device__ __forceinline__ void load_page(const Mfa &args, Memory &memory, int page, int tokens, int count) {
+__device__ __forceinline__ void load_page(const Mfa &args, Memory &memory, int page, int tokens, int count, u64 policy) {
     int stage = 2 * count % STAGES;
     u32 parity = (2 * count / STAGES & 1) ^ 1, full = shared_address(&memory.full[stage + 1]);
     barrier_wait(shared_address(&memory.empty[stage]), parity);
-    load_keys(args, memory, page, tokens, stage);
+    load_keys(args, memory, page, tokens, stage, policy);
     barrier_wait(shared_address(&memory.empty[stage + 1]), parity);
     barrier_expect(full, STAGE_BYTES);
-    copy_box_once(shared_address(memory.stages[stage + 1]), &args.v, 0, page * MFA_DIM, 0, full);
+    copy_box(shared_address(memory.stages[stage + 1]), &args.v, 0, page * MFA_DIM, 0, full, policy);
 }
 
 // One thread: the next item's q, as soon as the one before is split.
@@ -319,7 +320,7 @@ __device__ __forceinline__ float merge(const Memory &memory, int group, int head
 template <int First>
 __device__ __forceinline__ void emit(const Mfa &args, const Item &item, const float (&o)[128], Softmax upper, Softmax lower, int thread) {
     if (item.parts == 1)
-        store_row<First, 64>(args.out, item.row, Place(thread), o, 1.0f / upper.denominator, 1.0f / lower.denominator);
+        store_row<First, 64>(args.out, item.row, thread, o, 1.0f / upper.denominator, 1.0f / lower.denominator);
     else
         store_half<First>(args.partials, item.slot, thread, o, upper.maximum, upper.denominator, lower.maximum, lower.denominator);
 }
@@ -420,8 +421,9 @@ extern "C" __global__ __launch_bounds__(384, 1) void mfa_decode_fp8(const __grid
     } else {
         shrink_registers<56>();
         if (threadIdx.x < 288)
-            walk_pages(args.pages, memory.queue, lane,
-                       [&](int page, int tokens, int count) { load_page(args, memory, page, tokens, count); });
+            walk_pages(args.pages, memory.queue, lane, [&, policy = kv_policy(args.work)](int page, int tokens, int count) {
+                load_page(args, memory, page, tokens, count, policy);
+            });
         else if (threadIdx.x < 320)
             prepare_scales(args, memory, lane);
         else if (threadIdx.x == 320)

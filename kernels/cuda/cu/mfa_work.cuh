@@ -46,6 +46,11 @@ struct Work {
     }
 };
 
+// How KV, read once a step, stays in L2: not at all where partials must, else like everything.
+__device__ __forceinline__ u64 kv_policy(const Work &work) {
+    return work.cuts() > 0 ? 0x12F0000000000000ull : 0x1000000000000000ull;
+}
+
 // Items on their way from the fetching warp to everyone else in the CTA.
 struct Queue {
     struct {
@@ -126,14 +131,30 @@ struct Place {
         : upper((thread >> 5) * 16 + ((thread & 31) >> 2)), column((thread & 3) * 2) {}
 };
 
-// Writes columns of a whole row: `sums` times the rows' factors, as bf16.
+// Among four neighbouring lanes: word i of lane t becomes word t of lane i.
+__device__ __forceinline__ uint4 transpose_words(u32 a, u32 b, u32 c, u32 d, int lane) {
+    bool odd = lane & 1, high = lane & 2;
+    u32 x = __shfl_xor_sync(~0u, odd ? a : b, 1), y = __shfl_xor_sync(~0u, odd ? c : d, 1);
+    if (odd) a = x, c = y; else b = x, d = y;
+    x = __shfl_xor_sync(~0u, high ? a : c, 2), y = __shfl_xor_sync(~0u, high ? b : d, 2);
+    if (high) a = x, b = y; else c = x, d = y;
+    return make_uint4(a, b, c, d);
+}
+
+// Writes columns of a whole row: `sums` times the rows' factors, as bf16, 64 bytes of a row at once.
 template <int First, int Count>
-__device__ __forceinline__ void store_row(bf16 *out, int row, Place at, const float (&sums)[128], float upper, float lower) {
-    u32 *to = reinterpret_cast<u32 *>(out + ((size_t)row * MFA_HEADS + at.upper) * MFA_DIM + at.column);
+__device__ __forceinline__ void store_row(bf16 *out, int row, int thread, const float (&sums)[128], float upper, float lower) {
+    bf16 *to = out + ((size_t)row * MFA_HEADS + Place(thread).upper) * MFA_DIM + (thread & 3) * 8;
 #pragma unroll
-    for (int i = First; i < First + Count; i += 4) {
-        to[i] = pack_bf16(sums[i] * upper, sums[i + 1] * upper);
-        to[i + 8 * MFA_DIM / 2] = pack_bf16(sums[i + 2] * lower, sums[i + 3] * lower);
+    for (int i = First; i < First + Count; i += 16) {
+        u32 words[2][4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            words[0][j] = pack_bf16(sums[i + 4 * j] * upper, sums[i + 4 * j + 1] * upper);
+            words[1][j] = pack_bf16(sums[i + 4 * j + 2] * lower, sums[i + 4 * j + 3] * lower);
+        }
+        *reinterpret_cast<uint4 *>(to + 2 * i) = transpose_words(words[0][0], words[0][1], words[0][2], words[0][3], thread);
+        *reinterpret_cast<uint4 *>(to + 2 * i + 8 * MFA_DIM) = transpose_words(words[1][0], words[1][1], words[1][2], words[1][3], thread);
     }
 }
 
@@ -175,6 +196,14 @@ struct Added {
     float top_a, top_b, total_a, total_b, sum[8];
 };
 
+__device__ __forceinline__ void add_words(Added &to, uint4 words, float a, float b) {
+    float2 x = unpack_f16(words.x), y = unpack_f16(words.y), z = unpack_f16(words.z), w = unpack_f16(words.w);
+    to.sum[0] = fmaf(x.x, a, to.sum[0]), to.sum[1] = fmaf(x.y, a, to.sum[1]);
+    to.sum[2] = fmaf(y.x, b, to.sum[2]), to.sum[3] = fmaf(y.y, b, to.sum[3]);
+    to.sum[4] = fmaf(z.x, a, to.sum[4]), to.sum[5] = fmaf(z.y, a, to.sum[5]);
+    to.sum[6] = fmaf(w.x, b, to.sum[6]), to.sum[7] = fmaf(w.y, b, to.sum[7]);
+}
+
 // Adds `parts` parts in shared memory: statistics of 1024 bytes each, then sums `stride` bytes apart.
 __device__ __forceinline__ void add_group(Added &to, const u8 *statistics, const u8 *sums, int stride, int parts, int group,
                                           int thread) {
@@ -191,11 +220,7 @@ __device__ __forceinline__ void add_group(Added &to, const u8 *statistics, const
         uint4 words = *(reinterpret_cast<const uint4 *>(sums + p * stride) + thread);
         a = fast_exp2(from[0] - top_a), b = fast_exp2(from[8] - top_b);
         to.total_a = fmaf(from[64], a, to.total_a), to.total_b = fmaf(from[72], b, to.total_b);
-        float2 x = unpack_f16(words.x), y = unpack_f16(words.y), z = unpack_f16(words.z), w = unpack_f16(words.w);
-        to.sum[0] = fmaf(x.x, a, to.sum[0]), to.sum[1] = fmaf(x.y, a, to.sum[1]);
-        to.sum[2] = fmaf(y.x, b, to.sum[2]), to.sum[3] = fmaf(y.y, b, to.sum[3]);
-        to.sum[4] = fmaf(z.x, a, to.sum[4]), to.sum[5] = fmaf(z.y, a, to.sum[5]);
-        to.sum[6] = fmaf(w.x, b, to.sum[6]), to.sum[7] = fmaf(w.y, b, to.sum[7]);
+        add_words(to, words, a, b);
     }
 }
 
@@ -215,6 +240,38 @@ struct Bench {
     u32 barrier;
     int round;
 };
+
+// The usual case, a few parts that are all in shared memory: one half's weights are worked out once for all its groups.
+#define MFA_FEW 8
+template <int Groups>
+__device__ __forceinline__ void add_few(const u8 *statistics, const u8 *sums, int stride, int parts, int from, int to, bf16 *out,
+                                        int row, int thread) {
+    int lane = thread & 127, half = from >> 3;
+    const float *mine = reinterpret_cast<const float *>(statistics) + half * 128 + Place(lane).upper;
+    float a[MFA_FEW], b[MFA_FEW];
+    Added added = {negative_infinity(), negative_infinity()};
+#pragma unroll
+    for (int p = 0; p < MFA_FEW; p++) {
+        a[p] = p < parts ? mine[p * 256] : negative_infinity(), b[p] = p < parts ? mine[p * 256 + 8] : negative_infinity();
+        added.top_a = fmaxf(added.top_a, a[p]), added.top_b = fmaxf(added.top_b, b[p]);
+    }
+#pragma unroll
+    for (int p = 0; p < MFA_FEW; p++) {
+        a[p] = fast_exp2(a[p] - added.top_a), b[p] = fast_exp2(b[p] - added.top_b);
+        if (p < parts) added.total_a = fmaf(mine[p * 256 + 64], a[p], added.total_a);
+        if (p < parts) added.total_b = fmaf(mine[p * 256 + 72], b[p], added.total_b);
+    }
+#pragma unroll 2
+    for (int group = from + (thread >> 7); group < to; group += Groups) {
+        const u8 *at = sums + (group - from) * MFA_GROUP_BYTES;
+#pragma unroll
+        for (int i = 0; i < 8; i++) added.sum[i] = 0;
+#pragma unroll
+        for (int p = 0; p < MFA_FEW; p++)
+            if (p < parts) add_words(added, *(reinterpret_cast<const uint4 *>(at + p * stride) + lane), a[p], b[p]);
+        store_group(added, out, row, group, lane);
+    }
+}
 
 // Parts `first..first + count` of a cut row, column groups `from..from + groups` of each, to shared memory; for all threads.
 __device__ __forceinline__ void fetch_parts(Bench &bench, const u8 *partials, const Cut &cut, int first, int count, int from,
@@ -248,6 +305,16 @@ __device__ __forceinline__ void add_parts(const Cut &cut, int from, int to, cons
         for (int first = 0; first < cut.parts; first += parts) {
             int now = min(parts, cut.parts - first);
             fetch_parts(bench, partials, cut, first, now, base, count, thread);
+            if (cut.parts <= MFA_FEW) {
+                const u8 *sums = bench.memory + now * 1024;
+                int middle = min(max(base, 8), base + count), stride = count * MFA_GROUP_BYTES;
+                if (base < middle) add_few<Groups>(bench.memory, sums, stride, now, base, middle, out, cut.row, thread);
+                if (middle < base + count)
+                    add_few<Groups>(bench.memory, sums + (middle - base) * MFA_GROUP_BYTES, stride, now, middle, base + count, out,
+                                    cut.row, thread);
+                named_barrier<1, Groups * 128>();
+                continue;
+            }
             for (int group = mine; group < base + count; group += Groups) {
                 if (first == 0) added = {negative_infinity(), negative_infinity()};
                 add_group(added, bench.memory, bench.memory + now * 1024 + (group - base) * MFA_GROUP_BYTES,
@@ -265,6 +332,8 @@ __device__ __forceinline__ void add_share(const Work &work, const u8 *partials, 
                                           u32 barrier, int thread) {
     int2 begin = work.share(blockIdx.x), end = work.share(blockIdx.x + 1);
     bool idle = begin.x == end.x && begin.y == end.y;
+    int cuts = work.cuts();
+    Cut cut = work.cut(min(begin.x, max(cuts - 1, 0)));
     named_barrier<1, Groups * 128>();
     if (thread == 0) {
         __threadfence();
@@ -277,8 +346,9 @@ __device__ __forceinline__ void add_share(const Work &work, const u8 *partials, 
     if (idle) return;
     named_barrier<1, Groups * 128>();
     Bench bench = {memory, bytes, barrier, 0};
-    for (int at = begin.x; at < work.cuts() && (at < end.x || (at == end.x && end.y > 0)); at++) {
+    for (int at = begin.x; at < cuts && (at < end.x || (at == end.x && end.y > 0)); at++) {
         int from = at == begin.x ? begin.y : 0, to = at == end.x ? end.y : 16;
-        add_parts<Groups>(work.cut(at), from, to, partials, out, bench, thread);
+        add_parts<Groups>(cut, from, to, partials, out, bench, thread);
+        if (at + 1 < cuts) cut = work.cut(at + 1);
     }
 }
