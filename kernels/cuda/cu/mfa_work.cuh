@@ -4,7 +4,7 @@
 // part's sums in `partials`; when every CTA is done, they divide the cut rows' columns among themselves and add parts in
 // ascending order. So a result depends on the cut, never on timing.
 //
-// `work`: cuts, 7 x 0; 2 (ctas + 1) words padded to a multiple of 8, where each CTA's share of adding begins (cut, column
+// `work`: cuts, whether KV is evicted from L2 first, 6 x 0; 2 (ctas + 1) words padded to a multiple of 8, where each CTA's share of adding begins (cut, column
 // group); ctas cuts of 4 words; items of 16 words, item c the first of CTA c.
 #pragma once
 
@@ -46,9 +46,9 @@ struct Work {
     }
 };
 
-// How KV, read once a step, stays in L2: not at all where partials must, else like everything.
+// How long KV, which is read once a step, stays in L2: evicted first, or like everything else.
 __device__ __forceinline__ u64 kv_policy(const Work &work) {
-    return work.cuts() > 0 ? 0x12F0000000000000ull : 0x1000000000000000ull;
+    return __ldg(work.words + 1) ? 0x12F0000000000000ull : 0x1000000000000000ull;
 }
 
 // Items on their way from the fetching warp to everyone else in the CTA.

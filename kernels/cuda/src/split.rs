@@ -88,6 +88,9 @@ pub struct WorkSplit {
 /// Sixteenths in a page.
 const PAGE_COST: u64 = 16;
 
+/// Pages a CTA from which a step's KV is many times L2 (2 MiB each on 132 multiprocessors against 50 MB).
+const LONG_STEP: u64 = 32;
+
 /// Pages that are worth a cut of their own.
 const LEAST_CUT: u64 = 2;
 
@@ -220,6 +223,7 @@ impl WorkSplit {
         let ctas = self.ctas.len();
         let mut words = vec![0; items_at(ctas)];
         words[0] = self.cuts.len() as i32;
+        words[1] = i32::from(self.evicts_first());
         for (cta, (cut, group)) in self.shares().into_iter().enumerate() {
             words[SHARES_AT + 2 * cta..][..2].copy_from_slice(&[cut, group]);
         }
@@ -229,6 +233,13 @@ impl WorkSplit {
         }
         self.append_items(&mut words, pages);
         words
+    }
+
+    /// Whether KV should leave L2 before all else: partials must stay there; and so should the rest of a short step's data.
+    /// Measured on an H100: 128 x 1K 4 % faster so, 256 x 4K 1.5 % slower.
+    fn evicts_first(&self) -> bool {
+        let pages: u64 = self.ctas.iter().flatten().map(|item| u64::from(item.pages)).sum();
+        !self.cuts.is_empty() || pages < LONG_STEP * self.ctas.len() as u64
     }
 
     /// Where each CTA's share of adding parts begins, and where the last one's ends: (cut, column group).
