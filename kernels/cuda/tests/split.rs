@@ -101,3 +101,15 @@ fn no_rows_make_an_empty_plan() {
     assert!(plan.ctas.iter().all(Vec::is_empty) && plan.cuts.is_empty());
     check_words(&plan, &[]);
 }
+
+#[test]
+fn kv_leaves_l2_first_where_partials_or_a_short_step_need_it() {
+    let evicts_first = |count: usize, context: u32| {
+        let rows = rows(&vec![context; count]);
+        let pages = vec![0; count * context.div_ceil(PAGE_TOKENS) as usize];
+        split(&rows, 132, Costs::BF16).words(&pages)[1]
+    };
+    assert_eq!(evicts_first(64, 8192), 1, "rows are cut");
+    assert_eq!(evicts_first(128, 1024), 1, "a short step");
+    assert_eq!(evicts_first(256, 4096), 0, "a long step of whole rows");
+}
