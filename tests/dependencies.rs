@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 /// What each crate may depend on, dev-dependencies aside.
-const ALLOWED: [(&str, &[&str]); 10] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
     ("rally-ffi", &[]),
     ("rally-kernels", &[]),
+    ("rally-cuda", &[]),
     ("rally-graph", &[]),
     ("rally-load", &[]),
     ("rally-schedule", &["rally-graph"]),
@@ -22,6 +23,7 @@ const ALLOWED: [(&str, &[&str]); 10] = [
             "rally-load",
             "rally-engine",
             "rally-kernels",
+            "rally-cuda",
             "rally-stages",
             "rally-metrics",
             "rally-trace",

@@ -7,6 +7,8 @@ use serde::Serialize;
 use std::fs;
 use std::process::ExitCode;
 
+mod cuda;
+
 /// Arguments of `rally doctor`.
 #[derive(Debug, clap::Args)]
 pub struct DoctorArgs {
@@ -30,7 +32,8 @@ struct Finding {
 
 /// Runs the command.
 pub fn run(args: &DoctorArgs) -> Result<ExitCode, CliError> {
-    let findings = vec![processor(), cores(), vector_units(), memory(), huge_pages(), cuda(), driver()];
+    let mut findings = vec![processor(), cores(), vector_units(), memory(), huge_pages()];
+    findings.extend(cuda::findings());
     match args.format {
         crate::Format::Json => {
             print(&format!("{}\n", serde_json::json!({ "rally": env!("CARGO_PKG_VERSION"), "findings": findings })))?
@@ -122,30 +125,4 @@ fn huge_pages() -> Finding {
     };
     let found = chosen.unwrap_or_else(|| "not supported".into());
     Finding { item: "huge pages", state, found, meaning: meaning.into() }
-}
-
-fn cuda() -> Finding {
-    Finding {
-        item: "cuda backend",
-        state: "missing",
-        found: "not in this version".into(),
-        meaning: "graphs with `cuda` devices can be checked and shown, not run".into(),
-    }
-}
-
-fn driver() -> Finding {
-    match fs::read_to_string("/proc/driver/nvidia/version") {
-        Ok(text) => Finding {
-            item: "nvidia driver",
-            state: "ok",
-            found: text.lines().next().unwrap_or("present").to_owned(),
-            meaning: "a GPU is here; this version does not use it".into(),
-        },
-        Err(_) => Finding {
-            item: "nvidia driver",
-            state: "missing",
-            found: "none".into(),
-            meaning: "only CPU devices could run here in any case".into(),
-        },
-    }
 }

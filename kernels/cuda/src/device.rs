@@ -1,0 +1,80 @@
+//! One card opened: its context, and the kernels compiled for it. Owns the primary context's reference.
+
+use crate::cache::CubinCache;
+use crate::error::{Context, CudaError};
+use crate::module::Module;
+use crate::probe::{self, Card};
+use crate::source::Source;
+use cudarc::driver::{result, sys};
+use std::sync::Arc;
+
+/// An open card. Shared by everything made on it, which keeps it open.
+#[derive(Debug)]
+pub struct Device {
+    card: Card,
+    handle: sys::CUdevice,
+    context: sys::CUcontext,
+    cache: Option<CubinCache>,
+}
+
+// SAFETY: a context may be used from any thread that has made it current, which `bind` does.
+unsafe impl Send for Device {}
+// SAFETY: the driver's own calls are thread-safe.
+unsafe impl Sync for Device {}
+
+impl Device {
+    /// Opens a card and makes it this thread's; other threads call [`Device::bind`] first.
+    ///
+    /// # Errors
+    /// What [`probe::cards`] says, [`CudaError::Ordinal`], or the driver's own.
+    pub fn open(ordinal: usize) -> Result<Arc<Device>, CudaError> {
+        let cards = probe::cards()?;
+        let count = cards.len();
+        let card = cards.into_iter().nth(ordinal).ok_or(CudaError::Ordinal { ordinal, count })?;
+        let handle = result::device::get(ordinal as i32).during("opening a device")?;
+        // SAFETY: the handle is the driver's; released in `drop`.
+        let context = unsafe { result::primary_ctx::retain(handle) }.during("opening a device's context")?;
+        let device = Arc::new(Device { card, handle, context, cache: CubinCache::for_user() });
+        device.bind()?;
+        Ok(device)
+    }
+
+    /// What the card is.
+    pub fn card(&self) -> &Card {
+        &self.card
+    }
+
+    /// Makes the device current on this thread: once, before the thread's first call for it.
+    ///
+    /// # Errors
+    /// The driver's own.
+    pub fn bind(&self) -> Result<(), CudaError> {
+        // SAFETY: the context is retained for as long as `self` lives.
+        unsafe { result::ctx::set_current(self.context) }.during("making a device current")
+    }
+
+    /// Compiles (or takes from the cache) and loads one kernel file.
+    ///
+    /// # Errors
+    /// As [`crate::compile::cubin`], or the driver's own.
+    pub fn load(self: &Arc<Self>, source: &Source) -> Result<Arc<Module>, CudaError> {
+        let cubin = crate::compile::cubin(source, &self.card.arch(), self.cache.as_ref())?;
+        Module::load(self, &cubin)
+    }
+
+    /// Bytes free and in all, now.
+    ///
+    /// # Errors
+    /// The driver's own.
+    pub fn memory(&self) -> Result<(usize, usize), CudaError> {
+        self.bind()?;
+        result::mem_get_info().during("asking for free memory")
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // SAFETY: retained once in `open`. A failure here has nobody left to tell.
+        let _ = unsafe { result::primary_ctx::release(self.handle) };
+    }
+}

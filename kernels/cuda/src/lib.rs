@@ -1,0 +1,25 @@
+//! CUDA for rally: what is installed, kernels from source to a loaded module, and a thin safe layer over the driver.
+//!
+//! Owns every call into libcuda and libnvrtc. Knows no model, stage, graph or schedule. Both libraries are loaded at run
+//! time: the crate builds, and its callers start, on a machine without either, and [`probe::probe`] says what is missing.
+//!
+//! Kernels live in `cu/`, one operation a file with its contract at the top; they are embedded as text and compiled by
+//! NVRTC for the card that is there ([`compile`]). [`mfa`] is the one operation so far; [`split`] plans its work.
+
+pub mod cache;
+pub mod compile;
+pub mod device;
+pub mod error;
+pub mod graph;
+pub mod memory;
+pub mod mfa;
+pub mod module;
+pub mod plain;
+pub mod probe;
+pub mod source;
+pub mod split;
+pub mod stream;
+mod tensor_map;
+
+pub use device::Device;
+pub use error::CudaError;

@@ -1,0 +1,41 @@
+//! The kernels' text, as embedded. Owns which files there are and which architectures each is for.
+
+/// One `.cu` file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    /// File name in `cu/`.
+    pub file: &'static str,
+    /// Its text.
+    pub text: &'static str,
+    /// Whether it needs Hopper's own instructions (compiled for `sm_90a`, it holds nothing elsewhere).
+    pub hopper: bool,
+}
+
+macro_rules! source {
+    ($file:literal, $hopper:literal) => {
+        Source { file: $file, text: include_str!(concat!("../cu/", $file)), hopper: $hopper }
+    };
+}
+
+/// MFA decode attention over bf16 KV.
+pub const MFA_DECODE_BF16: Source = source!("mfa_decode_bf16.cu", true);
+/// MFA decode attention over fp8 KV.
+pub const MFA_DECODE_FP8: Source = source!("mfa_decode_fp8.cu", true);
+/// MFA decode attention of any shape on any card.
+pub const MFA_DECODE_PLAIN: Source = source!("mfa_decode_plain.cu", false);
+/// Random data and the read ceiling, for tests and benchmarks.
+pub const MEASURE: Source = source!("measure.cu", false);
+
+/// Every kernel file.
+pub const SOURCES: [Source; 4] = [MFA_DECODE_BF16, MFA_DECODE_FP8, MFA_DECODE_PLAIN, MEASURE];
+
+/// Files that kernels include, by the name they include them by.
+pub const HEADERS: [(&str, &str); 4] = [
+    ("common.cuh", include_str!("../cu/common.cuh")),
+    ("hopper.cuh", include_str!("../cu/hopper.cuh")),
+    ("wgmma.cuh", include_str!("../cu/wgmma.cuh")),
+    ("mfa_work.cuh", include_str!("../cu/mfa_work.cuh")),
+];
+
+/// Architectures that every kernel which claims them is compiled for in checks: A100, L40 and H100.
+pub const ARCHITECTURES: [&str; 3] = ["sm_80", "sm_89", "sm_90a"];

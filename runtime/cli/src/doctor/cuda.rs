@@ -1,0 +1,77 @@
+//! What `rally doctor` says of CUDA: driver, cards, compiler, kernel cache. Opens no device.
+
+use super::Finding;
+
+/// What this version does with a card, whatever is installed.
+#[cfg(feature = "cuda")]
+const NOT_YET: &str = "graphs with `cuda` devices can be checked and shown; `rally run` does not use them yet";
+
+#[cfg(feature = "cuda")]
+pub(super) fn findings() -> Vec<Finding> {
+    let found = rally_cuda::probe::probe();
+    let mut findings = vec![driver(found.driver)];
+    match found.cards {
+        Ok(cards) => findings.extend(cards.iter().map(card)),
+        Err(error) => findings.push(missing("cuda device", &error)),
+    }
+    findings.push(match found.compiler {
+        Ok((major, minor)) => {
+            ok("cuda compiler", format!("NVRTC {major}.{minor}"), "kernels are compiled for the card at hand, once")
+        }
+        Err(error) => missing("cuda compiler", &error),
+    });
+    findings.push(cache());
+    findings
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn findings() -> Vec<Finding> {
+    let meaning = "build with `--features cuda` to use NVIDIA cards";
+    vec![Finding { item: "cuda backend", state: "missing", found: "not built in".into(), meaning: meaning.into() }]
+}
+
+#[cfg(feature = "cuda")]
+fn driver(version: Result<(i32, i32), rally_cuda::CudaError>) -> Finding {
+    match version {
+        Ok((major, minor)) => ok("nvidia driver", format!("for CUDA {major}.{minor}"), NOT_YET),
+        Err(error) => missing("nvidia driver", &error),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn card(card: &rally_cuda::probe::Card) -> Finding {
+    let gib = card.memory_bytes as f64 / (1u64 << 30) as f64;
+    let found = format!("{}: {}, {} multiprocessors, {gib:.1} GiB", card.ordinal, card.name, card.multiprocessors);
+    let (state, meaning) = if card.is_hopper() {
+        ("ok", "kernels made for it (Hopper's matrix instructions and copy engine)")
+    } else {
+        ("limited", "kernels run on their plain paths: right, and far below what the card can do")
+    };
+    Finding { item: "cuda device", state, found, meaning: meaning.into() }
+}
+
+#[cfg(feature = "cuda")]
+fn cache() -> Finding {
+    match rally_cuda::cache::CubinCache::for_user() {
+        Some(cache) => {
+            let found = cache.folder().display().to_string();
+            ok("kernel cache", found, "compiled kernels are kept here; it may be deleted at any time")
+        }
+        None => Finding {
+            item: "kernel cache",
+            state: "limited",
+            found: "none".into(),
+            meaning: "set HOME or XDG_CACHE_HOME, or kernels are compiled at every start".into(),
+        },
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn ok(item: &'static str, found: String, meaning: &str) -> Finding {
+    Finding { item, state: "ok", found, meaning: meaning.into() }
+}
+
+#[cfg(feature = "cuda")]
+fn missing(item: &'static str, error: &rally_cuda::CudaError) -> Finding {
+    Finding { item, state: "missing", found: "none".into(), meaning: error.to_string() }
+}
