@@ -149,7 +149,7 @@ fn at_home(lists: &[Vec<u32>]) -> Vec<Vec<u32>> {
 }
 
 prop_compose! {
-    /// Any layout of a model with so many experts, with `kv_tokens` for each attention device.
+    /// Any layout of a model with so many experts, with at least `kv_tokens` for each attention device, in whole pages.
     pub fn layouts(experts: usize, kv_tokens: std::ops::Range<usize>)(
         places in prop_oneof![broadcasts(), rails()], placing in placings(experts), o_proj in 0usize..3, router_on_ffn: bool,
         policy in policies(), reversed: bool, micro_batches in 1usize..7, prefill_chunk in 1usize..33, rows in 16usize..65,
@@ -158,7 +158,7 @@ prop_compose! {
         let splits = |slices: &usize| *slices > 0 && places.a.iter().all(|size| size.is_multiple_of(*slices));
         let o_proj = Some(o_proj).filter(splits).unwrap_or(0);
         let placement = placing.map(|placing| placing.lists(places.expert[0]));
-        let kv_tokens = kv_tokens * places.a.iter().sum::<usize>();
+        let kv_tokens = kv_tokens.next_multiple_of(page_tokens) * places.a.iter().sum::<usize>();
         let places = Some(Places { placement, o_proj, ..places });
         let prefill_chunk = prefill_chunk.min(rows);
         Layout {
