@@ -299,7 +299,7 @@ impl Trial<'_> {
                 Culprit::Stage { stage: other, lane: on, .. } => other == stage && on.is_none_or(|on| on == lane),
                 Culprit::Transfer { .. } | Culprit::Host { .. } => false,
             });
-            if !named {
+            if !named && !self.recording.plan.table.uneven[stage] {
                 self.slow_layers(lane, stage, layers, &mut found);
             }
         }
