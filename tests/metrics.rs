@@ -8,6 +8,7 @@ use rally::engine::Engine;
 use rally::engine::schedule::batch::SequenceRequest;
 use rally::engine::schedule::policy::Schedule;
 use rally::graph::kinds::KindRegistry;
+use rally::graph::plan::TaskRole;
 use rally::graph::stage_graph::StageGraph;
 use rally::metrics::names::FAMILIES;
 use rally::metrics::{Bound, BubbleCause, Exposition, Identity, Label, Source};
@@ -174,6 +175,36 @@ fn figures_agree_with_the_analysis_of_the_trace() {
                 assert!(apart < 0.1, "{policy}, {apart:.3} of the time apart: {lane:?} {traced:?}");
             }
         }
+    }
+}
+
+/// What a stage does on rows of its peers is its own work: no transfer takes longer for it.
+#[test]
+fn all_parts_of_a_stage_are_computing() {
+    let places = Places { a: vec![2], f: vec![2], expert: [2, 1, 1], dense: [1, 2], ..Places::default() };
+    let placement = Some(vec![vec![0, 1, 2], vec![2, 3, 0]]);
+    for (id, places) in [
+        ("mfa_attention", Places { o_proj: 2, ..places.clone() }),
+        ("expert_ffn", Places { placement, ..places.clone() }),
+    ] {
+        let (page, sample, analysis) = observed(&Layout { places: Some(places), ..Layout::default() });
+        let parts: Vec<_> = analysis.stages.iter().filter(|stats| stats.id == id).collect();
+        assert_eq!(parts.len(), 2, "a first and a later part: {parts:#?}");
+        assert!(parts.iter().all(|stats| !stats.work.is_transfer()), "{parts:#?}");
+        let later = parts.iter().find(|stats| stats.part == TaskRole::Exchange).expect("a later part");
+        assert_eq!(later.label(), format!("{id} later part"));
+        let of = |name: &str, key: &str, wanted: &str| -> f64 {
+            let has = |(k, v): &(String, String)| k == key && v == wanted;
+            page.samples.iter().filter(|s| s.name == name && s.labels.iter().any(has)).map(|s| s.value).sum()
+        };
+        let tasks: usize = parts.iter().map(|stats| stats.count).sum();
+        assert_eq!(of("rally_stage_seconds_count", "stage", id), tasks as f64, "{id}");
+        let seconds = parts.iter().map(|stats| stats.total_ns).sum::<u64>() as f64 / 1e9;
+        assert!((of("rally_stage_seconds_sum", "stage", id) - seconds).abs() < 1e-6, "{id}");
+        assert_eq!(of("rally_transfer_seconds_count", "edge", id), 0.0);
+        let moved: u64 = analysis.stages.iter().filter(|s| s.work.is_transfer()).map(|s| s.total_ns).sum();
+        assert_eq!(analysis.transfers.a_to_f_ns + analysis.transfers.f_to_a_ns, moved);
+        assert_eq!(sample.lanes.iter().map(|lane| lane.transfer_ns).sum::<u64>(), moved, "{id}");
     }
 }
 

@@ -13,6 +13,7 @@ mod expand;
 
 use crate::kinds::Role;
 use crate::routes::FfnLayout;
+use crate::shard::ShardCounts;
 use crate::stage_graph::{DeviceIndex, Payload, ResolvedStage, Section, StageGraph, StageIndex};
 use expand::expand;
 use petgraph::graph::NodeIndex;
@@ -59,6 +60,13 @@ pub struct TaskTemplate {
     pub after: Vec<TaskId>,
 }
 
+impl TaskTemplate {
+    /// Whether it is a part of a stage's own work, the first or a later one; all else moves rows of a transfer.
+    pub fn computes(&self) -> bool {
+        self.role == TaskRole::Compute || (self.role == TaskRole::Exchange && self.payload == Payload::None)
+    }
+}
+
 /// A lane and the tasks one micro-batch has on it, in dataflow order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneTasks {
@@ -98,6 +106,9 @@ pub struct TaskTable {
     pub entries: Vec<TaskId>,
     /// Tasks that end a step (nothing inside it follows them).
     pub exits: Vec<TaskId>,
+    /// By stage: whether its devices do different amounts of work for the same rows, as shards of experts do (which of them the rows
+    /// go to, and who holds the shared one, differs).
+    pub uneven: Vec<bool>,
     /// The FFN of every layer: how rows are divided over its copies.
     pub ffns: Vec<Option<FfnLayout>>,
 }
@@ -120,6 +131,9 @@ impl TaskTable {
         }
         let entries = (0..tasks.len()).filter(|task| tasks[*task].after.is_empty()).collect();
         let exits = (0..tasks.len()).filter(|task| !followed[*task]).collect();
+        let uneven = |stage: &ResolvedStage| {
+            stage.spec.placement.is_some() || ShardCounts::of(stage.spec.shard.as_ref()).experts > 1
+        };
         let label = |stage: &ResolvedStage| StageLabel {
             id: stage.id.clone(),
             kind: stage.kind.clone(),
@@ -128,6 +142,7 @@ impl TaskTable {
         };
         Self {
             stages: graph.stages.iter().map(label).collect(),
+            uneven: graph.stages.iter().map(uneven).collect(),
             tasks,
             lanes,
             entries,

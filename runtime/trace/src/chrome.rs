@@ -101,7 +101,8 @@ impl Sends {
         for lane in 0..recording.lanes.len() {
             for (span, entry) in recording.spans(lane).iter().enumerate() {
                 let planned = recording.planned(lane, entry);
-                if matches!(recording.template(lane, entry).role, TaskRole::Send | TaskRole::Exchange) {
+                let template = recording.template(lane, entry);
+                if !template.computes() && template.role != TaskRole::Receive {
                     sends.insert((planned.task, planned.micro_batch, entry.step), SpanId { lane, span });
                 }
             }
@@ -113,7 +114,7 @@ impl Sends {
     fn to<'s>(&'s self, recording: &'s Recording<'_>, lane: usize, span: &Span) -> impl Iterator<Item = SpanId> + 's {
         let planned = recording.planned(lane, span);
         let template = recording.template(lane, span);
-        let takes = matches!(template.role, TaskRole::Receive | TaskRole::Exchange);
+        let takes = !template.computes() && template.role != TaskRole::Send;
         let (micro_batch, step) = (planned.micro_batch, span.step);
         let before = template.after.iter().filter(move |_| takes);
         before

@@ -19,6 +19,8 @@ const MOST_STAGES: usize = 4;
 const WORTH_TRYING: f64 = 0.03;
 /// With fewer steps there is no settled run to speak of.
 const FEWEST_STEPS: usize = 4;
+/// If more of the critical path than this is want of work, no change of the deployment can be judged.
+const TOO_LIGHT: f64 = 0.8;
 
 /// The digest of a recording, a line each, without line ends. Empty if nothing was run. `cores`: how many the lanes shared, if they
 /// were real.
@@ -143,16 +145,24 @@ fn transfer_line(analysis: &Analysis) -> Option<String> {
 
 /// The change that promises most, with what it promises.
 fn advice(recording: &Recording<'_>, analysis: &Analysis, cores: Option<usize>) -> String {
+    let shares = &analysis.path.shares;
+    let idle = shares.admission_ns as f64 / shares.length_ns().max(1) as f64;
+    if idle > TOO_LIGHT {
+        return format!(
+            "more load: {:.0} % of the time there was no work, the load is too light to say what would help",
+            idle * 100.0
+        );
+    }
     let offers = [
         schedule_offer(recording, analysis),
-        ratio_offer(analysis),
+        ratio_offer(analysis).filter(|_| cores.is_none_or(|cores| analysis.lanes.len() < cores)),
         balance_offer(recording, analysis),
         cores.and_then(|cores| cores_offer(analysis, cores)),
     ];
     let best = offers.into_iter().flatten().max_by(|a, b| a.gain.total_cmp(&b.gain));
     match best.filter(|offer| offer.gain >= WORTH_TRYING) {
         Some(offer) => offer.text,
-        None => nothing_to_try(analysis),
+        None => nothing_to_try(analysis, cores),
     }
 }
 
@@ -233,12 +243,17 @@ fn balance_offer(recording: &Recording<'_>, analysis: &Analysis) -> Option<Offer
     Some(Offer { gain, text })
 }
 
-fn nothing_to_try(analysis: &Analysis) -> String {
+fn nothing_to_try(analysis: &Analysis, cores: Option<usize>) -> String {
     let lane = &analysis.lanes[analysis.overlap.busiest];
     let stage = analysis.stages.iter().find(|stats| stats.work.is_transfer() == (lane.transfer_ns * 2 > lane.busy_ns));
     let stage = stage.map(|stats| format!("; `{}` is the most of it", stats.id)).unwrap_or_default();
     if lane.busy_share() > 0.8 {
         format!("nothing in the schedule: `{}` hardly ever rests, so its stages must get faster{stage}", lane.name)
+    } else if let Some(cores) = cores.filter(|cores| analysis.lanes.len() > *cores) {
+        let lanes = analysis.lanes.len();
+        format!(
+            "nothing in the schedule: {lanes} lanes share {cores} cores, so the load is too light to say what each lane is short of"
+        )
     } else {
         "nothing in the schedule: tasks are short against planning and handing over; larger batches use the lanes better".into()
     }

@@ -116,7 +116,7 @@ fn places(recording: &Recording<'_>) -> Places {
 /// An entry of a lane's list: stage, part, work, layer, micro-batch, whether it lags a step, and the places that send it rows.
 fn task(recording: &Recording<'_>, planned: &PlannedTask, lane: usize, places: &Places) -> Value {
     let template = &recording.plan.table.tasks[planned.task];
-    let takes = matches!(template.role, TaskRole::Receive | TaskRole::Exchange);
+    let takes = !template.computes() && template.role != TaskRole::Send;
     let senders = template.after.iter().filter(|_| takes).map(|task| places[&(*task, planned.micro_batch)]);
     let senders: Vec<(usize, usize)> = senders.filter(|place| place.0 != lane).collect();
     let work = recording.work_of(planned.task) as u8;

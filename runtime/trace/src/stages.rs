@@ -17,7 +17,7 @@ pub struct StageStats {
     pub id: String,
     /// Its kind.
     pub kind: String,
-    /// Which part of it, for transfers.
+    /// Which part of it, for transfers; `Exchange` is also all later parts of a stage that is done in several.
     pub part: TaskRole,
     /// What it is.
     pub work: Work,
@@ -38,19 +38,15 @@ pub struct StageStats {
 }
 
 impl StageStats {
-    /// Id and part, as people read it: `a2f send`.
+    /// Id and part, as people read it: `a2f send`, `expert_ffn later part`.
     pub fn label(&self) -> String {
-        label(&self.id, self.part)
-    }
-}
-
-/// Id and part of a stage, as people read it.
-pub(crate) fn label(id: &str, part: TaskRole) -> String {
-    match part {
-        TaskRole::Compute => id.to_owned(),
-        TaskRole::Send => format!("{id} send"),
-        TaskRole::Receive => format!("{id} receive"),
-        TaskRole::Exchange => format!("{id} exchange"),
+        match self.part {
+            TaskRole::Compute => self.id.clone(),
+            TaskRole::Send => format!("{} send", self.id),
+            TaskRole::Receive => format!("{} receive", self.id),
+            TaskRole::Exchange if self.work.is_transfer() => format!("{} exchange", self.id),
+            TaskRole::Exchange => format!("{} later part", self.id),
+        }
     }
 }
 

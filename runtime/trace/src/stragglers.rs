@@ -2,7 +2,8 @@
 //!
 //! Times are compared on one host and within one recording at a time, so no clocks need to agree. "Should" comes from a baseline
 //! (the same lanes at another time) where there is one, else from peers: the same stage on the other devices of the group, and
-//! the other layers of the same stage. What is slow *together* says what is at fault:
+//! the other layers of the same stage. Peers convict only where they do the same work: shards of experts never do, and
+//! much more is asked for than against a baseline. What is slow *together* says what is at fault:
 //!
 //! | slow | fault |
 //! |---|---|
@@ -28,6 +29,14 @@ pub const SLOW: f64 = 1.5;
 /// And only if it costs at least this share of what the busiest lane works: a stage of a microsecond may well take three. (Of work,
 /// not of the window: a machine that others use as well stretches waits, and would hide what is slow.)
 pub const WORTH_NAMING: f64 = 0.02;
+/// Without a baseline more is asked for: peers share caches, cores and hosts unequally, and layers route rows unequally.
+pub const SLOW_BESIDE_OTHERS: f64 = 2.5;
+/// Likewise a larger share of what the busiest lane works.
+pub const WORTH_NAMING_BESIDE_OTHERS: f64 = 0.05;
+/// Tasks that must have been seen of whatever is held against others of the same recording.
+pub const FEWEST_TASKS: usize = 50;
+/// Whatever is held against others must take this long at least: caches and clocks make more of a difference to what is shorter.
+pub const SHORTEST_TASK_NS: f64 = 5_000.0;
 
 /// Who is slow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -121,6 +130,7 @@ struct Cell {
     lane: usize,
     stage: StageIndex,
     transfer: bool,
+    tasks: usize,
     actual_ns: f64,
     expected_ns: f64,
 }
@@ -134,7 +144,8 @@ impl Cell {
 /// Who is slow in `window`, the costliest first.
 pub fn stragglers(recording: &Recording<'_>, window: &Window, baseline: Option<&Baseline>) -> Vec<Straggler> {
     let now = Baseline::of(recording, window);
-    let worth_ns = WORTH_NAMING * (0..recording.lanes.len()).map(|lane| now.work_ns(lane)).fold(0.0, f64::max);
+    let share = if baseline.is_some() { WORTH_NAMING } else { WORTH_NAMING_BESIDE_OTHERS };
+    let worth_ns = share * (0..recording.lanes.len()).map(|lane| now.work_ns(lane)).fold(0.0, f64::max);
     let trial = Trial { recording, window, now: &now, baseline, worth_ns };
     let (mut found, mut slow) = (Vec::new(), Vec::new());
     for lane in 0..recording.lanes.len() {
@@ -167,13 +178,14 @@ impl Trial<'_> {
         let own = self.now.cells.range((lane, 0, 0)..(lane + 1, 0, 0));
         let cell = |(key, points): (&(usize, StageIndex, u8), &Vec<Point>)| {
             let (_, stage, part) = *key;
-            let (mut actual_ns, mut expected_ns) = (0.0, 0.0);
+            let (mut tasks, mut actual_ns, mut expected_ns) = (0, 0.0, 0.0);
             for point in points {
                 let expected = self.expected(lane, stage, part, point.rows)?;
+                tasks += point.count;
                 actual_ns += point.median_ns * point.count as f64;
                 expected_ns += expected * point.count as f64;
             }
-            Some(Cell { lane, stage, transfer: part != TaskRole::Compute as u8, actual_ns, expected_ns })
+            Some(Cell { lane, stage, transfer: self.moves(stage, part), tasks, actual_ns, expected_ns })
         };
         own.filter_map(cell).collect()
     }
@@ -183,18 +195,34 @@ impl Trial<'_> {
             return baseline.expected(lane, stage, part, rows);
         }
         let lanes = &self.recording.plan.table.lanes;
+        if self.recording.plan.table.uneven[stage] {
+            return None;
+        }
         let siblings = (0..lanes.len()).filter(|other| *other != lane && lanes[*other].group == lanes[lane].group);
         let times = siblings.filter_map(|other| self.now.expected(other, stage, part, rows));
         lower_median(times.collect())
     }
 
-    fn is_slow(&self, cell: &Cell) -> bool {
-        self.matters(cell.actual_ns, cell.expected_ns)
+    /// Whether the tasks of this stage and part move rows of a transfer.
+    fn moves(&self, stage: StageIndex, part: u8) -> bool {
+        let mut tasks = self.recording.plan.table.tasks.iter();
+        tasks.any(|task| task.stage == stage && task.role as u8 == part && !task.computes())
     }
 
-    /// Whether the difference is large, and worth a word.
-    fn matters(&self, actual_ns: f64, expected_ns: f64) -> bool {
-        actual_ns >= SLOW * expected_ns && actual_ns - expected_ns >= self.worth_ns
+    fn is_slow(&self, cell: &Cell) -> bool {
+        self.matters(cell.actual_ns, cell.expected_ns, cell.tasks)
+    }
+
+    /// Whether the difference is large, worth a word, and no accident.
+    fn matters(&self, actual_ns: f64, expected_ns: f64, tasks: usize) -> bool {
+        let known = self.baseline.is_some();
+        let sure = known || (tasks >= FEWEST_TASKS && actual_ns >= SHORTEST_TASK_NS * tasks as f64);
+        sure && actual_ns >= self.slow() * expected_ns && actual_ns - expected_ns >= self.worth_ns
+    }
+
+    /// How many times as long as it should take makes a slow one.
+    fn slow(&self) -> f64 {
+        if self.baseline.is_some() { SLOW } else { SLOW_BESIDE_OTHERS }
     }
 
     /// A device is slow if what it does beside its slowest stage is slow as well.
@@ -203,7 +231,7 @@ impl Trial<'_> {
         let worst = slow.max_by(|a, b| a.excess_ns().total_cmp(&b.excess_ns()))?;
         let rest: Vec<&Cell> = cells.iter().filter(|cell| cell.stage != worst.stage).collect();
         let (actual, expected) = sums(rest);
-        if expected == 0.0 || actual < SLOW * expected {
+        if expected == 0.0 || actual < self.slow() * expected {
             return None;
         }
         let (actual, expected) = sums(cells);
@@ -246,7 +274,7 @@ impl Trial<'_> {
             let count = self.now.cells.range((lane, 0, 0)..(lane + 1, 0, 0)).flat_map(|(_, points)| points);
             let count = count.map(|point| point.count).sum::<usize>() as f64;
             let (actual, expected) = (self.now.host_ns[lane] * count, baseline.host_ns.get(lane)? * count);
-            let slow = expected > 0.0 && self.matters(actual, expected);
+            let slow = expected > 0.0 && self.matters(actual, expected, count as usize);
             slow.then(|| self.verdict(Culprit::Host { lane }, actual, expected))
         };
         (0..self.recording.lanes.len()).filter_map(host).collect()
@@ -271,7 +299,7 @@ impl Trial<'_> {
                 Culprit::Stage { stage: other, lane: on, .. } => other == stage && on.is_none_or(|on| on == lane),
                 Culprit::Transfer { .. } | Culprit::Host { .. } => false,
             });
-            if !named {
+            if !named && !self.recording.plan.table.uneven[stage] {
                 self.slow_layers(lane, stage, layers, &mut found);
             }
         }
@@ -290,7 +318,7 @@ impl Trial<'_> {
             let others = points.iter().filter(|(other, _)| other != layer).map(|(_, point)| point.median_ns);
             let Some(expected) = lower_median(others.collect()) else { return };
             let count = point.count as f64;
-            if expected > 0.0 && self.matters(point.median_ns * count, expected * count) {
+            if expected > 0.0 && self.matters(point.median_ns * count, expected * count, point.count) {
                 let culprit = Culprit::Stage { stage, lane: Some(lane), layer: Some(*layer) };
                 let verdict = self.verdict(culprit, point.median_ns * count, expected * count);
                 found.push(Straggler { evidence: Evidence::Layers, ..verdict });

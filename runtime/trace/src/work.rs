@@ -51,7 +51,7 @@ impl Work {
     pub(crate) fn of(table: &TaskTable, task: TaskId) -> Self {
         let template = &table.tasks[task];
         let carried = |payload| if payload == Payload::Output { Self::FToA } else { Self::AToF };
-        if template.role != TaskRole::Compute {
+        if !template.computes() {
             return carried(template.payload);
         }
         match table.stages[template.stage].role {

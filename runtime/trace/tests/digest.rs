@@ -75,6 +75,19 @@ fn it_knows_when_the_ratio_is_wrong_and_when_nothing_helps() {
 }
 
 #[test]
+fn it_advises_no_more_lanes_than_there_are_cores_and_nothing_if_there_is_little_work() {
+    let ran = Toy::new(1, 1, 3, true, 3).virtually(&costs(90_000, 20_000, 100), &load(9));
+    for (cores, advised) in [(1, false), (2, false), (3, true), (16, true)] {
+        let told = line(&digest(&ran.recording(), Some(cores)), "try").to_owned();
+        assert_eq!(told.contains("another A:F ratio"), advised, "{cores} cores: {told}");
+    }
+    let rare: Vec<_> = (0..40).map(|id| (id * 20_000_000, 4, 4)).collect();
+    let ran = Toy::new(1, 1, 3, true, 3).virtually(&costs(90_000, 20_000, 100), &rare);
+    let lines = digest(&ran.recording(), None);
+    assert!(line(&lines, "try").contains("the load is too light to say"), "{lines:#?}");
+}
+
+#[test]
 fn it_names_stragglers_and_stays_short() {
     let slow = |task: &VirtualTask<'_>| {
         let times = if task.table.tasks[task.task].device == 3 { 3 } else { 1 };

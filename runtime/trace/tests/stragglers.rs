@@ -8,6 +8,7 @@ use rally_graph::kinds::Role;
 use rally_graph::plan::TaskRole;
 use rally_trace::stragglers::{Baseline, Culprit, Evidence, stragglers};
 use rally_trace::{Recording, Window};
+use std::sync::Arc;
 use toy::{Ran, Toy};
 
 const SEEDS: u64 = 20;
@@ -64,8 +65,8 @@ impl Slow {
     }
 }
 
-fn virtually(toy: &Toy, seed: u64, slow: Slow) -> Ran {
-    let costs = move |task: &VirtualTask<'_>| {
+fn costs_of(slow: Slow, seed: u64) -> impl Fn(&VirtualTask<'_>) -> u64 {
+    move |task| {
         let template = &task.table.tasks[task.task];
         let stage = &task.table.stages[template.stage];
         let base = match (template.role, stage.role) {
@@ -79,7 +80,11 @@ fn virtually(toy: &Toy, seed: u64, slow: Slow) -> Ran {
         let noise = draw(seed, which, base as usize / 10) as u64;
         let factor = slow.factor(&stage.id, template.role, template.device, template.layer.unwrap_or(usize::MAX));
         (base + noise + 300 * task.load.rows as u64) * factor
-    };
+    }
+}
+
+fn virtually(toy: &Toy, seed: u64, slow: Slow) -> Ran {
+    let costs = costs_of(slow, seed);
     let requests: Vec<_> = (0..6).map(|id| (0, 2 + draw(seed, id, 6), 30)).collect();
     toy.virtually(&costs, &requests)
 }
@@ -119,6 +124,36 @@ fn a_slow_stage_on_one_device_is_told_from_its_siblings() {
         let device = draw(seed, 1, 2) + if stage == "expert_ffn" { 2 } else { 0 };
         let slow = Slow::Stage(stage, Some(device));
         check(&virtually(&PAIRS, seed, slow), None, slow, &format!("seed {seed}"));
+    }
+}
+
+/// Whoever holds the shared expert works longer than its siblings; so may a layer that more rows are routed in.
+#[test]
+fn who_may_have_more_work_is_not_accused_without_a_baseline() {
+    for seed in 0..SEEDS {
+        for slow in
+            [Slow::Stage("expert_ffn", Some(2 + draw(seed, 0, 2))), Slow::Layer("expert_ffn", 1 + draw(seed, 1, 3))]
+        {
+            let mut ran = virtually(&PAIRS, seed, slow);
+            let plan = Arc::get_mut(&mut ran.plan).expect("nobody else holds the plan");
+            let stage = plan.table.stages.iter().position(|stage| stage.id == "expert_ffn").expect("there is one");
+            plan.table.uneven[stage] = true;
+            let recording = ran.recording();
+            let found = stragglers(&recording, &Window::settled(&recording), None);
+            assert!(found.is_empty(), "seed {seed}: {slow:?} is named as {found:#?}");
+        }
+    }
+}
+
+#[test]
+fn who_was_hardly_seen_is_not_accused_without_a_baseline() {
+    let slow = costs_of(Slow::Stage("mfa_attention", Some(0)), 0);
+    for (tokens, named) in [(3, false), (30, true)] {
+        let requests: Vec<_> = (0..6).map(|_| (0, 4, tokens)).collect();
+        let ran = PAIRS.virtually(&slow, &requests);
+        let recording = ran.recording();
+        let found = stragglers(&recording, &Window::settled(&recording), None);
+        assert_eq!(!found.is_empty(), named, "{tokens} tokens: {found:#?}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::Work;
 use rally_graph::kinds::Role;
-use rally_graph::plan::{Plan, TaskRole, TaskTable};
+use rally_graph::plan::{Plan, TaskTable};
 use rally_graph::shard::ShardCounts;
 use rally_graph::stage_graph::{DeviceIndex, StageGraph, StageIndex};
 use rally_metrics::names;
@@ -37,9 +37,9 @@ impl Series {
     pub(super) fn of(plan: &Plan, graph: &StageGraph, lane: usize, position: usize) -> Self {
         let template = &plan.table.tasks[plan.lanes[lane].tasks[position].task];
         let stage = template.stage;
-        match template.role {
-            TaskRole::Compute => Self::Stage { stage, layer_kind: layer_kind(graph, template.layer) },
-            TaskRole::Send | TaskRole::Exchange | TaskRole::Receive => Self::Transfer { stage },
+        match template.computes() {
+            true => Self::Stage { stage, layer_kind: layer_kind(graph, template.layer) },
+            false => Self::Transfer { stage },
         }
     }
 
@@ -62,7 +62,7 @@ fn layer_kind(graph: &StageGraph, layer: Option<usize>) -> &'static str {
 /// What the task at `position` is to those who wait for it: the same words as in a trace.
 pub(super) fn work_of(plan: &Plan, graph: &StageGraph, lane: usize, position: usize) -> Work {
     let template = &plan.table.tasks[plan.lanes[lane].tasks[position].task];
-    if template.role != TaskRole::Compute {
+    if !template.computes() {
         return Work::Transfer;
     }
     match graph.stages[template.stage].role {
@@ -90,7 +90,7 @@ fn side_of(graph: &StageGraph, device: DeviceIndex) -> Work {
 /// the same rows: the first of them counts.
 pub(crate) fn counts_routing(table: &TaskTable, graph: &StageGraph, stage: StageIndex, device: DeviceIndex) -> bool {
     let own = table.tasks.iter().filter(|task| task.stage == stage && task.device == device);
-    let gathers = own.flat_map(|task| &task.after).any(|before| table.tasks[*before].role != TaskRole::Compute);
+    let gathers = own.flat_map(|task| &task.after).any(|before| !table.tasks[*before].computes());
     // The FFN of the layers that it routes for.
     let layers = |stage: StageIndex| graph.graph.node_weights().filter(move |node| node.stage == stage);
     let shares_layer = |ffn: StageIndex| layers(ffn).any(|node| layers(stage).any(|own| own.layer == node.layer));

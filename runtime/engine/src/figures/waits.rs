@@ -8,7 +8,7 @@
 
 use super::series::work_of;
 use super::{AT_NO_TASK, LaneFigures, RunFigures, Series, Work, add};
-use rally_graph::plan::{Plan, TaskRole, Wait};
+use rally_graph::plan::{Plan, Wait};
 use rally_graph::stage_graph::{StageGraph, StageIndex};
 use rally_metrics::BubbleCause;
 use rally_schedule::span::Span;
@@ -184,7 +184,7 @@ fn take(part: &mut u64, wanted: &mut u64) {
 /// The transfer that a wait is for.
 fn edge_of(plan: &Plan, wait: &Wait) -> Option<StageIndex> {
     let template = &plan.table.tasks[plan.lanes[wait.lane].tasks[wait.position].task];
-    (template.role != TaskRole::Compute).then_some(template.stage)
+    (!template.computes()).then_some(template.stage)
 }
 
 #[cfg(test)]

@@ -155,7 +155,8 @@ function find(lane, position, step) {
 }
 
 function label(trace, task) {
-  return trace.stages[task.stage].id + PARTS[task.part];
+  const laterPart = task.part === 3 && task.work < 2;
+  return trace.stages[task.stage].id + (laterPart ? ' later part' : PARTS[task.part]);
 }
 
 function time(ns) {
