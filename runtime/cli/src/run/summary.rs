@@ -2,6 +2,7 @@
 
 use super::collect::Collector;
 use super::decode::Outcome;
+use crate::error::CliError;
 use rally_graph::plan::Plan;
 use rally_stages::deployment::Deployment;
 use rally_trace::html::PageText;
@@ -13,6 +14,30 @@ use std::path::Path;
 pub const SPANS_PER_TRACE: usize = 262_144;
 /// Spans a lane keeps for the digest alone: the last steps of a run say how it went.
 pub const SPANS_PER_DIGEST: usize = 16_384;
+
+/// What a trace is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TraceForm {
+    /// Chrome trace events.
+    Json,
+    /// A page of its own.
+    Html,
+}
+
+impl TraceForm {
+    /// The form that the ending of `path` asks for.
+    pub fn of(path: &Path) -> Result<Self, CliError> {
+        let ending = path.extension().map(|ending| ending.to_ascii_lowercase());
+        match ending.as_ref().and_then(|ending| ending.to_str()) {
+            Some("json") => Ok(Self::Json),
+            Some("html") => Ok(Self::Html),
+            _ => Err(CliError::Mistake(format!(
+                "--trace {}: give it a name that ends in .json or .html",
+                path.display()
+            ))),
+        }
+    }
+}
 
 /// A run that is over.
 pub struct Summary<'a> {
@@ -33,10 +58,9 @@ impl Summary<'_> {
         lines
     }
 
-    /// The trace in the form that the ending of `path` asks for.
-    pub fn write_trace(&self, path: &Path, out: &mut dyn Write) -> io::Result<()> {
-        let page = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("html"));
-        if !page {
+    /// The trace.
+    pub fn write_trace(&self, form: TraceForm, out: &mut dyn Write) -> io::Result<()> {
+        if form == TraceForm::Json {
             return chrome::write(out, &self.recording());
         }
         let [speed, setting, digest @ ..] = &self.digest()[..] else { return Ok(()) };
