@@ -158,6 +158,20 @@ fn contenders_are_told_apart() {
 }
 
 #[test]
+fn a_bench_leaves_a_trace_of_its_best() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (json, html) = (folder.path().join("t.json"), folder.path().join("t.html"));
+    good(&bench(GRAPH, &["--trace", path_text(&json)]));
+    let trace: Value = serde_json::from_slice(&std::fs::read(&json).expect("it is there")).expect("JSON");
+    assert!(trace["traceEvents"].as_array().is_some_and(|events| events.len() > 20));
+    good(&bench(GRAPH, &["--compare", "sequential:1,ping_pong:2", "--repeats", "2", "--trace", path_text(&html)]));
+    let page = std::fs::read_to_string(&html).expect("it is there");
+    assert!(page.starts_with("<!doctype html>") && page.contains("round 2 of a bench"));
+    refused(&bench(GRAPH, &["--trace", GRAPH]), "this is the graph");
+    refused(&bench(GRAPH, &["--trace", "x.svg"]), "ends in .json or .html");
+}
+
+#[test]
 fn the_digest_of_a_comparison_says_whose_it_is() {
     let (_, stderr) = good(&bench(GRAPH, &["--compare", "sequential:1,ping_pong:2", "--repeats", "2"]));
     let told = |name: &str| stderr.contains(&format!("\n{name}, round 2 of 2:\n"));

@@ -20,12 +20,15 @@ use crate::machine::Machine;
 use crate::observe::{ObserveArgs, Observer, model_name};
 use crate::output::{FilesInUse, OutputFile, print};
 use crate::session::SessionArgs;
+use crate::trace_form::TraceForm;
 use clap::{Args, ValueEnum};
 use compare::Merit;
 use contender::Contender;
 use rally_load::goodput::{Goal, GoalKind};
 use rally_load::prompt::PromptPool;
 use rally_load::{Load, LoadLimits};
+use rally_trace::Recording;
+use rally_trace::html::PageText;
 use result::Measurement;
 use round::{Plan, Rounds};
 use std::io::{self, Write};
@@ -66,6 +69,9 @@ pub struct BenchArgs {
     /// Draw the result here.
     #[arg(long, value_name = "F.svg|F.html")]
     plot: Option<PathBuf>,
+    /// Write a trace of the best contender's last round here: `.json` for Perfetto, `.html` for a page of its own.
+    #[arg(long, value_name = "F.json|F.html")]
+    trace: Option<PathBuf>,
     #[command(flatten)]
     observe: ObserveArgs,
     /// Output format.
@@ -90,6 +96,7 @@ enum Baseline {
 struct Outputs {
     result: Option<OutputFile>,
     plot: Option<(OutputFile, plot::Form)>,
+    trace: Option<(OutputFile, TraceForm)>,
 }
 
 /// Runs the command.
@@ -106,7 +113,14 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
     let machine = Machine::here();
     let interrupts = interrupt::channel()?;
     let (warm_up, prompts) = prepare(args, &load, &contenders);
-    let plan = Plan { load: &load.load, warm_up: &warm_up, prompts: &prompts, goals: &goals, interrupts: &interrupts };
+    let plan = Plan {
+        load: &load.load,
+        warm_up: &warm_up,
+        prompts: &prompts,
+        goals: &goals,
+        interrupts: &interrupts,
+        keep_last: args.trace.is_some(),
+    };
     let repeats = args.repeats.map_or(if contenders.len() > 1 { 5 } else { 1 }, |repeats| repeats as usize);
     let (rounds, interrupted) = measure(&contenders, &plan, repeats, &mut observer)?;
     let cut_short = interrupted.then(|| interruption(&contenders, &rounds, repeats));
@@ -151,6 +165,7 @@ fn open_outputs(args: &BenchArgs, contenders: &[Contender]) -> Result<Outputs, C
             .reads("the --trace-file", args.load.trace_file())
             .writes("--save-result", args.save_result.as_deref())
             .writes("--plot", args.plot.as_deref())
+            .writes("--trace", args.trace.as_deref())
             .check()?;
     }
     let result = args.save_result.as_deref().map(OutputFile::create).transpose()?;
@@ -164,7 +179,11 @@ fn open_outputs(args: &BenchArgs, contenders: &[Contender]) -> Result<Outputs, C
             Some((OutputFile::create(path)?, form))
         }
     };
-    Ok(Outputs { result, plot })
+    let trace = match &args.trace {
+        None => None,
+        Some(path) => Some((TraceForm::of(path)?, OutputFile::create(path)?)),
+    };
+    Ok(Outputs { result, plot, trace: trace.map(|(form, file)| (file, form)) })
 }
 
 /// The warm-up is the load's own beginning, all at once; prompts are those that the smallest vocabulary has.
@@ -245,6 +264,9 @@ fn report(
         let drawn = plot::draw(measurements, &heading, &verdict, form);
         file.finish(|out| out.write_all(drawn.as_bytes()))?;
     }
+    if let (Some((file, form)), Some(best)) = (outputs.trace, compare::best(measurements, merit)) {
+        write_trace(best, &load.words, file, form)?;
+    }
     let mut text = match (args.format, measurements) {
         (Format::Json, _) => format!("{result}\n"),
         (Format::Text, []) => String::new(),
@@ -260,6 +282,16 @@ fn report(
     print(&text)?;
     digest(measurements, merit);
     Ok(())
+}
+
+/// The last round of `best`. A bench that was interrupted before any contender's last round has none.
+fn write_trace(best: &Measurement<'_>, load: &str, file: OutputFile, form: TraceForm) -> Result<(), CliError> {
+    let Some((report, plan)) = &best.rounds.last else { return Ok(()) };
+    let recording = Recording::new(plan, &report.lanes, &report.counters);
+    let title = best.contender.deployment.spec.name.clone();
+    let subtitle = format!("{}, round {} of a bench · {load}", best.name, best.rounds.summaries.len());
+    let words = PageText { title, subtitle, digest: best.rounds.measured.digest.clone() };
+    file.finish(|out| form.write(&recording, &words, out))
 }
 
 /// Where the steps of the best contender went, on stderr.

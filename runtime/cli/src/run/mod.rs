@@ -13,6 +13,7 @@ use crate::interrupt;
 use crate::observe::{ObserveArgs, Observer, model_name};
 use crate::output::{FilesInUse, OutputFile, print};
 use crate::session::{self, SessionArgs};
+use crate::trace_form::TraceForm;
 use clap::Args;
 use collect::{Collector, RequestResult};
 use console::Console;
@@ -21,7 +22,7 @@ use rally_stages::deployment::{AssembleOptions, Deployment};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use summary::{Summary, TraceForm};
+use summary::Summary;
 
 /// Arguments of `rally run`.
 #[derive(Debug, Args)]

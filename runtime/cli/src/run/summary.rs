@@ -2,42 +2,17 @@
 
 use super::collect::Collector;
 use super::decode::Outcome;
-use crate::error::CliError;
+use crate::trace_form::TraceForm;
 use rally_graph::plan::Plan;
 use rally_stages::deployment::Deployment;
 use rally_trace::html::PageText;
-use rally_trace::{Recording, chrome, digest, html};
+use rally_trace::{Recording, digest};
 use std::io::{self, Write};
-use std::path::Path;
 
 /// Spans a lane keeps for a trace: 16 MB of memory, some 80 MB of JSON or 4 MB of HTML.
 pub const SPANS_PER_TRACE: usize = 262_144;
 /// Spans a lane keeps for the digest alone: the last steps of a run say how it went.
 pub const SPANS_PER_DIGEST: usize = 16_384;
-
-/// What a trace is written as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TraceForm {
-    /// Chrome trace events.
-    Json,
-    /// A page of its own.
-    Html,
-}
-
-impl TraceForm {
-    /// The form that the ending of `path` asks for.
-    pub fn of(path: &Path) -> Result<Self, CliError> {
-        let ending = path.extension().map(|ending| ending.to_ascii_lowercase());
-        match ending.as_ref().and_then(|ending| ending.to_str()) {
-            Some("json") => Ok(Self::Json),
-            Some("html") => Ok(Self::Html),
-            _ => Err(CliError::Mistake(format!(
-                "--trace {}: give it a name that ends in .json or .html",
-                path.display()
-            ))),
-        }
-    }
-}
 
 /// A run that is over.
 pub struct Summary<'a> {
@@ -60,12 +35,9 @@ impl Summary<'_> {
 
     /// The trace.
     pub fn write_trace(&self, form: TraceForm, out: &mut dyn Write) -> io::Result<()> {
-        if form == TraceForm::Json {
-            return chrome::write(out, &self.recording());
-        }
         let [speed, setting, digest @ ..] = &self.digest()[..] else { return Ok(()) };
         let (title, subtitle) = (self.deployment.spec.name.clone(), format!("{setting} · {speed}"));
-        html::write(out, &self.recording(), &PageText { title, subtitle, digest: digest.to_vec() })
+        form.write(&self.recording(), &PageText { title, subtitle, digest: digest.to_vec() }, out)
     }
 
     fn recording(&self) -> Recording<'_> {
