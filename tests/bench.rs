@@ -283,5 +283,6 @@ fn an_interrupt_keeps_what_was_measured() {
     let result: Value = serde_json::from_str(&stdout).expect("the result is whole");
     let run = &result["runs"][0];
     assert_eq!(run["interrupted"], true);
+    assert_eq!(result["interruption"], "interrupted: of 1 round, ping_pong:3 has part of its first round");
     assert!(number(run, "completed") < 4000.0 && number(run, "num_prompts") == 4000.0);
 }

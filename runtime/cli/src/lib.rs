@@ -21,6 +21,7 @@ mod session;
 pub mod show;
 mod show_plan;
 pub mod table;
+mod trace_form;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use error::CliError;

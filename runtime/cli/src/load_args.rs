@@ -90,17 +90,24 @@ impl LoadArgs {
         Ok(MadeLoad { load, words, json, seed: self.seed })
     }
 
-    /// Holds `made` against what a deployment can take: clips it if that was asked for, and says so.
+    /// Holds `made` against what every deployment can take: clips it if that was asked for, and says so.
     pub fn fit(&self, made: &mut MadeLoad, limits: LoadLimits) -> Result<(), CliError> {
         let clipped = if self.clip { made.load.clip(limits) } else { 0 };
         made.load.check(limits).or_mistake()?;
         if clipped > 0 {
+            // Their lengths are others now.
+            made.words = self.words(&made.load);
             made.words.push_str(&format!(", {clipped} of them clipped to {} tokens", limits.total_tokens));
         }
         if self.clip {
             made.json["clipped"] = json!(clipped);
         }
         Ok(())
+    }
+
+    /// The trace that is read, if any.
+    pub fn trace_file(&self) -> Option<&Path> {
+        self.trace_file.as_deref()
     }
 
     /// Sequences that must run at once for the load to be what was asked for.

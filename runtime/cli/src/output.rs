@@ -61,6 +61,69 @@ impl OutputFile {
     }
 }
 
+/// Files that a command reads and writes, each with how the user gave it: `--out`, `the graph`.
+#[derive(Default)]
+pub struct FilesInUse<'a> {
+    inputs: Vec<(&'a str, &'a Path)>,
+    outputs: Vec<(&'a str, &'a Path)>,
+    model: Option<&'a Path>,
+}
+
+impl<'a> FilesInUse<'a> {
+    /// A command that reads `graph` and the checkpoint in the folder `model`; what is no folder holds nothing to protect.
+    pub fn new(graph: &'a Path, model: &'a str) -> Self {
+        Self { inputs: vec![("the graph", graph)], outputs: Vec::new(), model: Some(Path::new(model)) }
+    }
+
+    /// Adds a file that is read, if it was given.
+    pub fn reads(mut self, name: &'a str, path: Option<&'a Path>) -> Self {
+        self.inputs.extend(path.map(|path| (name, path)));
+        self
+    }
+
+    /// Adds a file that is written, if it was given.
+    pub fn writes(mut self, name: &'a str, path: Option<&'a Path>) -> Self {
+        self.outputs.extend(path.map(|path| (name, path)));
+        self
+    }
+
+    /// Refuses an output that would replace an input, and two outputs under one name, of which one would be lost.
+    pub fn check(&self) -> Result<(), CliError> {
+        for (index, (name, path)) in self.outputs.iter().enumerate() {
+            let place = place(path);
+            let same = |(_, other): &&(&str, &Path)| self::place(other) == place;
+            if let Some((other, _)) = self.outputs[..index].iter().find(same) {
+                return Err(CliError::Mistake(format!(
+                    "{other} and {name} both name {}: use two files",
+                    path.display()
+                )));
+            }
+            let read = self.inputs.iter().find(same).map(|(input, _)| *input);
+            let of_model = place.parent().is_some_and(|folder| Some(folder) == self.model) && place.exists();
+            if let Some(input) = read.or(of_model.then_some("a file of the model")) {
+                return Err(CliError::Mistake(format!(
+                    "{name} {}: this is {input}, which is read, and would be replaced: write to another file",
+                    path.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where a file is or will be, the same under all its names. What is no regular file is only what it is called: stdin and stdout
+/// may be one terminal.
+fn place(path: &Path) -> PathBuf {
+    if is_special(path) {
+        return path.into();
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    path.canonicalize()
+        .ok()
+        .or_else(|| Some(folder.canonicalize().ok()?.join(path.file_name()?)))
+        .unwrap_or(path.into())
+}
+
 /// What a rename must never replace: pipes, devices, folders, and the names a system gives to open files. `/dev/stderr` looks
 /// like the file that stderr was redirected to, and renaming over it would break it for everyone.
 fn is_special(path: &Path) -> bool {

@@ -26,6 +26,9 @@ pub struct ShowArgs {
     /// Show the plan: what every lane does, in order, for whom it waits, and a timeline; as text, `svg`, `html` or `json`.
     #[arg(long)]
     pub plan: bool,
+    /// Schedule of the plan instead of the graph's: `sequential`, `ping_pong`, `greedy` or `custom`, with `:N` for N micro-batches.
+    #[arg(long, value_name = "POLICY[:N]", requires = "plan")]
+    pub schedule: Option<String>,
     /// How results are printed; `json` is the same as `--as json`.
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
@@ -59,7 +62,7 @@ pub fn run(args: &ShowArgs) -> Result<ExitCode, CliError> {
         if !good {
             return Err(CliError::Reported);
         }
-        show_plan::render(&checked, form)?
+        show_plan::render(&checked, form, args.schedule.as_deref())?
     } else {
         draw(&checked, form)?
     };

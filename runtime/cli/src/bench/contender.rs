@@ -37,6 +37,8 @@ pub struct Contender {
     pub path: PathBuf,
     /// What it is for.
     pub part: Part,
+    /// In tables: no other contender has the same.
+    pub name: String,
 }
 
 impl Contender {
@@ -48,8 +50,8 @@ impl Contender {
         Ok(LoadLimits { total_tokens: config.max_positions.min(capacity.saturating_add(1)) })
     }
 
-    /// Name in tables. `alone`: all contenders are schedules of one graph.
-    pub fn name(&self, alone: bool) -> String {
+    /// Short name. `alone`: all contenders are schedules of one graph.
+    fn short_name(&self, alone: bool) -> String {
         match (self.part, alone) {
             (Part::NoAfd, _) => "no AFD".into(),
             (Part::Candidate, true) => self.schedule.label.clone(),
@@ -67,7 +69,10 @@ pub fn open_all(args: &BenchArgs) -> Result<Vec<Contender>, CliError> {
     if args.compare.is_empty() {
         opened.add(&main, path, None, Part::Candidate)?;
     }
-    for schedule in &args.compare {
+    for (index, schedule) in args.compare.iter().enumerate() {
+        if args.compare[..index].contains(schedule) {
+            return Err(CliError::Mistake(format!("--compare names `{schedule}` twice: give each schedule once")));
+        }
         opened.add(&main, path, Some(schedule), Part::Candidate)?;
     }
     for path in &args.against_graph {
@@ -79,7 +84,28 @@ pub fn open_all(args: &BenchArgs) -> Result<Vec<Contender>, CliError> {
         let other = Rc::new(open_undivided(&args.session, &main)?);
         opened.add(&other, path, None, Part::NoAfd)?;
     }
+    name_all(&mut opened.contenders);
     Ok(opened.contenders)
+}
+
+/// Gives each contender the shortest name that no other has: its graph and schedule, then its file too, then a number.
+fn name_all(contenders: &mut [Contender]) {
+    let alone = contenders.iter().all(|contender| contender.path == contenders[0].path);
+    let forms: [&dyn Fn(&Contender) -> String; 3] = [
+        &|contender| contender.short_name(alone),
+        &|contender| {
+            let file = contender.path.file_name().unwrap_or_default().to_string_lossy();
+            format!("{} ({file})", contender.short_name(alone))
+        },
+        &|contender| format!("{} ({})", contender.short_name(alone), contender.path.display()),
+    ];
+    let all: Vec<Vec<String>> = forms.iter().map(|form| contenders.iter().map(form).collect()).collect();
+    let count = |names: &[String], name: &String| names.iter().filter(|other| *other == name).count();
+    for (index, contender) in contenders.iter_mut().enumerate() {
+        let alike = count(&all[0][..index], &all[0][index]) + 1;
+        let told_apart = all.iter().find(|names| count(names, &names[index]) == 1);
+        contender.name = told_apart.map_or_else(|| format!("{} #{alike}", all[0][index]), |names| names[index].clone());
+    }
 }
 
 /// Makes every `greedy` order by the table in `path`, for micro-batches as `load` makes them.
@@ -123,6 +149,7 @@ impl Opened {
             weights,
             path: path.into(),
             part,
+            name: String::new(),
         });
         Ok(())
     }

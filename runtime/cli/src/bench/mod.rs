@@ -18,14 +18,17 @@ use crate::interrupt;
 use crate::load_args::{LoadArgs, MadeLoad};
 use crate::machine::Machine;
 use crate::observe::{ObserveArgs, Observer, model_name};
-use crate::output::{OutputFile, print};
+use crate::output::{FilesInUse, OutputFile, print};
 use crate::session::SessionArgs;
+use crate::trace_form::TraceForm;
 use clap::{Args, ValueEnum};
 use compare::Merit;
 use contender::Contender;
-use rally_load::Load;
 use rally_load::goodput::{Goal, GoalKind};
 use rally_load::prompt::PromptPool;
+use rally_load::{Load, LoadLimits};
+use rally_trace::Recording;
+use rally_trace::html::PageText;
 use result::Measurement;
 use round::{Plan, Rounds};
 use std::io::{self, Write};
@@ -51,8 +54,8 @@ pub struct BenchArgs {
     /// A cost table of `rally profile` that `greedy` orders by, instead of assumed costs.
     #[arg(long, value_name = "F.json")]
     costs: Option<PathBuf>,
-    /// Requests before each round that do not count.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    /// Requests before each round that do not count: the load's own, from the first on, over again where there are fewer.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = warm_up_count)]
     warmup: usize,
     /// Rounds; 1, or 5 where several are compared.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -66,11 +69,20 @@ pub struct BenchArgs {
     /// Draw the result here.
     #[arg(long, value_name = "F.svg|F.html")]
     plot: Option<PathBuf>,
+    /// Write a trace of the best contender's last round here: `.json` for Perfetto, `.html` for a page of its own.
+    #[arg(long, value_name = "F.json|F.html")]
+    trace: Option<PathBuf>,
     #[command(flatten)]
     observe: ObserveArgs,
     /// Output format.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+}
+
+/// More than 2^20 requests that do not count are a slip of the keyboard.
+fn warm_up_count(text: &str) -> Result<usize, String> {
+    let in_range = text.parse::<usize>().ok().filter(|count| *count <= 1 << 20);
+    in_range.ok_or_else(|| format!("expected a whole number from 0 to {}", 1 << 20))
 }
 
 /// What a deployment is held against.
@@ -84,6 +96,7 @@ enum Baseline {
 struct Outputs {
     result: Option<OutputFile>,
     plot: Option<(OutputFile, plot::Form)>,
+    trace: Option<(OutputFile, TraceForm)>,
 }
 
 /// Runs the command.
@@ -94,25 +107,35 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
         contender::measured_costs(&mut contenders, path, &load.load)?;
     }
     let goals = goals(args, &contenders[0]);
-    let outputs = open_outputs(args)?;
+    let outputs = open_outputs(args, &contenders)?;
     let model_name = model_name(&contenders[0].deployment, args.session.model.as_deref());
     let mut observer = Observer::start(&args.observe, &model_name)?;
     let machine = Machine::here();
     let interrupts = interrupt::channel()?;
     let (warm_up, prompts) = prepare(args, &load, &contenders);
-    let plan = Plan { load: &load.load, warm_up: &warm_up, prompts: &prompts, goals: &goals, interrupts: &interrupts };
+    let plan = Plan {
+        load: &load.load,
+        warm_up: &warm_up,
+        prompts: &prompts,
+        goals: &goals,
+        interrupts: &interrupts,
+        keep_last: args.trace.is_some(),
+    };
     let repeats = args.repeats.map_or(if contenders.len() > 1 { 5 } else { 1 }, |repeats| repeats as usize);
     let (rounds, interrupted) = measure(&contenders, &plan, repeats, &mut observer)?;
+    let cut_short = interrupted.then(|| interruption(&contenders, &rounds, repeats));
     let measurements = gather(&contenders, rounds, &goals);
-    report(args, &machine, &load, &goals, &measurements, outputs)?;
+    report(args, &machine, &load, &goals, &measurements, outputs, cut_short.as_deref())?;
     if interrupted { Err(CliError::Interrupted) } else { Ok(ExitCode::SUCCESS) }
 }
 
 /// The load, held against the smallest of the contenders: all get the same.
 fn make_load(args: &BenchArgs, contenders: &[Contender]) -> Result<MadeLoad, CliError> {
     let mut load = args.load.make()?;
+    let mut smallest: Option<LoadLimits> = None;
     for contender in contenders {
-        args.load.fit(&mut load, contender.limits()?)?;
+        let limits = contender.limits()?;
+        smallest = smallest.filter(|smallest| smallest.total_tokens <= limits.total_tokens).or(Some(limits));
         let sequences = contender.deployment.spec.limits.sequences;
         if let Some(batch) = args.load.fixed_batch().filter(|batch| *batch > sequences as usize) {
             return Err(CliError::Mistake(format!(
@@ -120,6 +143,9 @@ fn make_load(args: &BenchArgs, contenders: &[Contender]) -> Result<MadeLoad, Cli
                 contender.path.display()
             )));
         }
+    }
+    if let Some(limits) = smallest {
+        args.load.fit(&mut load, limits)?;
     }
     Ok(load)
 }
@@ -131,9 +157,16 @@ fn goals(args: &BenchArgs, first: &Contender) -> Vec<Goal> {
     first.deployment.spec.slo.iter().map(|slo| Goal { kind: GoalKind::Tpot, ms: slo.tpot_ms }).collect()
 }
 
-fn open_outputs(args: &BenchArgs) -> Result<Outputs, CliError> {
-    if args.save_result.is_some() && args.save_result == args.plot {
-        return Err(CliError::Mistake("--save-result and --plot name the same file: use two".into()));
+fn open_outputs(args: &BenchArgs, contenders: &[Contender]) -> Result<Outputs, CliError> {
+    // Each graph has a model of its own.
+    for contender in contenders {
+        FilesInUse::new(&contender.path, &contender.deployment.weights_source)
+            .reads("the --costs table", args.costs.as_deref())
+            .reads("the --trace-file", args.load.trace_file())
+            .writes("--save-result", args.save_result.as_deref())
+            .writes("--plot", args.plot.as_deref())
+            .writes("--trace", args.trace.as_deref())
+            .check()?;
     }
     let result = args.save_result.as_deref().map(OutputFile::create).transpose()?;
     let plot = match &args.plot {
@@ -146,12 +179,16 @@ fn open_outputs(args: &BenchArgs) -> Result<Outputs, CliError> {
             Some((OutputFile::create(path)?, form))
         }
     };
-    Ok(Outputs { result, plot })
+    let trace = match &args.trace {
+        None => None,
+        Some(path) => Some((TraceForm::of(path)?, OutputFile::create(path)?)),
+    };
+    Ok(Outputs { result, plot, trace: trace.map(|(form, file)| (file, form)) })
 }
 
 /// The warm-up is the load's own beginning, all at once; prompts are those that the smallest vocabulary has.
 fn prepare(args: &BenchArgs, load: &MadeLoad, contenders: &[Contender]) -> (Load, PromptPool) {
-    let first = load.load.requests.iter().take(args.warmup);
+    let first = load.load.requests.iter().cycle().take(args.warmup);
     let requests = first.map(|request| rally_load::LoadRequest { arrival_s: 0.0, ..*request }).collect();
     let longest = load.load.requests.iter().map(|request| request.prompt_tokens).max().unwrap_or(1);
     let vocab = contenders.iter().map(|contender| contender.deployment.shape.vocab).min().unwrap_or(1);
@@ -166,12 +203,11 @@ fn measure(
     observer: &mut Observer,
 ) -> Result<(Vec<Rounds>, bool), CliError> {
     let mut rounds: Vec<Rounds> = contenders.iter().map(|_| Rounds::default()).collect();
-    let alone = alone(contenders);
     for round in 0..repeats {
         for place in 0..contenders.len() {
             // Rotated, so that nobody always runs on a cold machine or behind the same neighbour.
             let index = (round + place) % contenders.len();
-            let title = format!("{} {}/{repeats}", contenders[index].name(alone), round + 1);
+            let title = format!("{} {}/{repeats}", contenders[index].name, round + 1);
             let last = round + 1 == repeats;
             if rounds[index].run(&contenders[index], plan, &title, observer, last)? {
                 return Ok((rounds, true));
@@ -181,19 +217,24 @@ fn measure(
     Ok((rounds, false))
 }
 
-/// Whether all candidates are schedules of one graph.
-fn alone(contenders: &[Contender]) -> bool {
-    contenders.iter().all(|contender| contender.path == contenders[0].path)
+/// How far an interrupted bench came: whose rounds are whole, and who is missing.
+fn interruption(contenders: &[Contender], rounds: &[Rounds], repeats: usize) -> String {
+    let done = |(contender, rounds): (&Contender, &Rounds)| match (rounds.summaries.len(), rounds.interrupted) {
+        (0, _) => format!("{} was not measured", contender.name),
+        (_, true) => format!("{} has part of its first round", contender.name),
+        (count, false) => format!("{} has {}", contender.name, counted(count, "round")),
+    };
+    let done: Vec<String> = contenders.iter().zip(rounds).map(done).collect();
+    format!("interrupted: of {}, {}", counted(repeats, "round"), done.join(", "))
 }
 
 /// Contenders that were measured at all.
 fn gather<'a>(contenders: &'a [Contender], rounds: Vec<Rounds>, goals: &[Goal]) -> Vec<Measurement<'a>> {
-    let alone = alone(contenders);
     let measured = contenders.iter().zip(rounds).filter(|(_, rounds)| !rounds.summaries.is_empty());
     measured
         .map(|(contender, rounds)| {
             let summary = rounds.summary(goals);
-            Measurement { contender, name: contender.name(alone), rounds, summary }
+            Measurement { contender, name: contender.name.clone(), rounds, summary }
         })
         .collect()
 }
@@ -205,12 +246,16 @@ fn report(
     goals: &[Goal],
     measurements: &[Measurement<'_>],
     outputs: Outputs,
+    cut_short: Option<&str>,
 ) -> Result<(), CliError> {
     // Where arrivals set what comes out, throughput says nothing about the system.
     let open = load.load.requests.iter().any(|request| request.arrival_s > 0.0);
     let merit = if open { Merit::Tpot } else { Merit::Throughput };
     let verdict = compare::verdict(measurements, merit);
-    let result = result::result(machine, load, args.warmup, goals, measurements, &verdict);
+    let mut result = result::result(machine, load, args.warmup, goals, measurements, &verdict);
+    if let Some(cut_short) = cut_short {
+        result["interruption"] = cut_short.into();
+    }
     if let Some(file) = outputs.result {
         file.finish(|out| writeln!(out, "{result:#}"))?;
     }
@@ -219,26 +264,47 @@ fn report(
         let drawn = plot::draw(measurements, &heading, &verdict, form);
         file.finish(|out| out.write_all(drawn.as_bytes()))?;
     }
-    let text = match (args.format, measurements) {
+    if let (Some((file, form)), Some(best)) = (outputs.trace, compare::best(measurements, merit)) {
+        write_trace(best, &load.words, file, form)?;
+    }
+    let mut text = match (args.format, measurements) {
         (Format::Json, _) => format!("{result}\n"),
-        (Format::Text, []) => return Err(CliError::Interrupted),
+        (Format::Text, []) => String::new(),
         (Format::Text, [only]) => format!("{}\n\n{}", heading.join("\n"), text::report(only, goals)),
         (Format::Text, several) => {
             let verdict: String = verdict.iter().map(|sentence| format!("{sentence}\n")).collect();
             format!("{}\n\n{}\n{verdict}", heading.join("\n"), compare::table(several, merit))
         }
     };
+    if let (Some(cut_short), Format::Text) = (cut_short, args.format) {
+        text.push_str(&format!("{cut_short}\n"));
+    }
     print(&text)?;
     digest(measurements, merit);
     Ok(())
+}
+
+/// The last round of `best`. A bench that was interrupted before any contender's last round has none.
+fn write_trace(best: &Measurement<'_>, load: &str, file: OutputFile, form: TraceForm) -> Result<(), CliError> {
+    let Some((report, plan)) = &best.rounds.last else { return Ok(()) };
+    let recording = Recording::new(plan, &report.lanes, &report.counters);
+    let title = best.contender.deployment.spec.name.clone();
+    let subtitle = format!("{}, round {} of a bench · {load}", best.name, best.rounds.summaries.len());
+    let words = PageText { title, subtitle, digest: best.rounds.measured.digest.clone() };
+    file.finish(|out| form.write(&recording, &words, out))
 }
 
 /// Where the steps of the best contender went, on stderr.
 fn digest(measurements: &[Measurement<'_>], merit: Merit) {
     let Some(best) = compare::best(measurements, merit) else { return };
     let mut lines = best.rounds.measured.digest.clone();
-    if measurements.len() > 1 {
-        lines.insert(0, format!("{}:", best.name));
+    let rounds = best.rounds.summaries.len();
+    // Rounds that were to come would have left one.
+    if lines.is_empty() {
+        return;
+    }
+    if measurements.len() > 1 || rounds > 1 {
+        lines.insert(0, format!("{}, round {rounds} of {rounds}:", best.name));
     }
     // A digest that cannot be written is no reason to fail: the results are out already.
     let _ = writeln!(io::stderr(), "\n{}", lines.join("\n"));
@@ -253,7 +319,9 @@ fn heading(machine: &Machine, load: &MadeLoad, warm_up: usize, measurements: &[M
         measurements.first().map_or_else(String::new, |first| {
             let shape = &first.contender.deployment.shape;
             let (name, source) = (&first.contender.deployment.spec.name, &first.contender.deployment.weights_source);
-            format!("{name}, {} with {} layers from {source}", shape.family, shape.layers.len())
+            let model = format!("{name}, {} with {} layers from {source}", shape.family, shape.layers.len());
+            // Several are named in their table.
+            if measurements.len() > 1 { model } else { format!("{model}, schedule {}", first.contender.schedule.label) }
         }),
         machine.to_string(),
         format!("{}; {rounds}{order}, each after {warm_up}", load.words),

@@ -9,7 +9,8 @@ use crate::observe::Observer;
 use crate::{interrupt, session};
 use crossbeam::channel::Receiver;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rally_engine::Engine;
+use rally_engine::{Engine, RunReport};
+use rally_graph::plan::Plan as LanePlan;
 use rally_load::Load;
 use rally_load::goodput::Goal;
 use rally_load::prompt::PromptPool;
@@ -34,6 +35,8 @@ pub struct Plan<'a> {
     pub goals: &'a [Goal],
     /// Ctrl-C.
     pub interrupts: &'a Receiver<()>,
+    /// Keep what the lanes of the last round did, for a trace.
+    pub keep_last: bool,
 }
 
 /// All rounds of a contender so far.
@@ -48,6 +51,8 @@ pub struct Rounds {
     duration_s: f64,
     /// Sequences that had to give their pages back.
     pub preemptions: u64,
+    /// What the lanes of the last round did, as they were planned, if that is kept.
+    pub last: Option<(RunReport, Arc<LanePlan>)>,
     /// The only round was cut short.
     pub interrupted: bool,
 }
@@ -98,6 +103,9 @@ impl Rounds {
         let (timings, duration_s) = client.finish();
         self.summaries.push(Summary::of(&timings, duration_s, plan.goals));
         self.measured.add(&mut report, &lane_plan, from_ns, last || interrupted);
+        if plan.keep_last && (last || interrupted) {
+            self.last = Some((report, lane_plan));
+        }
         self.timings.extend(timings);
         self.duration_s += duration_s;
         self.preemptions += preemptions;

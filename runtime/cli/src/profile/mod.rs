@@ -9,7 +9,7 @@ mod workload;
 
 use crate::error::{Blame, CliError};
 use crate::machine::Machine;
-use crate::output::{OutputFile, print};
+use crate::output::{FilesInUse, OutputFile, print};
 use crate::session::{self, SessionArgs};
 use crate::table::Table;
 use crate::{Format, identity, interrupt};
@@ -67,6 +67,8 @@ pub fn run(args: &ProfileArgs) -> Result<ExitCode, CliError> {
     let deployment = session::open(&args.session)?;
     let bounds = Bounds::of(&deployment)?;
     let axes = axes(args, &bounds);
+    let (graph, model) = (&args.session.graph, &deployment.weights_source);
+    FilesInUse::new(graph, model).writes("--out", Some(&args.out)).check()?;
     let file = OutputFile::create(&args.out)?;
     let machine = Machine::here();
     let identity = identity_of(args, &deployment, &machine, &axes);

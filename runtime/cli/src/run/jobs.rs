@@ -3,7 +3,7 @@
 use super::RunArgs;
 use super::decode::Job;
 use crate::error::{Blame, CliError};
-use crate::requests::{self, Prompt, RequestSpec, check_against, parse_requests};
+use crate::requests::{self, Prompt, RequestErrors, RequestFault, RequestSpec, check_against, parse_requests};
 use clap::Args;
 use rally_engine::schedule::batch::{SamplingParams, SequenceRequest, TokenDetail};
 use rally_engine::schedule::planner::StepPlanner;
@@ -80,7 +80,24 @@ fn from_prompts(prompts: &[String], defaults: &RequestDefaults) -> Result<Vec<Re
         });
         lines.push_str(&format!("{line}\n"));
     }
-    parse_requests(lines.as_bytes(), Path::new("arguments")).or_mistake()
+    parse_requests(lines.as_bytes(), Path::new("arguments")).map_err(|errors| flag_mistakes(&errors))
+}
+
+/// The faults of requests that were made from flags, each once, under the flag's name.
+fn flag_mistakes(errors: &RequestErrors) -> CliError {
+    let mut told: Vec<String> = Vec::new();
+    for error in errors.errors() {
+        let words = match &error.fault {
+            RequestFault::Invalid { key, found, expected } => {
+                format!("--{} is {found}; expected {expected}", key.replace('_', "-"))
+            }
+            fault => format!("--prompt, number {}: {fault}", error.line),
+        };
+        if !told.contains(&words) {
+            told.push(words);
+        }
+    }
+    CliError::Mistake(told.join("\n"))
 }
 
 fn job(

@@ -11,8 +11,9 @@ use crate::Format;
 use crate::error::CliError;
 use crate::interrupt;
 use crate::observe::{ObserveArgs, Observer, model_name};
-use crate::output::{OutputFile, print};
+use crate::output::{FilesInUse, OutputFile, print};
 use crate::session::{self, SessionArgs};
+use crate::trace_form::TraceForm;
 use clap::Args;
 use collect::{Collector, RequestResult};
 use console::Console;
@@ -67,7 +68,8 @@ struct Outputs {
 pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let deployment = session::open(&args.session)?;
     let jobs = jobs::make(args, &deployment)?;
-    refuse_one_file_for_two(args)?;
+    refuse_files_used_twice(args, &deployment)?;
+    let trace_form = args.trace.as_deref().map(TraceForm::of).transpose()?;
     if args.logits.is_some() {
         logits::refuse_too_many(&jobs, &deployment.shape, crate::doctor::memory_bytes())?;
     }
@@ -83,8 +85,8 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     interrupt::begin_work();
     let outcome = decode::decode(parts, &jobs, &deployment, &mut console, &interrupts, &mut observer)?;
     let summary = Summary { outcome: &outcome, deployment: &deployment, plan: &plan };
-    if let (Some(file), Some(path)) = (outputs.trace, &args.trace) {
-        file.finish(|out| summary.write_trace(path, out))?;
+    if let (Some(file), Some(form)) = (outputs.trace, trace_form) {
+        file.finish(|out| summary.write_trace(form, out))?;
     }
     write_results(&outcome, &jobs, outputs.out, outputs.logits, &deployment)?;
     if args.format == Format::Json {
@@ -95,16 +97,14 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     if outcome.interrupted { Err(CliError::Interrupted) } else { Ok(ExitCode::SUCCESS) }
 }
 
-/// Two results under one name would silently be one.
-fn refuse_one_file_for_two(args: &RunArgs) -> Result<(), CliError> {
-    let files = [("--out", &args.out), ("--logits", &args.logits), ("--trace", &args.trace)];
-    let files: Vec<_> = files.iter().filter_map(|(flag, path)| path.as_ref().map(|path| (flag, path))).collect();
-    for (i, (flag, path)) in files.iter().enumerate() {
-        if let Some((other, _)) = files[..i].iter().find(|(_, earlier)| earlier == path) {
-            return Err(CliError::Mistake(format!("{other} and {flag} both name {}: use two files", path.display())));
-        }
-    }
-    Ok(())
+/// No output may be an input or another output.
+fn refuse_files_used_twice(args: &RunArgs, deployment: &Deployment) -> Result<(), CliError> {
+    FilesInUse::new(&args.session.graph, &deployment.weights_source)
+        .reads("the --requests file", args.requests.as_deref())
+        .writes("--out", args.out.as_deref())
+        .writes("--logits", args.logits.as_deref())
+        .writes("--trace", args.trace.as_deref())
+        .check()
 }
 
 fn write_results(

@@ -2,12 +2,12 @@
 
 use super::collect::Collector;
 use super::decode::Outcome;
+use crate::trace_form::TraceForm;
 use rally_graph::plan::Plan;
 use rally_stages::deployment::Deployment;
 use rally_trace::html::PageText;
-use rally_trace::{Recording, chrome, digest, html};
+use rally_trace::{Recording, digest};
 use std::io::{self, Write};
-use std::path::Path;
 
 /// Spans a lane keeps for a trace: 16 MB of memory, some 80 MB of JSON or 4 MB of HTML.
 pub const SPANS_PER_TRACE: usize = 262_144;
@@ -33,15 +33,11 @@ impl Summary<'_> {
         lines
     }
 
-    /// The trace in the form that the ending of `path` asks for.
-    pub fn write_trace(&self, path: &Path, out: &mut dyn Write) -> io::Result<()> {
-        let page = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("html"));
-        if !page {
-            return chrome::write(out, &self.recording());
-        }
+    /// The trace.
+    pub fn write_trace(&self, form: TraceForm, out: &mut dyn Write) -> io::Result<()> {
         let [speed, setting, digest @ ..] = &self.digest()[..] else { return Ok(()) };
         let (title, subtitle) = (self.deployment.spec.name.clone(), format!("{setting} · {speed}"));
-        html::write(out, &self.recording(), &PageText { title, subtitle, digest: digest.to_vec() })
+        form.write(&self.recording(), &PageText { title, subtitle, digest: digest.to_vec() }, out)
     }
 
     fn recording(&self) -> Recording<'_> {

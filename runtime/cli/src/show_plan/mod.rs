@@ -14,14 +14,18 @@ use rally_stages::deployment::{Checked, with_costs};
 use serde::Serialize;
 use timeline::Timeline;
 
-/// The plan of a checked graph.
-pub fn render(checked: &Checked, form: Option<Form>) -> Result<String, CliError> {
+/// The plan of a checked graph, under the schedule that `schedule` names if that is given.
+pub fn render(checked: &Checked, form: Option<Form>, schedule: Option<&str>) -> Result<String, CliError> {
     let (Some(spec), Some(shape)) = (&checked.spec, &checked.shape) else { return Err(CliError::Reported) };
     if matches!(form, Some(Form::Dot | Form::Mermaid)) {
         return Err(CliError::Mistake("a plan is shown as text or with `--as svg`, `html` or `json`".into()));
     }
     let graph = StageGraph::build(spec, shape, KindRegistry::shared()).or_mistake()?;
-    let schedule = Schedule::from_spec(&spec.schedule).or_mistake()?;
+    let schedule = match schedule {
+        Some(text) => Schedule::parse(text, &spec.schedule),
+        None => Schedule::from_spec(&spec.schedule),
+    };
+    let schedule = schedule.or_mistake()?;
     let schedule = with_costs(schedule, &graph, spec, shape, KindRegistry::shared(), None);
     let plan = schedule.plan(TaskTable::new(&graph)).or_mistake()?;
     if form == Some(Form::Json) {
