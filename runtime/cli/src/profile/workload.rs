@@ -61,34 +61,67 @@ fn batch(rows: usize, context: usize, planner: &PlannerConfig, vocab: usize) -> 
 }
 
 /// Gives every row different experts so that exactly the first `hit` of the device's are chosen, by about equally many rows. Where
-/// the device holds fewer than a row chooses, the rest go to experts elsewhere.
+/// the device holds fewer than a row chooses, the rest go to experts elsewhere. Where devices share the rows of copied experts by
+/// their loads, experts elsewhere are chosen as much as those here, as far as there are rows for it: else the others would seem
+/// to be free and take all.
 fn route(values: &mut Values, subject: &Subject, hit: usize, all: usize) {
     let top_k = values.widths.top_k;
     let elsewhere: Vec<u32> = (0..all).filter(|id| !subject.experts.contains(id)).map(|id| id as u32).collect();
+    let here = &subject.experts[..hit];
+    if subject.is_split() {
+        let spare = (values.rows * top_k).saturating_sub(hit);
+        let even = (hit * elsewhere.len()).div_ceil(subject.experts.len());
+        let others = even.min(spare).max(top_k.saturating_sub(hit)).min(elsewhere.len());
+        let chosen = mixed(here, &elsewhere[..others]);
+        for (place, id) in values.expert_ids[..values.rows * top_k].iter_mut().enumerate() {
+            *id = chosen[place % chosen.len()];
+        }
+        return;
+    }
     for (row, chosen) in values.expert_ids.chunks_exact_mut(top_k).enumerate() {
         for (place, id) in chosen.iter_mut().enumerate() {
             *id = match place < hit {
-                true => (subject.experts.start + (row * top_k.min(hit) + place) % hit) as u32,
+                true => here[(row * top_k.min(hit) + place) % hit] as u32,
                 false => elsewhere[(place - hit) % elsewhere.len()],
             };
         }
     }
 }
 
+/// All of both, each spread evenly.
+fn mixed(here: &[usize], elsewhere: &[u32]) -> Vec<u32> {
+    let spread = |index: usize, count: usize| (2 * index + 1) as f64 / (2 * count) as f64;
+    let here = here.iter().enumerate().map(|(index, id)| (spread(index, here.len()), *id as u32));
+    let others = elsewhere.iter().enumerate().map(|(index, id)| (spread(index, elsewhere.len()), *id));
+    let mut all: Vec<(f64, u32)> = here.chain(others).collect();
+    all.sort_by(|a, b| a.0.total_cmp(&b.0));
+    all.into_iter().map(|(_, id)| id).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rally_engine::stage_timer::TimedLayer;
     use std::collections::BTreeSet;
 
-    fn subject(experts: std::ops::Range<usize>) -> Subject {
-        Subject { stage: 0, device: 0, layers: vec![0], axis: CostAxis::Experts, experts, points: Vec::new() }
+    fn subject(experts: Vec<usize>, peers: usize) -> Subject {
+        let layers = vec![TimedLayer { layer: 0, parts: peers.max(1), peers }];
+        Subject { stage: 0, device: 0, layers, axis: CostAxis::Experts, experts, points: Vec::new() }
     }
 
     /// A device with `experts` of 8, rows that choose 2: the hit ones are exactly as many as asked for, and no row chooses twice.
     #[track_caller]
-    fn check(experts: std::ops::Range<usize>, rows: usize, hit: usize) {
-        let mut values = Values::new(rows, Widths { hidden: 4, top_k: 2 });
-        route(&mut values, &subject(experts.clone()), hit, 8);
+    fn check(experts: impl IntoIterator<Item = usize>, rows: usize, hit: usize) {
+        let experts: Vec<usize> = experts.into_iter().collect();
+        check_of(&subject(experts.clone(), 0), rows, hit);
+        check_of(&subject(experts, 2), rows, hit);
+    }
+
+    #[track_caller]
+    fn check_of(subject: &Subject, rows: usize, hit: usize) {
+        let (mut values, experts) = (Values::new(rows, Widths { hidden: 4, top_k: 2 }), &subject.experts);
+        values.rows = rows;
+        route(&mut values, subject, hit, 8);
         let here: BTreeSet<u32> =
             values.expert_ids.iter().copied().filter(|id| experts.contains(&(*id as usize))).collect();
         assert_eq!(here.len(), hit, "{experts:?}, {rows} rows: {:?}", values.expert_ids);
@@ -103,6 +136,8 @@ mod tests {
         check(0..8, 5, 4);
         check(2..4, 3, 2);
         check(5..6, 3, 1);
+        check([0, 1, 2, 3, 6], 8, 5);
+        check([0, 1, 2, 3, 6], 2, 3);
     }
 
     #[test]
