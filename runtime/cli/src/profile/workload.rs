@@ -60,19 +60,20 @@ fn batch(rows: usize, context: usize, planner: &PlannerConfig, vocab: usize) -> 
     batch
 }
 
-/// Gives every row different experts so that exactly the first `hit` of the device's are chosen, by about equally many rows. Where
-/// the device holds fewer than a row chooses, the rest go to experts elsewhere. Where devices share the rows of copied experts by
+/// Gives every row different experts so that exactly `hit` of the device's, spread evenly over them, are chosen, by about equally
+/// many rows: copies of others' experts are among them as among all. Where the device holds fewer than a row chooses, the rest go to experts elsewhere. Where devices share the rows of copied experts by
 /// their loads, experts elsewhere are chosen as much as those here, as far as there are rows for it: else the others would seem
 /// to be free and take all.
 fn route(values: &mut Values, subject: &Subject, hit: usize, all: usize) {
     let top_k = values.widths.top_k;
     let elsewhere: Vec<u32> = (0..all).filter(|id| !subject.experts.contains(id)).map(|id| id as u32).collect();
-    let here = &subject.experts[..hit];
+    let count = subject.experts.len();
+    let here: Vec<usize> = (0..hit).map(|index| subject.experts[(2 * index + 1) * count / (2 * hit)]).collect();
     if subject.is_split() {
         let spare = (values.rows * top_k).saturating_sub(hit);
-        let even = (hit * elsewhere.len()).div_ceil(subject.experts.len());
+        let even = (hit * elsewhere.len()).div_ceil(count);
         let others = even.min(spare).max(top_k.saturating_sub(hit)).min(elsewhere.len());
-        let chosen = mixed(here, &elsewhere[..others]);
+        let chosen = mixed(&here, &elsewhere[..others]);
         for (place, id) in values.expert_ids[..values.rows * top_k].iter_mut().enumerate() {
             *id = chosen[place % chosen.len()];
         }
@@ -138,6 +139,17 @@ mod tests {
         check(5..6, 3, 1);
         check([0, 1, 2, 3, 6], 8, 5);
         check([0, 1, 2, 3, 6], 2, 3);
+    }
+
+    #[test]
+    fn copies_are_hit_beside_the_device_s_own_and_others_as_much() {
+        let mut values = Values::new(8, Widths { hidden: 4, top_k: 3 });
+        values.rows = 8;
+        route(&mut values, &subject(vec![0, 1, 2, 3, 6], 2), 3, 8);
+        let of = |id: u32| values.expert_ids.iter().filter(|chosen| **chosen == id).count();
+        // Of three elsewhere, two are chosen: 24 choices among five experts.
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7].map(|id| of(id) > 0), [true, false, true, false, true, true, true, false]);
+        assert!([0, 2, 4, 5, 6].iter().all(|id| (4..=5).contains(&of(*id))), "{:?}", values.expert_ids);
     }
 
     #[test]
