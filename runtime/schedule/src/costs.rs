@@ -10,9 +10,12 @@ use std::collections::BTreeMap;
 /// Seconds by kind of stage, part of it, and rows. Where nothing is known, an assumption by role stands in.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StageCosts {
-    /// By kind, role, and part of a stage that is done in several: rows and seconds, by ascending rows.
-    known: BTreeMap<(String, &'static str, usize), Vec<(usize, f64)>>,
+    /// Rows and seconds, by ascending rows.
+    known: BTreeMap<CostKey, Vec<(usize, f64)>>,
 }
+
+/// Kind, role, and part of a stage that is done in several.
+type CostKey = (String, &'static str, usize);
 
 /// Of an H800 (Step-3 paper, table 5).
 const BYTES_PER_SECOND: f64 = 3.35e12;
