@@ -73,10 +73,8 @@ fn route(values: &mut Values, subject: &Subject, hit: usize, all: usize) {
         let spare = (values.rows * top_k).saturating_sub(hit);
         let even = (hit * elsewhere.len()).div_ceil(count);
         let others = even.min(spare).max(top_k.saturating_sub(hit)).min(elsewhere.len());
-        let chosen = mixed(&here, &elsewhere[..others]);
-        for (place, id) in values.expert_ids[..values.rows * top_k].iter_mut().enumerate() {
-            *id = chosen[place % chosen.len()];
-        }
+        let all = mixed(&here, &elsewhere[..others]);
+        deal(&mut values.expert_ids[..values.rows * top_k], top_k, all);
         return;
     }
     for (row, chosen) in values.expert_ids.chunks_exact_mut(top_k).enumerate() {
@@ -84,6 +82,24 @@ fn route(values: &mut Values, subject: &Subject, hit: usize, all: usize) {
             *id = match place < hit {
                 true => here[(row * top_k.min(hit) + place) % hit] as u32,
                 false => elsewhere[(place - hit) % elsewhere.len()],
+            };
+        }
+    }
+}
+
+/// Every row different ones of `all`: each once over the first rows, then at random, since a rhythm would fall in with that in
+/// which devices of equal load take turns.
+fn deal(expert_ids: &mut [u32], top_k: usize, mut all: Vec<u32>) {
+    let mut random = SeededRandom::new(1, all.len() as u64);
+    let (in_turn, first_random) = (all.clone(), all.len().next_multiple_of(top_k));
+    for (row, chosen) in expert_ids.chunks_exact_mut(top_k).enumerate() {
+        for (place, id) in chosen.iter_mut().enumerate() {
+            let at = row * top_k + place;
+            *id = if at < first_random {
+                in_turn[at % in_turn.len()]
+            } else {
+                all.swap(place, random.between(place, in_turn.len() - 1));
+                all[place]
             };
         }
     }
@@ -149,7 +165,9 @@ mod tests {
         let of = |id: u32| values.expert_ids.iter().filter(|chosen| **chosen == id).count();
         // Of three elsewhere, two are chosen: 24 choices among five experts.
         assert_eq!([0, 1, 2, 3, 4, 5, 6, 7].map(|id| of(id) > 0), [true, false, true, false, true, true, true, false]);
-        assert!([0, 2, 4, 5, 6].iter().all(|id| (4..=5).contains(&of(*id))), "{:?}", values.expert_ids);
+        assert!([0, 2, 4, 5, 6].iter().all(|id| of(*id) >= 2), "{:?}", values.expert_ids);
+        let differ = |chosen: &[u32]| chosen.iter().collect::<BTreeSet<_>>().len() == 3;
+        assert!(values.expert_ids.chunks(3).all(differ), "{:?}", values.expert_ids);
     }
 
     #[test]
