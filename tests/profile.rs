@@ -1,5 +1,8 @@
 //! `rally profile` through the real binary: what is measured, that an interrupted run goes on, that `greedy` takes the table.
 
+use rally::graph::kinds::Role;
+use rally::graph::plan::StageLabel;
+use rally::graph::stage_graph::Section;
 use rally::schedule::cost_table::{CostPart, CostTable, TaskSize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -83,6 +86,39 @@ fn the_grid_is_measured_and_read_back() {
     assert!(said(&other).contains("only `greedy` orders by costs"), "{}", said(&other));
 }
 
+/// The parts of `split` in a profile of `graph`, in the table and on virtual time.
+#[track_caller]
+fn check_parts(graph: &str, split: &str, expected: &[CostPart]) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("costs.json");
+    let out_text = out.to_str().expect("temporary paths are text");
+    let grid = ["--rows", "1,8", "--contexts", "16", "--experts", "3,5", "--point-ms", "1"];
+    ends_well(rally(&[&["profile", graph, "--out", out_text], &grid[..]].concat()));
+    let table = CostTable::from_json(&std::fs::read_to_string(&out).expect("there")).expect("it is a table");
+    let parts = |stage: &str| -> Vec<CostPart> {
+        table.stages.iter().filter(|cost| cost.stage == stage).map(|cost| cost.part).collect()
+    };
+    assert_eq!(parts(split), expected, "{graph}");
+    assert_eq!(parts("dense_ffn"), [CostPart::Compute], "{graph}: devices that work alone");
+    let costs = table.stage_costs(16.0);
+    for cost in table.stages.iter().filter(|cost| cost.stage == split) {
+        assert_eq!(cost.rows(), [1, 8], "{graph} {:?}", cost.part);
+        assert!(cost.points.iter().all(|point| point.seconds > 0.0 && point.samples >= 5), "{graph} {:?}", cost.part);
+        let label =
+            StageLabel { id: split.into(), kind: cost.kind.clone(), role: Role::Attention, section: Section::Layers };
+        let known = costs.part_seconds(&label, cost.part.role(), cost.part.index(), 8);
+        let size = TaskSize { rows: 8, context: 16.0, experts: None };
+        assert_eq!(known, cost.seconds(size), "{graph}: what greedy orders {:?} by", cost.part);
+    }
+    ends_well(rally(&["bench", graph, "--schedule", "greedy", "--batch", "3", "--costs", out_text]));
+}
+
+#[test]
+fn stages_done_in_parts_are_timed_by_part() {
+    check_parts("graphs/2a2f-o-proj.json", "mfa_attention", &CostPart::OF_STAGE);
+    check_parts("graphs/2a2f-placement.json", "expert_ffn", &CostPart::OF_STAGE[..2]);
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupted_profile_goes_on() {
@@ -133,6 +169,8 @@ fn mistakes_are_named() {
     for (arguments, expected) in [
         (&["--rows", "1000"][..], "stage `embed` can have none of these points"),
         (&["--contexts", "100000"], "stage `mfa_attention` can have none of these points"),
+        // A row chooses three of the eight that are all here.
+        (&["--experts", "1"], "stage `expert_ffn` can have none of these points"),
         (&["--rows", "0"], "0"),
         (&["--point-ms", "0"], "0"),
     ] {

@@ -3,8 +3,9 @@
 //! Layers take turns as they do in a run: a stage that repeated one layer would find its weights in a cache.
 
 use crate::engine::EngineError;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, ExchangeSize, Legs};
 use crate::lane::pin;
+use crate::primitives::Mutex;
 use crate::slot::{Header, Slot};
 use crate::stage::{Sample, Stage, StageError, TaskContext};
 use crate::values::Values;
@@ -12,6 +13,7 @@ use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::Payload;
 use rally_kernels::team::Team;
 use rally_schedule::batch::DeviceBatch;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Rows to work on.
@@ -55,36 +57,83 @@ pub fn on_lane<T: Send>(name: &str, cores: &[u32], work: impl FnOnce(&Team) -> T
     })
 }
 
-/// Seconds of single runs of `stage`, `layers` taking turns, after one round over them that does not count.
+/// A layer to time a stage in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimedLayer {
+    /// Which.
+    pub layer: usize,
+    /// Parts that the stage is done in there, at least 1.
+    pub parts: usize,
+    /// Devices that hand each other rows between its parts, this one among them; 0 where it works alone.
+    pub peers: usize,
+}
+
+/// Seconds of single runs of `stage`, by part, `layers` taking turns, after one round over them that does not count.
+///
+/// Between two parts every peer hands back what it was sent: as many rows as where all peers have equal work. A part that no
+/// layer has is empty.
 ///
 /// # Errors
 /// What the stage reports.
 pub fn time_stage(
     stage: &mut dyn Stage,
-    layers: &[usize],
+    layers: &[TimedLayer],
     workload: &mut Workload,
     team: &Team,
     effort: Effort,
-) -> Result<Vec<f64>, StageError> {
+) -> Result<Vec<Vec<f64>>, StageError> {
     let x = workload.values.x.clone();
     let mut samples: Vec<Sample> = Vec::with_capacity(workload.batch.groups.len());
-    timed(layers, effort, |layer| {
+    let loopback = loopback(layers, &stage.exchanges());
+    let parts = layers.iter().map(|layer| layer.parts).max().unwrap_or(1);
+    let order: Vec<usize> = (0..layers.len()).collect();
+    timed(&order, parts, effort, |index, laps| {
         workload.values.x.copy_from_slice(&x);
         samples.clear();
-        let mut task = TaskContext {
-            layer,
-            micro_batch: 0,
-            batch: &workload.batch,
-            values: &mut workload.values,
-            last_tokens: &mut workload.last_tokens,
-            samples: &mut samples,
-            team,
-            exchange: Exchange::ALONE,
-        };
-        let began = Instant::now();
-        stage.run(&mut task)?;
-        Ok(began.elapsed())
+        let (TimedLayer { layer, parts, peers }, rows) = (layers[index], workload.values.rows);
+        for (part, lap) in laps.iter_mut().enumerate().take(parts) {
+            let legs = loopback.get(part).filter(|_| peers > 0);
+            let mut task = TaskContext {
+                layer,
+                micro_batch: 0,
+                batch: &workload.batch,
+                values: &mut workload.values,
+                last_tokens: &mut workload.last_tokens,
+                samples: &mut samples,
+                team,
+                exchange: Exchange::new(legs),
+            };
+            let began = Instant::now();
+            // As a lane does it: what goes out is emptied and counted with the part.
+            if let Some(legs) = legs {
+                let begun = legs.begin(Header { step: 0, layer, rows });
+                begun.map_err(|error| StageError::Other(error.to_string()))?;
+            }
+            stage.run(&mut task)?;
+            *lap = Some(began.elapsed());
+        }
+        Ok(())
     })
+}
+
+/// The legs of every part, what goes out of one coming into the next.
+fn loopback(layers: &[TimedLayer], sizes: &[ExchangeSize]) -> Vec<Legs> {
+    let Some(split) = layers.iter().find(|layer| layer.peers > 0) else { return Vec::new() };
+    let size = |part: usize| sizes.get(part).copied().unwrap_or_default();
+    let mut legs: Vec<Legs> = Vec::with_capacity(split.parts);
+    for part in 0..split.parts {
+        let mut here = Legs { part, ..Legs::default() };
+        if let Some(before) = legs.last() {
+            (here.incoming, here.incoming_width) = (before.outgoing.clone(), before.outgoing_width);
+        }
+        if part + 1 < split.parts {
+            let ExchangeSize { rows, width, .. } = size(part);
+            let slot = |_| Arc::new(Mutex::new(Slot::new(rows, width, 0, WireDtype::F32)));
+            (here.outgoing, here.outgoing_width) = ((0..split.peers).map(slot).collect(), width);
+        }
+        legs.push(here);
+    }
+    legs
 }
 
 /// Seconds of encoding the rows of `values` for the wire, and of decoding them again: what a send and a receive cost within one
@@ -108,30 +157,38 @@ pub fn time_transfer(values: &mut Values, dtype: WireDtype, payload: Payload, ef
 }
 
 fn endless(effort: Effort, mut work: impl FnMut()) -> Vec<f64> {
-    let timed = timed(&[0], effort, |_| {
+    let timed = timed(&[0], 1, effort, |_, laps| {
         let began = Instant::now();
         work();
-        Ok(began.elapsed())
+        laps[0] = Some(began.elapsed());
+        Ok(())
     });
-    timed.unwrap_or_default()
+    timed.unwrap_or_default().pop().unwrap_or_default()
 }
 
+/// Seconds by part. `run` leaves what each part took, and nothing where there was none.
 fn timed(
-    layers: &[usize],
+    turns: &[usize],
+    parts: usize,
     effort: Effort,
-    mut run: impl FnMut(usize) -> Result<Duration, StageError>,
-) -> Result<Vec<f64>, StageError> {
-    for layer in layers {
-        run(*layer)?;
+    mut run: impl FnMut(usize, &mut [Option<Duration>]) -> Result<(), StageError>,
+) -> Result<Vec<Vec<f64>>, StageError> {
+    let mut laps = vec![None; parts];
+    for turn in turns {
+        run(*turn, &mut laps)?;
     }
-    let (mut seconds, mut spent) = (Vec::new(), Duration::ZERO);
-    for layer in layers.iter().cycle() {
-        if seconds.len() >= effort.most || (seconds.len() >= effort.least && spent >= effort.time) {
+    let (mut seconds, mut runs, mut spent) = (vec![Vec::new(); parts], 0, Duration::ZERO);
+    for turn in turns.iter().cycle() {
+        if runs >= effort.most || (runs >= effort.least && spent >= effort.time) {
             break;
         }
-        let took = run(*layer)?;
-        spent += took;
-        seconds.push(took.as_secs_f64());
+        laps.fill(None);
+        run(*turn, &mut laps)?;
+        for (lap, seconds) in laps.iter().zip(&mut seconds) {
+            seconds.extend(lap.map(|lap| lap.as_secs_f64()));
+            spent += lap.unwrap_or_default();
+        }
+        runs += 1;
     }
     Ok(seconds)
 }

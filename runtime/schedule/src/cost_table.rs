@@ -43,8 +43,12 @@ pub enum CostAxis {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CostPart {
-    /// The work of a stage that computes.
+    /// The work of a stage that computes; of one that is done in several parts, the first.
     Compute,
+    /// The second part: the heads' slice of a split output projection, or the experts at home and what others lent.
+    Second,
+    /// The third part: the sum of a split output projection, and what follows it.
+    Third,
     /// Encoding rows for the wire.
     Send,
     /// Decoding them.
@@ -52,10 +56,19 @@ pub enum CostPart {
 }
 
 impl CostPart {
+    /// The parts of a stage that computes, in order: a plan has no stage of more.
+    pub const OF_STAGE: [Self; 3] = [Self::Compute, Self::Second, Self::Third];
+
+    /// Index of the part, as in [`TaskTemplate::part`](rally_graph::plan::TaskTemplate::part).
+    pub fn index(self) -> usize {
+        Self::OF_STAGE.iter().position(|part| *part == self).unwrap_or(0)
+    }
+
     /// The same as a plan names it.
     pub fn role(self) -> TaskRole {
         match self {
             Self::Compute => TaskRole::Compute,
+            Self::Second | Self::Third => TaskRole::Exchange,
             Self::Send => TaskRole::Send,
             Self::Receive => TaskRole::Receive,
         }
@@ -170,7 +183,7 @@ impl CostTable {
         for cost in &self.stages {
             for rows in cost.rows() {
                 let seconds = cost.seconds(TaskSize { rows, context, experts: None });
-                costs.set(&cost.kind, cost.part.role(), rows, seconds);
+                costs.set_part(&cost.kind, cost.part.role(), cost.part.index(), rows, seconds);
             }
         }
         costs

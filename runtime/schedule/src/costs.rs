@@ -10,9 +10,12 @@ use std::collections::BTreeMap;
 /// Seconds by kind of stage, part of it, and rows. Where nothing is known, an assumption by role stands in.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StageCosts {
-    /// By kind and part: rows and seconds, by ascending rows.
-    known: BTreeMap<(String, &'static str), Vec<(usize, f64)>>,
+    /// Rows and seconds, by ascending rows.
+    known: BTreeMap<CostKey, Vec<(usize, f64)>>,
 }
+
+/// Kind, role, and part of a stage that is done in several.
+type CostKey = (String, &'static str, usize);
 
 /// Of an H800 (Step-3 paper, table 5).
 const BYTES_PER_SECOND: f64 = 3.35e12;
@@ -47,7 +50,7 @@ impl StageCosts {
                 (bytes * touched / BYTES_PER_SECOND).max(2.0 * bytes * active * rows as f64 / FLOPS)
             });
             let longest = seconds.fold(0.0, f64::max);
-            let known = costs.known.entry((stage.kind.clone(), part_name(TaskRole::Compute))).or_default();
+            let known = costs.known.entry((stage.kind.clone(), role_name(TaskRole::Compute), 0)).or_default();
             match known.first_mut() {
                 Some((_, before)) => *before = longest.max(*before),
                 None => known.push((rows, longest)),
@@ -64,30 +67,44 @@ impl StageCosts {
         self
     }
 
-    /// Adds what was measured: `part` of a stage of `kind` takes `seconds` for `rows`.
-    pub fn set(&mut self, kind: &str, part: TaskRole, rows: usize, seconds: f64) {
-        let points = self.known.entry((kind.into(), part_name(part))).or_default();
+    /// Adds what was measured: a task with `role` of a stage of `kind` takes `seconds` for `rows`; of a stage that is done in
+    /// several parts, its first part.
+    pub fn set(&mut self, kind: &str, role: TaskRole, rows: usize, seconds: f64) {
+        self.set_part(kind, role, 0, rows, seconds);
+    }
+
+    /// Adds what was measured of a stage that is done in several parts: the one with index `part` takes `seconds` for `rows`.
+    pub fn set_part(&mut self, kind: &str, role: TaskRole, part: usize, rows: usize, seconds: f64) {
+        let points = self.known.entry((kind.into(), role_name(role), part)).or_default();
         match points.binary_search_by_key(&rows, |point| point.0) {
             Ok(index) => points[index].1 = seconds,
             Err(index) => points.insert(index, (rows, seconds)),
         }
     }
 
-    /// Seconds of a part of a stage: between two known numbers of rows on the line between them, outside as at the nearest.
-    pub fn seconds(&self, stage: &StageLabel, part: TaskRole, rows: usize) -> f64 {
-        let Some(points) = self.known.get(&(stage.kind.clone(), part_name(part))) else { return assumed(stage, part) };
+    /// Seconds of a task with `role` of a stage, of its first part if it is done in several: between two known numbers of rows
+    /// on the line between them, outside as at the nearest.
+    pub fn seconds(&self, stage: &StageLabel, role: TaskRole, rows: usize) -> f64 {
+        self.part_seconds(stage, role, 0, rows)
+    }
+
+    /// The same of the part with index `part`.
+    pub fn part_seconds(&self, stage: &StageLabel, role: TaskRole, part: usize, rows: usize) -> f64 {
+        let known = self.known.get(&(stage.kind.clone(), role_name(role), part));
+        let Some(points) = known else { return assumed(stage, role) };
         let above = points.partition_point(|point| point.0 < rows);
         match (above.checked_sub(1).map(|below| points[below]), points.get(above)) {
             (Some((low, from)), Some((high, to))) => from + (to - from) * (rows - low) as f64 / (high - low) as f64,
             (Some((_, nearest)), None) | (None, Some(&(_, nearest))) => nearest,
-            (None, None) => assumed(stage, part),
+            (None, None) => assumed(stage, role),
         }
     }
 
     /// Nanoseconds of a task.
     pub fn task_ns(&self, table: &TaskTable, task: TaskId, rows: usize) -> u64 {
         let template = &table.tasks[task];
-        (self.seconds(&table.stages[template.stage], template.role, rows) * 1e9).round().max(0.0) as u64
+        let stage = &table.stages[template.stage];
+        (self.part_seconds(stage, template.role, template.part, rows) * 1e9).round().max(0.0) as u64
     }
 
     /// Whether some known cost of `now` is off the same cost here by more than `tolerance` (0.2: a fifth), or new.
@@ -102,8 +119,8 @@ impl StageCosts {
     }
 }
 
-fn part_name(part: TaskRole) -> &'static str {
-    match part {
+fn role_name(role: TaskRole) -> &'static str {
+    match role {
         TaskRole::Compute => "compute",
         TaskRole::Send => "send",
         TaskRole::Receive => "receive",
@@ -111,8 +128,8 @@ fn part_name(part: TaskRole) -> &'static str {
     }
 }
 
-fn assumed(stage: &StageLabel, part: TaskRole) -> f64 {
-    let units = match (part, stage.role) {
+fn assumed(stage: &StageLabel, role: TaskRole) -> f64 {
+    let units = match (role, stage.role) {
         (TaskRole::Send | TaskRole::Receive | TaskRole::Exchange, _) => 0.0,
         (_, Role::Attention | Role::Ffn) => 8.0,
         (_, Role::Sampling) => 2.0,

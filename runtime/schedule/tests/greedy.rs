@@ -73,6 +73,22 @@ fn a_long_sampling_is_spread_out() {
 }
 
 #[test]
+fn every_part_of_a_stage_has_a_cost_of_its_own() {
+    let mut table = table(1, 1, 1);
+    let attention = table.tasks.iter().position(|task| table.stages[task.stage].kind == "mfa_attention");
+    let attention = attention.expect("it is there");
+    let mut known = StageCosts::assumed();
+    known.set("mfa_attention", TaskRole::Compute, 10, 1e-3);
+    known.set_part("mfa_attention", TaskRole::Exchange, 1, 10, 2e-3);
+    let mut ns = |role, part| {
+        (table.tasks[attention].role, table.tasks[attention].part) = (role, part);
+        known.task_ns(&table, attention, 10)
+    };
+    let (first, second, third) = (ns(TaskRole::Compute, 0), ns(TaskRole::Exchange, 1), ns(TaskRole::Exchange, 2));
+    assert_eq!((first, second, third), (1_000_000, 2_000_000, 0), "what was never measured is taken to be nothing");
+}
+
+#[test]
 fn costs_between_known_rows_are_on_a_line_and_drift_is_seen() {
     let table = table(1, 1, 1);
     let mut known = StageCosts::assumed();

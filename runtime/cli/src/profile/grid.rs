@@ -6,13 +6,15 @@
 use crate::error::{Blame, CliError};
 use rally_engine::schedule::cost_table::CostAxis;
 use rally_engine::schedule::planner::PlannerConfig;
+use rally_engine::stage_timer::TimedLayer;
 use rally_graph::kinds::Role;
 use rally_graph::model::ModelShape;
-use rally_graph::shard::{ShardCounts, part};
+use rally_graph::placement::ExpertPlacement;
+use rally_graph::routes::Exchanges;
+use rally_graph::shard::ShardCounts;
 use rally_graph::stage_graph::{DeviceIndex, ResolvedStage, StageGraph, StageIndex};
 use rally_stages::deployment::Deployment;
 use serde::{Deserialize, Serialize};
-use std::ops::Range;
 
 /// Values of the axes, as given or by default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,14 +34,26 @@ pub struct Subject {
     pub stage: StageIndex,
     /// Where.
     pub device: DeviceIndex,
-    /// Layers it runs in; a 0 for stages outside the layers.
-    pub layers: Vec<usize>,
+    /// Layers it runs in, and in how many parts; a 0 for stages outside the layers.
+    pub layers: Vec<TimedLayer>,
     /// What its time depends on beside rows.
     pub axis: CostAxis,
-    /// Ids of the experts the device holds; empty where that does not matter.
-    pub experts: Range<usize>,
+    /// Ids of the experts the device holds, ascending, in the first layer; empty where that does not matter.
+    pub experts: Vec<usize>,
     /// Rows and place on the axis of every point, ascending.
     pub points: Vec<(usize, usize)>,
+}
+
+impl Subject {
+    /// Whether its devices hand each other rows between parts, in some layer.
+    pub fn is_split(&self) -> bool {
+        self.layers.iter().any(|layer| layer.peers > 0)
+    }
+
+    /// Parts that it is done in, at most.
+    pub fn parts(&self) -> usize {
+        self.layers.iter().map(|layer| layer.parts).max().unwrap_or(1)
+    }
 }
 
 /// Sizes that bound a grid.
@@ -96,8 +110,11 @@ impl<'a> Bounds<'a> {
                     axes.contexts.iter().copied().filter(|context| self.holds(rows, *context)).collect()
                 }
                 CostAxis::Experts => {
-                    let reached = experts.min(rows * self.shape.top_k);
-                    axes.experts.iter().copied().filter(|count| *count <= reached).collect()
+                    let (top_k, elsewhere) = (self.shape.top_k, self.shape.experts - experts);
+                    let reached = experts.min(rows * top_k);
+                    // What a row does not choose here it must find elsewhere.
+                    let least = top_k.saturating_sub(elsewhere);
+                    axes.experts.iter().copied().filter(|count| (least..=reached).contains(count)).collect()
                 }
             }
         };
@@ -134,15 +151,17 @@ pub fn subjects(graph: &StageGraph, bounds: &Bounds<'_>, axes: &Axes) -> Vec<Sub
         };
         // A selector may match no layer of this model.
         for device in firsts(graph, devices).into_iter().filter(|_| !layers.is_empty()) {
-            let experts = if stage.kind == "expert_ffn" { held(stage, device, bounds.shape) } else { 0..0 };
+            let mut layers = layers.clone();
+            layers.sort_unstable();
+            layers.dedup();
+            let routed = stage.kind == "expert_ffn";
+            let experts = if routed { held(stage, device, layers[0], bounds.shape) } else { Vec::new() };
             let axis = match (stage.role, experts.is_empty()) {
                 (Role::Attention, _) => CostAxis::Context,
                 (Role::Ffn, false) => CostAxis::Experts,
                 _ => CostAxis::None,
             };
-            let mut layers = layers.clone();
-            layers.sort_unstable();
-            layers.dedup();
+            let layers = layers.iter().map(|layer| timed_layer(graph, stage, device, *layer)).collect();
             let points = bounds.points(axes, stage.role, axis, experts.len());
             subjects.push(Subject { stage: index, device, layers, axis, experts, points });
         }
@@ -161,11 +180,20 @@ fn firsts(graph: &StageGraph, devices: &[DeviceIndex]) -> Vec<DeviceIndex> {
     firsts
 }
 
-/// Ids of the experts a device holds.
-fn held(stage: &ResolvedStage, device: DeviceIndex, shape: &ModelShape) -> Range<usize> {
+/// How a stage is done in a layer.
+fn timed_layer(graph: &StageGraph, stage: &ResolvedStage, device: DeviceIndex, layer: usize) -> TimedLayer {
+    match Exchanges::of(graph, stage, layer) {
+        Some(exchanges) => TimedLayer { layer, parts: exchanges.parts, peers: exchanges.peers_of(device).len() },
+        None => TimedLayer { layer, parts: 1, peers: 0 },
+    }
+}
+
+/// Ids of the experts a device holds in a layer.
+fn held(stage: &ResolvedStage, device: DeviceIndex, layer: usize, shape: &ModelShape) -> Vec<usize> {
     let counts = ShardCounts::of(stage.spec.shard.as_ref());
     let place = stage.devices.iter().position(|other| *other == device).unwrap_or(0);
-    part(shape.experts, counts.experts, counts.position(place).expert)
+    let placed = ExpertPlacement::of(&stage.spec, layer, shape.experts, counts.experts);
+    placed.held_by(counts.position(place).expert).to_vec()
 }
 
 #[cfg(test)]

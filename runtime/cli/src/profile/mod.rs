@@ -151,7 +151,7 @@ fn identity_of(args: &ProfileArgs, deployment: &Deployment, machine: &Machine, a
 fn cost_parts(graph: &StageGraph, subject: &Subject) -> &'static [CostPart] {
     match graph.stages[subject.stage].transfer {
         Some(_) => &[CostPart::Send, CostPart::Receive],
-        None => &[CostPart::Compute],
+        None => &CostPart::OF_STAGE[..subject.parts()],
     }
 }
 
@@ -226,7 +226,7 @@ impl Profile<'_> {
         match (stage, &self.graph.stages[subject.stage].transfer) {
             (Some(stage), _) => {
                 let seconds = time_stage(&mut **stage, &subject.layers, &mut workload, team, effort);
-                Ok(vec![seconds.or_failure()?])
+                seconds.or_failure()
             }
             (None, Some(transfer)) => {
                 Ok(time_transfer(&mut workload.values, transfer.dtype, self.payload(subject), effort).into())

@@ -60,35 +60,85 @@ fn batch(rows: usize, context: usize, planner: &PlannerConfig, vocab: usize) -> 
     batch
 }
 
-/// Gives every row different experts so that exactly the first `hit` of the device's are chosen, by about equally many rows. Where
-/// the device holds fewer than a row chooses, the rest go to experts elsewhere.
+/// Gives every row different experts so that exactly `hit` of the device's, spread evenly over them, are chosen, by about equally
+/// many rows: copies of others' experts are among them as among all. Where the device holds fewer than a row chooses, the rest go to experts elsewhere. Where devices share the rows of copied experts by
+/// their loads, experts elsewhere are chosen as much as those here, as far as there are rows for it: else the others would seem
+/// to be free and take all.
 fn route(values: &mut Values, subject: &Subject, hit: usize, all: usize) {
     let top_k = values.widths.top_k;
     let elsewhere: Vec<u32> = (0..all).filter(|id| !subject.experts.contains(id)).map(|id| id as u32).collect();
+    let count = subject.experts.len();
+    let here: Vec<usize> = (0..hit).map(|index| subject.experts[(2 * index + 1) * count / (2 * hit)]).collect();
+    if subject.is_split() {
+        let spare = (values.rows * top_k).saturating_sub(hit);
+        let even = (hit * elsewhere.len()).div_ceil(count);
+        let others = even.min(spare).max(top_k.saturating_sub(hit)).min(elsewhere.len());
+        let all = mixed(&here, &elsewhere[..others]);
+        deal(&mut values.expert_ids[..values.rows * top_k], top_k, all);
+        return;
+    }
     for (row, chosen) in values.expert_ids.chunks_exact_mut(top_k).enumerate() {
         for (place, id) in chosen.iter_mut().enumerate() {
             *id = match place < hit {
-                true => (subject.experts.start + (row * top_k.min(hit) + place) % hit) as u32,
+                true => here[(row * top_k.min(hit) + place) % hit] as u32,
                 false => elsewhere[(place - hit) % elsewhere.len()],
             };
         }
     }
 }
 
+/// Every row different ones of `all`: each once over the first rows, then at random, since a rhythm would fall in with that in
+/// which devices of equal load take turns.
+fn deal(expert_ids: &mut [u32], top_k: usize, mut all: Vec<u32>) {
+    let mut random = SeededRandom::new(1, all.len() as u64);
+    let (in_turn, first_random) = (all.clone(), all.len().next_multiple_of(top_k));
+    for (row, chosen) in expert_ids.chunks_exact_mut(top_k).enumerate() {
+        for (place, id) in chosen.iter_mut().enumerate() {
+            let at = row * top_k + place;
+            *id = if at < first_random {
+                in_turn[at % in_turn.len()]
+            } else {
+                all.swap(place, random.between(place, in_turn.len() - 1));
+                all[place]
+            };
+        }
+    }
+}
+
+/// All of both, each spread evenly.
+fn mixed(here: &[usize], elsewhere: &[u32]) -> Vec<u32> {
+    let spread = |index: usize, count: usize| (2 * index + 1) as f64 / (2 * count) as f64;
+    let here = here.iter().enumerate().map(|(index, id)| (spread(index, here.len()), *id as u32));
+    let others = elsewhere.iter().enumerate().map(|(index, id)| (spread(index, elsewhere.len()), *id));
+    let mut all: Vec<(f64, u32)> = here.chain(others).collect();
+    all.sort_by(|a, b| a.0.total_cmp(&b.0));
+    all.into_iter().map(|(_, id)| id).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rally_engine::stage_timer::TimedLayer;
     use std::collections::BTreeSet;
 
-    fn subject(experts: std::ops::Range<usize>) -> Subject {
-        Subject { stage: 0, device: 0, layers: vec![0], axis: CostAxis::Experts, experts, points: Vec::new() }
+    fn subject(experts: Vec<usize>, peers: usize) -> Subject {
+        let layers = vec![TimedLayer { layer: 0, parts: peers.max(1), peers }];
+        Subject { stage: 0, device: 0, layers, axis: CostAxis::Experts, experts, points: Vec::new() }
     }
 
     /// A device with `experts` of 8, rows that choose 2: the hit ones are exactly as many as asked for, and no row chooses twice.
     #[track_caller]
-    fn check(experts: std::ops::Range<usize>, rows: usize, hit: usize) {
-        let mut values = Values::new(rows, Widths { hidden: 4, top_k: 2 });
-        route(&mut values, &subject(experts.clone()), hit, 8);
+    fn check(experts: impl IntoIterator<Item = usize>, rows: usize, hit: usize) {
+        let experts: Vec<usize> = experts.into_iter().collect();
+        check_of(&subject(experts.clone(), 0), rows, hit);
+        check_of(&subject(experts, 2), rows, hit);
+    }
+
+    #[track_caller]
+    fn check_of(subject: &Subject, rows: usize, hit: usize) {
+        let (mut values, experts) = (Values::new(rows, Widths { hidden: 4, top_k: 2 }), &subject.experts);
+        values.rows = rows;
+        route(&mut values, subject, hit, 8);
         let here: BTreeSet<u32> =
             values.expert_ids.iter().copied().filter(|id| experts.contains(&(*id as usize))).collect();
         assert_eq!(here.len(), hit, "{experts:?}, {rows} rows: {:?}", values.expert_ids);
@@ -103,6 +153,21 @@ mod tests {
         check(0..8, 5, 4);
         check(2..4, 3, 2);
         check(5..6, 3, 1);
+        check([0, 1, 2, 3, 6], 8, 5);
+        check([0, 1, 2, 3, 6], 2, 3);
+    }
+
+    #[test]
+    fn copies_are_hit_beside_the_device_s_own_and_others_as_much() {
+        let mut values = Values::new(8, Widths { hidden: 4, top_k: 3 });
+        values.rows = 8;
+        route(&mut values, &subject(vec![0, 1, 2, 3, 6], 2), 3, 8);
+        let of = |id: u32| values.expert_ids.iter().filter(|chosen| **chosen == id).count();
+        // Of three elsewhere, two are chosen: 24 choices among five experts.
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7].map(|id| of(id) > 0), [true, false, true, false, true, true, true, false]);
+        assert!([0, 2, 4, 5, 6].iter().all(|id| of(*id) >= 2), "{:?}", values.expert_ids);
+        let differ = |chosen: &[u32]| chosen.iter().collect::<BTreeSet<_>>().len() == 3;
+        assert!(values.expert_ids.chunks(3).all(differ), "{:?}", values.expert_ids);
     }
 
     #[test]
