@@ -76,6 +76,15 @@ impl Part {
     }
 }
 
+/// Refuses an expert that a stack of shape `[experts, rows, cols]` does not have.
+fn check_expert(name: &str, expert: usize, shape: [usize; 3]) -> Result<(), CheckpointError> {
+    if expert < shape[0] {
+        return Ok(());
+    }
+    let found = format!("of expert {expert}");
+    Err(CheckpointError::Part { tensor: name.to_owned(), shape: shape.to_vec(), found })
+}
+
 impl fmt::Display for Part {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "[{:?}, {:?}]", self.rows, self.cols)
@@ -216,10 +225,7 @@ impl WeightSource for Checkpoint {
         part: Part,
     ) -> Result<Matrix, CheckpointError> {
         part.check(name, rows, cols)?;
-        if expert >= experts {
-            let found = format!("of expert {expert}");
-            return Err(CheckpointError::Part { tensor: name.to_owned(), shape: vec![experts, rows, cols], found });
-        }
+        check_expert(name, expert, [experts, rows, cols])?;
         let mut spellings = names::variants(name);
         spellings.extend(names::expert(name, expert).iter().flat_map(|name| names::variants(name)));
         let tensor = self.locate(name, spellings)?;

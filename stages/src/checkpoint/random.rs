@@ -11,7 +11,7 @@ use rally_graph::model::{FP8_TILE, WeightFormat};
 use rally_kernels::dtype::{E4M3_MAX, f32_to_e4m3};
 use rally_kernels::matrix::Matrix;
 
-use super::{CheckpointError, Part, WeightSource, names};
+use super::{CheckpointError, Part, WeightSource, check_expert, names};
 
 /// Words that begin a description of random weights in a graph file.
 const PREFIX: &str = "random:";
@@ -131,10 +131,7 @@ impl WeightSource for RandomWeights {
         cols: usize,
         part: Part,
     ) -> Result<Matrix, CheckpointError> {
-        if expert >= experts {
-            let found = format!("of expert {expert}");
-            return Err(CheckpointError::Part { tensor: name.to_owned(), shape: vec![experts, rows, cols], found });
-        }
+        check_expert(name, expert, [experts, rows, cols])?;
         let name = names::expert(name, expert).unwrap_or_else(|| format!("{name}.{expert}"));
         self.make(&name, rows, cols, part)
     }
