@@ -18,7 +18,7 @@ use rally::engine::schedule::span::LaneReport;
 use rally::engine::stage::{Sample, Stage, StageError, TaskContext};
 use rally::engine::{DeviceParts, Engine, EngineParts, Widths};
 use rally::graph::kinds::{KindRegistry, Role};
-use rally::graph::model::{LayerKind, ModelShape, WeightFormat};
+use rally::graph::model::{LayerKind, ModelShape};
 use rally::graph::plan::{Plan, TaskTable};
 use rally::graph::spec::DeploymentSpec;
 use rally::graph::stage_graph::StageGraph;
@@ -50,27 +50,7 @@ impl Stage for Empty {
 }
 
 fn shape(kind: LayerKind) -> ModelShape {
-    ModelShape {
-        family: "empty".into(),
-        hidden: HIDDEN,
-        vocab: 16,
-        heads: 1,
-        head_dim: 2,
-        query_rank: 1,
-        dense_width: 1,
-        expert_width: 1,
-        shared_width: 1,
-        experts: 1,
-        top_k: 1,
-        norm_expert_weight: false,
-        layers: vec![kind; LAYERS],
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
-        max_positions: 1 << 20,
-        tie_word_embeddings: false,
-        eos_token_ids: Vec::new(),
-        weight_format: WeightFormat::F32,
-    }
+    ModelShape { hidden: HIDDEN, vocab: 16, max_positions: 1 << 20, ..ModelShape::toy(vec![kind; LAYERS]) }
 }
 
 /// A layer is six tasks. On one lane: attention, router, send and receive of a transfer to itself, FFN, combine. On two:

@@ -3,6 +3,8 @@
 //! `cargo run --release --example 3_ping_pong`
 
 mod common;
+#[path = "common/prompt.rs"]
+mod prompt;
 
 use rally::engine::{Engine, RunEvent};
 use rally::stages::deployment::{AssembleOptions, Choices, Deployment};
@@ -15,7 +17,7 @@ fn main() -> anyhow::Result<()> {
     let prompts = ["Once upon a time", "Long ago, a", "There once was"];
     let mut requests = Vec::new();
     for (id, prompt) in prompts.iter().enumerate() {
-        requests.push(common::request(&deployment, id as u64, prompt, 40)?);
+        requests.push(prompt::request(&deployment, id as u64, prompt, 40)?);
     }
     let mut tokens = vec![Vec::new(); prompts.len()];
     let report = Engine::start(parts)?.run_to_end(requests, |event| {

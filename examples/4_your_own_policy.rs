@@ -5,6 +5,8 @@
 //! `cargo run --release --example 4_your_own_policy`
 
 mod common;
+#[path = "common/prompt.rs"]
+mod prompt;
 
 use rally::engine::schedule::policy::{Policy, Schedule};
 use rally::engine::{Engine, RunEvent};
@@ -44,7 +46,7 @@ fn decode(deployment: &Deployment) -> anyhow::Result<Vec<Vec<u32>>> {
     let parts = deployment.assemble(&StageRegistry::builtin(), AssembleOptions::default())?;
     let mut requests = Vec::new();
     for id in 0..4 {
-        requests.push(common::request(deployment, id, ["Once", "Long ago", "There once was", "Mia"][id as usize], 24)?);
+        requests.push(prompt::request(deployment, id, ["Once", "Long ago", "There once was", "Mia"][id as usize], 24)?);
     }
     let mut tokens = vec![Vec::new(); 4];
     Engine::start(parts)?.run_to_end(requests, |event| {

@@ -6,6 +6,8 @@
 //! `cargo run --release --example 5_your_own_stage`
 
 mod common;
+#[path = "common/prompt.rs"]
+mod prompt;
 
 use rally::engine::stage::{Stage, StageError, TaskContext};
 use rally::engine::{Engine, RunEvent};
@@ -75,7 +77,7 @@ fn decode(limit: f64) -> anyhow::Result<String> {
     let deployment = Deployment::open(&path, &choices)?;
     let parts = deployment.assemble(&stages, AssembleOptions::default())?;
     let mut tokens = Vec::new();
-    Engine::start(parts)?.run_to_end([common::request(&deployment, 0, "Once upon a time", 24)?], |event| {
+    Engine::start(parts)?.run_to_end([prompt::request(&deployment, 0, "Once upon a time", 24)?], |event| {
         if let RunEvent::Token(token) = event {
             tokens.push(token.sample.token);
         }

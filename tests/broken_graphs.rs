@@ -3,7 +3,7 @@
 
 #[path = "../runtime/graph/tests/broken/case.rs"]
 mod case;
-#[path = "../runtime/graph/tests/broken/cases.rs"]
+#[path = "../runtime/graph/tests/broken/cases/mod.rs"]
 mod cases;
 
 use case::{Case, case, edited};
@@ -56,7 +56,7 @@ fn check(case: &Case, tiny: &Path) -> (Option<i32>, Value, String) {
 fn every_broken_graph_ends_with_exit_code_2_and_its_places() {
     let tiny = tiny_model();
     let mut refused = 0;
-    for case in cases::CASES {
+    for case in cases::cases() {
         let (code, report, stderr) = check(case, tiny.path());
         let found = report["diagnostics"].as_array().expect("a list of diagnostics");
         let errors = found.iter().any(|diagnostic| diagnostic["severity"] == "error");

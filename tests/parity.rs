@@ -13,7 +13,7 @@ use rally::engine::schedule::virtual_lanes::{Arrival, VirtualReport, VirtualRun,
 use rally::engine::stage::{Sample, Stage, StageError, TaskContext};
 use rally::engine::{DeviceParts, Engine, EngineParts, RunEvent, RunReport, Widths};
 use rally::graph::kinds::{KindRegistry, Role};
-use rally::graph::model::{LayerKind, ModelShape, WeightFormat};
+use rally::graph::model::{LayerKind, ModelShape};
 use rally::graph::plan::{Plan, TaskTable};
 use rally::graph::spec::DeploymentSpec;
 use rally::graph::stage_graph::StageGraph;
@@ -61,27 +61,7 @@ impl Stage for Toy {
 }
 
 fn shape() -> ModelShape {
-    ModelShape {
-        family: "toy".into(),
-        hidden: 4,
-        vocab: 23,
-        heads: 1,
-        head_dim: 2,
-        query_rank: 1,
-        dense_width: 1,
-        expert_width: 1,
-        shared_width: 1,
-        experts: 4,
-        top_k: 1,
-        norm_expert_weight: false,
-        layers: vec![LayerKind::Dense, LayerKind::Moe, LayerKind::Moe],
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
-        max_positions: 4096,
-        tie_word_embeddings: false,
-        eos_token_ids: Vec::new(),
-        weight_format: WeightFormat::F32,
-    }
+    ModelShape { vocab: 23, experts: 4, ..ModelShape::toy(vec![LayerKind::Dense, LayerKind::Moe, LayerKind::Moe]) }
 }
 
 /// Devices, and how rows and weights are divided over them.

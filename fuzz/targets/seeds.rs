@@ -5,7 +5,7 @@
 
 #[path = "../../runtime/graph/tests/broken/case.rs"]
 mod case;
-#[path = "../../runtime/graph/tests/broken/cases.rs"]
+#[path = "../../runtime/graph/tests/broken/cases/mod.rs"]
 mod cases;
 
 use case::{Case, case, edited};
@@ -74,7 +74,7 @@ fn files(folder: &str, ending: &str) -> Vec<Vec<u8>> {
 
 fn graphs() -> Vec<Vec<u8>> {
     let mut seeds = files("graphs", ".json");
-    seeds.extend(cases::CASES.iter().map(|case| edited(case).into_bytes()));
+    seeds.extend(cases::cases().map(|case| edited(case).into_bytes()));
     seeds
 }
 

@@ -68,3 +68,31 @@ pub struct ModelShape {
     /// How projections are stored.
     pub weight_format: WeightFormat,
 }
+
+impl ModelShape {
+    /// A model of these layers whose other sizes are the least that make sense, with 4096 positions. For stages that compute
+    /// something of their own instead of a model: tests, benchmarks of scheduling, a first stage of one's own.
+    pub fn toy(layers: Vec<LayerKind>) -> Self {
+        Self {
+            family: "toy".into(),
+            hidden: 4,
+            vocab: 10,
+            heads: 1,
+            head_dim: 2,
+            query_rank: 1,
+            dense_width: 1,
+            expert_width: 1,
+            shared_width: 1,
+            experts: 1,
+            top_k: 1,
+            norm_expert_weight: false,
+            layers,
+            rms_norm_eps: 1e-5,
+            rope_theta: 1e4,
+            max_positions: 4096,
+            tie_word_embeddings: false,
+            eos_token_ids: Vec::new(),
+            weight_format: WeightFormat::F32,
+        }
+    }
+}

@@ -8,7 +8,7 @@ use rally_engine::schedule::policy::{PingPong, Policy, Sequential};
 use rally_engine::stage::{Sample, Stage, StageError, TaskContext};
 use rally_engine::{DeviceParts, EngineParts, Widths};
 use rally_graph::kinds::{KindRegistry, Role};
-use rally_graph::model::{LayerKind, ModelShape, WeightFormat};
+use rally_graph::model::{LayerKind, ModelShape};
 use rally_graph::plan::{Plan, TaskTable};
 use rally_graph::spec::DeploymentSpec;
 use rally_graph::stage_graph::StageGraph;
@@ -119,27 +119,7 @@ fn sample(task: &mut TaskContext<'_>) {
 }
 
 fn shape() -> ModelShape {
-    ModelShape {
-        family: "toy".into(),
-        hidden: HIDDEN,
-        vocab: 1000,
-        heads: 1,
-        head_dim: 2,
-        query_rank: 1,
-        dense_width: 1,
-        expert_width: 1,
-        shared_width: 1,
-        experts: 1,
-        top_k: 1,
-        norm_expert_weight: false,
-        layers: vec![LayerKind::Dense; LAYERS],
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
-        max_positions: 4096,
-        tie_word_embeddings: false,
-        eos_token_ids: Vec::new(),
-        weight_format: WeightFormat::F32,
-    }
+    ModelShape { hidden: HIDDEN, vocab: 1000, ..ModelShape::toy(vec![LayerKind::Dense; LAYERS]) }
 }
 
 fn graph(attention: usize, split: bool) -> StageGraph {

@@ -3,7 +3,7 @@
 #![allow(dead_code)]
 
 use rally_graph::kinds::KindRegistry;
-use rally_graph::model::{LayerKind, ModelShape, WeightFormat};
+use rally_graph::model::{LayerKind, ModelShape};
 use rally_graph::order::CustomOrder;
 use rally_graph::plan::TaskTable;
 use rally_graph::spec::DeploymentSpec;
@@ -14,27 +14,7 @@ use rally_schedule::virtual_lanes::Arrival;
 
 /// A model of `layers` layers, the first dense and the others MoE.
 pub fn shape(layers: usize) -> ModelShape {
-    ModelShape {
-        family: "toy".into(),
-        hidden: 4,
-        vocab: 10,
-        heads: 1,
-        head_dim: 2,
-        query_rank: 1,
-        dense_width: 1,
-        expert_width: 1,
-        shared_width: 1,
-        experts: 1,
-        top_k: 1,
-        norm_expert_weight: false,
-        layers: (0..layers).map(|layer| if layer == 0 { LayerKind::Dense } else { LayerKind::Moe }).collect(),
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
-        max_positions: 4096,
-        tie_word_embeddings: false,
-        eos_token_ids: Vec::new(),
-        weight_format: WeightFormat::F32,
-    }
+    ModelShape::toy((0..layers).map(|layer| if layer == 0 { LayerKind::Dense } else { LayerKind::Moe }).collect())
 }
 
 /// The deployment.

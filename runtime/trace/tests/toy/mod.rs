@@ -10,7 +10,7 @@ use rally_engine::schedule::virtual_lanes::{Arrival, VirtualCosts, VirtualRun};
 use rally_engine::stage::{Sample, Stage, StageError, TaskContext};
 use rally_engine::{DeviceParts, Engine, EngineParts, Widths};
 use rally_graph::kinds::{KindRegistry, Role};
-use rally_graph::model::{LayerKind, ModelShape, WeightFormat};
+use rally_graph::model::{LayerKind, ModelShape};
 use rally_graph::plan::{Plan, TaskTable};
 use rally_graph::spec::DeploymentSpec;
 use rally_graph::stage_graph::StageGraph;
@@ -82,25 +82,11 @@ impl Toy {
 
     fn shape(&self) -> ModelShape {
         ModelShape {
-            family: "toy".into(),
-            hidden: 4,
             vocab: 23,
-            heads: 1,
-            head_dim: 2,
-            query_rank: 1,
-            dense_width: 1,
-            expert_width: 1,
-            shared_width: 1,
             experts: 8,
-            top_k: 1,
-            norm_expert_weight: false,
-            layers: (0..self.layers).map(|l| if l == 0 { LayerKind::Dense } else { LayerKind::Moe }).collect(),
-            rms_norm_eps: 1e-5,
-            rope_theta: 1e4,
-            max_positions: 4096,
-            tie_word_embeddings: false,
-            eos_token_ids: Vec::new(),
-            weight_format: WeightFormat::F32,
+            ..ModelShape::toy(
+                (0..self.layers).map(|l| if l == 0 { LayerKind::Dense } else { LayerKind::Moe }).collect(),
+            )
         }
     }
 

@@ -1,0 +1,223 @@
+//! Form, types, words, ranges, structure and names.
+
+use super::*;
+
+pub(super) const CASES: &[Case] = &[
+    // Form.
+    case("a comma too many", TINY, &[("\"version\": 1,", "\"version\": 1,,")], &[("syntax", "", 3)]),
+    case("a trailing comma", TINY, &[("\"tpot_ms\": 50", "\"tpot_ms\": 50,")], &[("syntax", "", 26)]),
+    case("a missing comma", TINY, &[("\"version\": 1,", "\"version\": 1")], &[("syntax", "", 3)]),
+    case("a comment", TINY, &[("\"version\": 1,", "\"version\": 1, // first")], &[("syntax", "", 3)]),
+    case("single quotes", TINY, &[("\"name\"", "'name'")], &[("syntax", "", 4)]),
+    case("a bare word", TINY, &[("\"f32\"", "f32")], &[("syntax", "", 6)]),
+    case("NaN", TINY, &[("\"tpot_ms\": 50", "\"tpot_ms\": NaN")], &[("syntax", "", 26)]),
+    case("a leading zero", TINY, &[("\"sequences\": 64", "\"sequences\": 064")], &[("syntax", "", 24)]),
+    case(
+        "a brace that never ends",
+        TINY,
+        &[("\"slo\": { \"tpot_ms\": 50 }\n}", "\"slo\": { \"tpot_ms\": 50 }")],
+        &[("syntax", "", 1)],
+    ),
+    case(
+        "two values",
+        TINY,
+        &[("\"slo\": { \"tpot_ms\": 50 }\n}", "\"slo\": { \"tpot_ms\": 50 }\n}\n{}")],
+        &[("syntax", "", 28)],
+    ),
+    case(
+        "a key twice",
+        TINY,
+        &[("\"version\": 1,", "\"version\": 1, \"version\": 1,")],
+        &[("duplicate-key", "/version", 3)],
+    ),
+    // Types, words, ranges.
+    case("wrong version", TINY, &[("\"version\": 1", "\"version\": 2")], &[("wrong-version", "/version", 3)]),
+    case("an unknown key at the top", TINY, &[("\"slo\"", "\"sla\"")], &[("unknown-key", "/sla", 26)]),
+    case(
+        "an unknown key that names a required one",
+        TINY,
+        &[("\"limits\"", "\"limit\"")],
+        &[("unknown-key", "/limit", 24)],
+    ),
+    case(
+        "an unknown key of a stage",
+        TINY,
+        &[("\"kv_dtype\"", "\"kv_type\"")],
+        &[("unknown-key", "/stages/1/layers/0/kv_type", 14)],
+    ),
+    case(
+        "a key of another kind",
+        TINY,
+        &[(EMBED, r#"{ "kind": "embed", "on": "attn", "dtype": "bf16" },"#)],
+        &[("unknown-key", "/stages/0/dtype", 12)],
+    ),
+    case("a missing key", TINY, &[(", \"page_tokens\": 64", "")], &[("missing-key", "/limits", 24)]),
+    case(
+        "a stage without devices",
+        TINY,
+        &[(SAMPLING, r#"{ "kind": "sampling" }"#)],
+        &[("missing-key", "/stages/2", 22)],
+    ),
+    case(
+        "a stage without a kind",
+        TINY,
+        &[(SAMPLING, r#"{ "kin": "sampling", "on": "attn" }"#)],
+        &[("missing-key", "/stages/2", 22)],
+    ),
+    case(
+        "an unknown kind",
+        TINY,
+        &[("\"expert_ffn\"", "\"expert_fnn\"")],
+        &[("unknown-kind", "/stages/1/layers/3/kind", 17)],
+    ),
+    case(
+        "an unknown kind far from all",
+        TINY,
+        &[("\"combine\"", "\"zzz\"")],
+        &[("unknown-kind", "/stages/1/layers/6/kind", 20)],
+    ),
+    case("an unknown word", TINY, &[("\"fp8_e4m3\"", "\"fp8\"")], &[("unknown-word", "/stages/1/layers/2/dtype", 16)]),
+    case("an unknown policy", TINY, &[("\"ping_pong\"", "\"pingpong\"")], &[("unknown-word", "/schedule/policy", 25)]),
+    case("an unknown backend", TINY, &[("\"cpu\"", "\"gpu\"")], &[("unknown-word", "/devices/attn/backend", 8)]),
+    case(
+        "null for an optional key",
+        TINY,
+        &[("\"cores\": [0]", "\"cores\": null")],
+        &[("wrong-type", "/devices/attn/cores", 8)],
+    ),
+    case(
+        "a number in quotes",
+        TINY,
+        &[("\"sequences\": 64", "\"sequences\": \"64\"")],
+        &[("wrong-type", "/limits/sequences", 24)],
+    ),
+    case(
+        "zero micro-batches",
+        TINY,
+        &[("\"micro_batches\": 3", "\"micro_batches\": 0")],
+        &[("out-of-range", "/schedule/micro_batches", 25)],
+    ),
+    case(
+        "a negative number",
+        TINY,
+        &[("\"sequences\": 64", "\"sequences\": -64")],
+        &[("out-of-range", "/limits/sequences", 24)],
+    ),
+    case(
+        "a fraction",
+        TINY,
+        &[("\"prefill_chunk\": 32", "\"prefill_chunk\": 32.5")],
+        &[("not-an-integer", "/limits/prefill_chunk", 24)],
+    ),
+    case(
+        "an exponent that overflows",
+        TINY,
+        &[("\"tpot_ms\": 50", "\"tpot_ms\": 1e999")],
+        &[("out-of-range", "/slo/tpot_ms", 26)],
+    ),
+    case(
+        "an absurd number",
+        TINY,
+        &[("\"kv_tokens\": 65536", "\"kv_tokens\": 99999999999999999999999999")],
+        &[("out-of-range", "/limits/kv_tokens", 24)],
+    ),
+    case("an empty list", TINY, &[("\"cores\": [0]", "\"cores\": []")], &[("empty-list", "/devices/attn/cores", 8)]),
+    case(
+        "a list for an object",
+        TINY,
+        &[("\"schedule\": { \"policy\": \"ping_pong\", \"micro_batches\": 3 }", "\"schedule\": [3]")],
+        &[("wrong-type", "/schedule", 25)],
+    ),
+    case(
+        "a layers block in the layers",
+        TINY,
+        &[(COMBINE, r#"{ "layers": [] }"#)],
+        &[("nested-layers", "/stages/1/layers/6/layers", 20)],
+    ),
+    case(
+        "an attention outside the layers",
+        TINY,
+        &[(SAMPLING, r#"{ "kind": "mfa_attention", "on": "attn" }"#)],
+        &[("misplaced-stage", "/stages/2/kind", 22)],
+    ),
+    // Structure.
+    case("no embedding", TINY, &[(EMBED, "")], &[("missing-stage", "/stages", 11)]),
+    case(
+        "no sampling",
+        TINY,
+        &[("]},\n    { \"kind\": \"sampling\", \"on\": \"attn\" }", "]}")],
+        &[("missing-stage", "/stages", 11)],
+    ),
+    case(
+        "an embedding after the layers",
+        TINY,
+        &[(SAMPLING, r#"{ "kind": "sampling", "on": "attn" }, { "kind": "embed", "id": "e2", "on": "attn" }"#)],
+        &[
+            ("sampling-not-last", "/stages/2/kind", 22),
+            ("misplaced-stage", "/stages/3/kind", 22),
+            ("duplicate-stage", "/stages/3/kind", 22),
+        ],
+    ),
+    case(
+        "two layers blocks",
+        TINY,
+        &[("]},\n", "]}, { \"layers\": [ { \"kind\": \"combine\", \"id\": \"c2\", \"on\": \"attn\" } ] },\n")],
+        &[("two-layers-blocks", "/stages/2/layers", 21)],
+    ),
+    // Names.
+    case("a duplicate id", TINY, &[("\"f2a\"", "\"a2f\"")], &[("duplicate-id", "/stages/1/layers/5/id", 19)]),
+    case(
+        "a kind twice without ids",
+        TINY,
+        &[(COMBINE, r#"{ "kind": "combine", "on": "attn" }, { "kind": "combine", "on": "attn" }"#)],
+        &[("duplicate-id", "/stages/1/layers/7/kind", 20)],
+    ),
+    case(
+        "an unknown device",
+        TINY,
+        &[("\"to\": \"ffn\"", "\"to\": \"fnn\"")],
+        &[("unknown-device", "/stages/1/layers/2/to", 16)],
+    ),
+    case(
+        "an index that a group lacks",
+        STEP3,
+        &[(r#"{ "kind": "embed", "on": ["a0", "a1"] }"#, r#"{ "kind": "embed", "on": ["a0", "a1.8"] }"#)],
+        &[("unknown-device", "/stages/0/on/1", 20)],
+    ),
+    case(
+        "a device twice",
+        STEP3,
+        &[(r#"{ "kind": "embed", "on": ["a0", "a1"] }"#, r#"{ "kind": "embed", "on": ["a0", "a1", "a1.3"] }"#)],
+        &[("duplicate-device", "/stages/0/on/2", 20)],
+    ),
+    case(
+        "a bad device name",
+        ONE_DEVICE,
+        &[("\"cpu\": { \"backend\"", "\"c p u\": { \"backend\": \"cpu\" }, \"cpu\": { \"backend\"")],
+        &[("bad-name", "/devices/c p u", 8), ("unused-device", "/devices/c p u", 8)],
+    ),
+    case(
+        "a bad selector",
+        TINY,
+        &[("\"on_layers\": \"dense\"", "\"on_layers\": \"dens\"")],
+        &[("bad-on-layers", "/stages/1/layers/4/on_layers", 18)],
+    ),
+    case(
+        "a range that descends",
+        TINY,
+        &[("\"on_layers\": \"dense\"", "\"on_layers\": [\"dense\", \"9..4\"]")],
+        &[("bad-on-layers", "/stages/1/layers/4/on_layers/1", 18)],
+    ),
+    case(
+        "an unknown stage in after",
+        TINY,
+        &[(COMBINE, r#"{ "kind": "combine", "on": "attn", "after": ["f2b"] }"#)],
+        &[("unknown-stage", "/stages/1/layers/6/after/0", 20)],
+    ),
+    case(
+        "after a stage outside",
+        TINY,
+        &[(COMBINE, r#"{ "kind": "combine", "on": "attn", "after": ["embed"] }"#)],
+        &[("unknown-stage", "/stages/1/layers/6/after/0", 20)],
+    ),
+];
