@@ -39,6 +39,18 @@ pub enum TaskRole {
     Exchange,
 }
 
+impl TaskRole {
+    /// Its word, as in messages and cost tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Compute => "compute",
+            Self::Send => "send",
+            Self::Receive => "receive",
+            Self::Exchange => "exchange",
+        }
+    }
+}
+
 /// A task of one micro-batch, whichever micro-batch it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskTemplate {
@@ -155,10 +167,8 @@ impl TaskTable {
     pub fn describe(&self, task: TaskId) -> String {
         let Some(template) = self.tasks.get(task) else { return format!("task {task}, which does not exist") };
         let role = match template.role {
-            TaskRole::Compute => "",
-            TaskRole::Send => " send",
-            TaskRole::Receive => " receive",
-            TaskRole::Exchange => " exchange",
+            TaskRole::Compute => String::new(),
+            role => format!(" {}", role.name()),
         };
         let layer = template.layer.map(|layer| format!(", layer {layer}")).unwrap_or_default();
         format!("`{}`{role}{layer}", self.stages[template.stage].id)

@@ -70,21 +70,6 @@ pub enum Bound {
 }
 
 impl Label {
-    /// All of them.
-    pub const ALL: [Self; 11] = [
-        Self::ModelName,
-        Self::Engine,
-        Self::Stage,
-        Self::LayerKind,
-        Self::Device,
-        Self::Lane,
-        Self::Cause,
-        Self::Edge,
-        Self::Layer,
-        Self::Expert,
-        Self::FinishedReason,
-    ];
-
     /// Its name in a page.
     pub fn key(self) -> &'static str {
         match self {

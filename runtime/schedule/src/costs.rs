@@ -50,7 +50,7 @@ impl StageCosts {
                 (bytes * touched / BYTES_PER_SECOND).max(2.0 * bytes * active * rows as f64 / FLOPS)
             });
             let longest = seconds.fold(0.0, f64::max);
-            let known = costs.known.entry((stage.kind.clone(), role_name(TaskRole::Compute), 0)).or_default();
+            let known = costs.known.entry((stage.kind.clone(), TaskRole::Compute.name(), 0)).or_default();
             match known.first_mut() {
                 Some((_, before)) => *before = longest.max(*before),
                 None => known.push((rows, longest)),
@@ -75,7 +75,7 @@ impl StageCosts {
 
     /// Adds what was measured of a stage that is done in several parts: the one with index `part` takes `seconds` for `rows`.
     pub fn set_part(&mut self, kind: &str, role: TaskRole, part: usize, rows: usize, seconds: f64) {
-        let points = self.known.entry((kind.into(), role_name(role), part)).or_default();
+        let points = self.known.entry((kind.into(), role.name(), part)).or_default();
         match points.binary_search_by_key(&rows, |point| point.0) {
             Ok(index) => points[index].1 = seconds,
             Err(index) => points.insert(index, (rows, seconds)),
@@ -90,7 +90,7 @@ impl StageCosts {
 
     /// The same of the part with index `part`.
     pub fn part_seconds(&self, stage: &StageLabel, role: TaskRole, part: usize, rows: usize) -> f64 {
-        let known = self.known.get(&(stage.kind.clone(), role_name(role), part));
+        let known = self.known.get(&(stage.kind.clone(), role.name(), part));
         let Some(points) = known else { return assumed(stage, role) };
         let above = points.partition_point(|point| point.0 < rows);
         match (above.checked_sub(1).map(|below| points[below]), points.get(above)) {
@@ -116,15 +116,6 @@ impl StageCosts {
                 old.is_none_or(|(_, old)| (seconds - old).abs() > tolerance * old.abs())
             })
         })
-    }
-}
-
-fn role_name(role: TaskRole) -> &'static str {
-    match role {
-        TaskRole::Compute => "compute",
-        TaskRole::Send => "send",
-        TaskRole::Receive => "receive",
-        TaskRole::Exchange => "exchange",
     }
 }
 

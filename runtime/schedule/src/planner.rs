@@ -153,7 +153,7 @@ impl StepPlanner {
             return Err(SubmitError::TooLong { prompt, max_positions });
         }
         let tokens = self.kv_tokens(request);
-        let capacity = self.config.pages_per_device as usize * self.config.page_tokens;
+        let capacity = self.config.device_kv_tokens();
         if tokens > capacity {
             return Err(SubmitError::NeverFits { tokens, capacity });
         }

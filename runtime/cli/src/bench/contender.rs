@@ -45,7 +45,7 @@ impl Contender {
     /// Longest sequence it takes.
     pub fn limits(&self) -> Result<LoadLimits, CliError> {
         let config = self.deployment.planner_config().or_mistake()?;
-        let capacity = config.pages_per_device as usize * config.page_tokens;
+        let capacity = config.device_kv_tokens();
         // The last token is never fed back, so it needs no place in the cache.
         Ok(LoadLimits { total_tokens: config.max_positions.min(capacity.saturating_add(1)) })
     }

@@ -3,7 +3,7 @@
 //! What spans mean is `rally-trace`'s; here rounds are added up, so that percentiles are those of all tasks of all rounds.
 
 use rally_engine::RunReport;
-use rally_graph::plan::{Plan, TaskRole};
+use rally_graph::plan::Plan;
 use rally_load::statistics::{mean, percentile};
 use rally_trace::digest::digest;
 use rally_trace::{Analysis, Cause, Recording, Window};
@@ -133,7 +133,7 @@ impl Measured {
         for (lane, report) in report.lanes.iter().enumerate() {
             for span in &report.spans {
                 let task = recording.template(lane, span);
-                let key = (plan.table.stages[task.stage].id.clone(), part_name(task.role));
+                let key = (plan.table.stages[task.stage].id.clone(), task.role.name());
                 self.durations_us.entry(key).or_default().push((span.end_ns - span.start_ns) as f64 / 1e3);
             }
         }
@@ -201,14 +201,5 @@ impl Measured {
         run.insert("lanes".into(), self.lanes.iter().map(LaneSum::json).collect());
         run.insert("stages".into(), self.stages().iter().map(StageTimes::json).collect());
         run.insert("dropped_spans".into(), json!(self.dropped_spans));
-    }
-}
-
-fn part_name(part: TaskRole) -> &'static str {
-    match part {
-        TaskRole::Compute => "compute",
-        TaskRole::Send => "send",
-        TaskRole::Receive => "receive",
-        TaskRole::Exchange => "exchange",
     }
 }

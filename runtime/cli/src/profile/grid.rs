@@ -85,8 +85,7 @@ impl<'a> Bounds<'a> {
 
     /// Longest context a sequence may have.
     fn most_context(&self) -> usize {
-        let cache = self.planner.pages_per_device as usize * self.planner.page_tokens;
-        self.shape.max_positions.min(cache)
+        self.shape.max_positions.min(self.planner.device_kv_tokens())
     }
 
     /// Powers of two to the most rows, powers of four of context, powers of two times a row's experts; each with its largest.

@@ -161,21 +161,28 @@ impl Collector {
         Ok(rest)
     }
 
+    /// Mean time between tokens so far; none with fewer than two.
+    pub fn tpot_ms(&self) -> Option<f64> {
+        let (first, last) = self.first.zip(self.last).filter(|_| self.tokens() > 1)?;
+        Some(ms(first, last) / (self.tokens() - 1) as f64)
+    }
+
     /// What there is.
     pub fn result(&self) -> RequestResult {
-        let ms = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1e3;
-        let tokens = self.token_ids.len();
-        let between = self.first.zip(self.last).filter(|_| tokens > 1);
         RequestResult {
             id: self.id.clone(),
             text: self.decoder.as_ref().map(|_| self.text.clone()),
             token_ids: self.token_ids.clone(),
             finish_reason: self.finish.unwrap_or("cancelled"),
             prompt_tokens: self.prompt_tokens,
-            completion_tokens: tokens,
+            completion_tokens: self.tokens(),
             ttft_ms: self.first.map(|first| ms(self.submitted, first)),
-            tpot_ms: between.map(|(first, last)| ms(first, last) / (tokens - 1) as f64),
+            tpot_ms: self.tpot_ms(),
             logprobs: self.logprobs.clone(),
         }
     }
+}
+
+fn ms(from: Instant, to: Instant) -> f64 {
+    to.duration_since(from).as_secs_f64() * 1e3
 }

@@ -79,8 +79,10 @@ fn collector(job: &Job, codec: Option<&TextCodec>, submitted: Instant) -> Collec
 impl Client for Run<'_> {
     /// Everything, together, once.
     fn due(&mut self, _now: Instant) -> Vec<SequenceRequest> {
-        let first = !std::mem::replace(&mut self.submitted, true);
-        self.jobs.iter().filter(|_| first).map(|job| job.sequence.clone()).collect()
+        if std::mem::replace(&mut self.submitted, true) {
+            return Vec::new();
+        }
+        self.jobs.iter().map(|job| job.sequence.clone()).collect()
     }
 
     fn next_due(&self) -> Option<Instant> {

@@ -85,15 +85,16 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     interrupt::begin_work();
     let outcome = decode::decode(parts, &jobs, &deployment, &mut console, &interrupts, &mut observer)?;
     let summary = Summary { outcome: &outcome, deployment: &deployment, plan: &plan };
+    let digest = summary.digest();
     if let (Some(file), Some(form)) = (outputs.trace, trace_form) {
-        file.finish(|out| summary.write_trace(form, out))?;
+        file.finish(|out| summary.write_trace(form, &digest, out))?;
     }
     write_results(&outcome, &jobs, outputs.out, outputs.logits, &deployment)?;
     if args.format == Format::Json {
         print(&format!("{}\n", report_json(&outcome, &deployment)))?;
     }
     // A digest that cannot be written is no reason to fail: the results are out already.
-    let _ = writeln!(io::stderr(), "\n{}", summary.digest().join("\n"));
+    let _ = writeln!(io::stderr(), "\n{digest}");
     if outcome.interrupted { Err(CliError::Interrupted) } else { Ok(ExitCode::SUCCESS) }
 }
 

@@ -7,6 +7,7 @@ use rally_graph::plan::Plan;
 use rally_stages::deployment::Deployment;
 use rally_trace::html::PageText;
 use rally_trace::{Recording, digest};
+use std::fmt;
 use std::io::{self, Write};
 
 /// Spans a lane keeps for a trace: 16 MB of memory, some 80 MB of JSON or 4 MB of HTML.
@@ -24,20 +25,34 @@ pub struct Summary<'a> {
     pub plan: &'a Plan,
 }
 
+/// A run in at most 20 lines.
+pub struct Digest {
+    speed: String,
+    setting: String,
+    /// Where the time went.
+    lines: Vec<String>,
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}\n{}", self.speed, self.setting)?;
+        self.lines.iter().try_for_each(|line| write!(formatter, "\n{line}"))
+    }
+}
+
 impl Summary<'_> {
-    /// How fast it was, on what, and where the time went: at most 20 lines.
-    pub fn digest(&self) -> Vec<String> {
-        let mut lines = vec![self.speed(), self.setting()];
-        lines.extend(digest::digest(&self.recording(), Some(crate::doctor::available_cores())));
-        lines.truncate(digest::MOST_LINES);
-        lines
+    /// How fast it was, on what, and where the time went.
+    pub fn digest(&self) -> Digest {
+        let mut lines = digest::digest(&self.recording(), Some(crate::doctor::available_cores()));
+        lines.truncate(digest::MOST_LINES - 2);
+        Digest { speed: self.speed(), setting: self.setting(), lines }
     }
 
-    /// The trace.
-    pub fn write_trace(&self, form: TraceForm, out: &mut dyn Write) -> io::Result<()> {
-        let [speed, setting, digest @ ..] = &self.digest()[..] else { return Ok(()) };
+    /// The trace, with `digest` where its form has a place for words.
+    pub fn write_trace(&self, form: TraceForm, digest: &Digest, out: &mut dyn Write) -> io::Result<()> {
+        let Digest { speed, setting, lines } = digest;
         let (title, subtitle) = (self.deployment.spec.name.clone(), format!("{setting} · {speed}"));
-        form.write(&self.recording(), &PageText { title, subtitle, digest: digest.to_vec() }, out)
+        form.write(&self.recording(), &PageText { title, subtitle, digest: lines.clone() }, out)
     }
 
     fn recording(&self) -> Recording<'_> {
@@ -52,7 +67,7 @@ impl Summary<'_> {
     fn speed(&self) -> String {
         let Outcome { collectors, elapsed_s, .. } = self.outcome;
         let tokens: usize = collectors.iter().map(Collector::tokens).sum();
-        let mut tpots: Vec<f64> = collectors.iter().filter_map(|collector| collector.result().tpot_ms).collect();
+        let mut tpots: Vec<f64> = collectors.iter().filter_map(Collector::tpot_ms).collect();
         tpots.sort_by(f64::total_cmp);
         let (requests, rate) = (collectors.len(), tokens as f64 / elapsed_s);
         let mut line = format!("{requests} requests, {tokens} tokens in {elapsed_s:.2} s: {rate:.0} tokens/s");

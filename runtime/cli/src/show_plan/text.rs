@@ -99,9 +99,7 @@ fn stage(plan: &Plan, task: &PlannedTask) -> String {
     let id = &plan.table.stages[template.stage].id;
     match template.role {
         TaskRole::Compute => id.clone(),
-        TaskRole::Send => format!("{id} send"),
-        TaskRole::Receive => format!("{id} receive"),
-        TaskRole::Exchange => format!("{id} exchange"),
+        role => format!("{id} {}", role.name()),
     }
 }
 

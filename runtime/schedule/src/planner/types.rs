@@ -27,6 +27,13 @@ pub struct PlannerConfig {
     pub max_positions: usize,
 }
 
+impl PlannerConfig {
+    /// Tokens that the KV cache of one device holds.
+    pub fn device_kv_tokens(&self) -> usize {
+        self.pages_per_device as usize * self.page_tokens
+    }
+}
+
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
