@@ -4,7 +4,6 @@
 mod support;
 
 use proptest::prelude::*;
-use rally::engine::schedule::planner::FinishReason;
 use rally::engine::stage::Probe;
 use rally::engine::{Engine, RunEvent};
 use rally::stages::checkpoint::Checkpoint;
@@ -12,7 +11,7 @@ use rally::stages::config::load_model_shape;
 use rally::stages::deployment::AssembleOptions;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::{Answer, Ask, Layout, Preempter, config, policies, repository, request, run, start_with};
+use support::{Answer, Ask, Layout, Preempter, bits, config, policies, repository, request, run, start_with};
 
 /// Runs `asks`, which arrive a few at a time; returns answers and the number of preemptions.
 fn batched(layout: &Layout, folder: &str, asks: &[Ask], one_in: u64, seed: u64, learn: bool) -> (Vec<Answer>, u64) {
@@ -68,14 +67,6 @@ fn alone(layout: &Layout, folder: &str, asks: &[Ask]) -> Vec<Answer> {
     let plain = Layout { a2f: layout.a2f, f2a: layout.f2a, kv: layout.kv, ..plain };
     let model = repository("tests/golden").join(folder);
     asks.iter().map(|ask| run(&plain.spec(), &model, std::slice::from_ref(ask), None).remove(0)).collect()
-}
-
-/// Tokens, logits as bits, and how it ended.
-type Bits = (Vec<u32>, Vec<Vec<u32>>, Option<FinishReason>);
-
-fn bits(answers: &[Answer]) -> Vec<Bits> {
-    let row = |row: &Vec<f32>| row.iter().map(|value| value.to_bits()).collect();
-    answers.iter().map(|a| (a.tokens.clone(), a.logits.iter().map(row).collect(), a.finish)).collect()
 }
 
 fn asks(vocab: u32) -> impl Strategy<Value = Vec<Ask>> {

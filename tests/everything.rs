@@ -5,7 +5,6 @@
 mod support;
 
 use proptest::prelude::*;
-use rally::engine::schedule::planner::FinishReason;
 use rally::engine::stage::Probe;
 use rally::engine::{Engine, RunEvent};
 use rally::stages::checkpoint::Checkpoint;
@@ -13,7 +12,7 @@ use rally::stages::config::load_model_shape;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use support::{Answer, Ask, Layout, Places, Preempter, config, layouts, repository, request, run, start};
+use support::{Answer, Ask, Layout, Places, Preempter, bits, config, layouts, repository, request, run, start};
 
 /// When a request comes: once so many tokens have been told, or all before it are answered.
 #[derive(Clone, Debug)]
@@ -113,14 +112,6 @@ fn alone(layout: &Layout, folder: &str, arrivals: &[Arrival]) -> Vec<Answer> {
     let model = repository("tests/golden").join(folder);
     let asks = arrivals.iter().map(|arrival| &arrival.ask);
     asks.map(|ask| run(&layout.spec(), &model, std::slice::from_ref(ask), None).remove(0)).collect()
-}
-
-/// Tokens, logits as bits, and how it ended.
-type Bits = (Vec<u32>, Vec<Vec<u32>>, Option<FinishReason>);
-
-fn bits(answers: &[Answer]) -> Vec<Bits> {
-    let row = |row: &Vec<f32>| row.iter().map(|value| value.to_bits()).collect();
-    answers.iter().map(|a| (a.tokens.clone(), a.logits.iter().map(row).collect(), a.finish)).collect()
 }
 
 proptest! {

@@ -5,21 +5,17 @@ mod support;
 
 use rally::engine::meter::RequestMeter;
 use rally::engine::schedule::batch::{SequenceRequest, TokenDetail};
-use rally::engine::schedule::policy::Schedule;
 use rally::engine::{Engine, RunEvent};
-use rally::graph::kinds::KindRegistry;
 use rally::graph::model::ModelShape;
-use rally::graph::stage_graph::StageGraph;
 use rally::metrics::{Exporter, Identity, MetricsServer};
 use rally::stages::checkpoint::RandomWeights;
-use rally::stages::deployment::{AssembleOptions, assemble};
-use rally::stages::kinds::StageRegistry;
+use rally::stages::deployment::AssembleOptions;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use std::alloc::System;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Instant;
-use support::{Ask, Layout, request, small_shape};
+use support::{Ask, Layout, request, small_shape, start_with};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -46,13 +42,9 @@ fn held() -> f64 {
 
 fn engine(shape: &ModelShape) -> Engine {
     let layout = Layout { policy: "ping_pong", micro_batches: 2, ..Layout::default() };
-    let spec = layout.spec();
-    let schedule = Schedule::from_spec(&spec.schedule).expect("ping_pong runs");
-    let graph = StageGraph::build(&spec, shape, KindRegistry::shared()).expect("the graph unrolls");
     let weights = RandomWeights::new(3, shape.weight_format);
     let options = AssembleOptions { learn: false, spans_per_lane: SPANS_PER_LANE, probe: None };
-    let parts = assemble(&spec, graph, shape, &weights, &schedule, &StageRegistry::builtin(), options);
-    Engine::start(parts.unwrap_or_else(|error| panic!("{error}"))).expect("threads can be had")
+    start_with(&layout.spec(), shape, &weights, options)
 }
 
 fn sequence(id: u64) -> SequenceRequest {

@@ -107,7 +107,8 @@ pub fn parts(
     parts_with(spec, shape, weights, AssembleOptions { probe, ..AssembleOptions::default() })
 }
 
-fn parts_with(
+/// The same, with choices that are not in the graph.
+pub fn parts_with(
     spec: &DeploymentSpec,
     shape: &ModelShape,
     weights: &dyn WeightSource,
@@ -117,6 +118,15 @@ fn parts_with(
     let graph = StageGraph::build(spec, shape, KindRegistry::shared()).expect("the graph unrolls");
     let parts = assemble(spec, graph, shape, weights, &schedule, &StageRegistry::builtin(), options);
     parts.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Tokens, logits as bits, and how it ended.
+pub type Bits = (Vec<u32>, Vec<Vec<u32>>, Option<FinishReason>);
+
+/// Answers so that `==` means equal to the bit.
+pub fn bits(answers: &[Answer]) -> Vec<Bits> {
+    let row = |row: &Vec<f32>| row.iter().map(|value| value.to_bits()).collect();
+    answers.iter().map(|a| (a.tokens.clone(), a.logits.iter().map(row).collect(), a.finish)).collect()
 }
 
 /// Submits `asks`, whose indices become ids, and runs to the end.

@@ -331,13 +331,17 @@ fn build_lane(
     }
     let planned_tasks = planned.tasks.iter();
     let positions = planned_tasks.map(|task| position(parts, &stages, task, wiring)).collect::<Result<Vec<_>, _>>()?;
-    let routes = |stage| counts_routing(&parts.plan.table, &parts.graph, stage, device);
+    let routes = |stage: usize| {
+        stages[stage].as_ref().is_some_and(|work| work.routed_experts() > 0)
+            && counts_routing(&parts.plan.table, &parts.graph, stage, device)
+    };
+    let counts_routing = (0..stages.len()).map(routes).collect();
     Ok(Lane {
         index,
         plan: Arc::clone(&parts.plan),
         graph: Arc::clone(&parts.graph),
         positions,
-        counts_routing: (0..stages.len()).map(routes).collect(),
+        counts_routing,
         stages,
         values: (0..micro_batches).map(|_| Values::new(rows, parts.widths)).collect(),
         batches: vec![DeviceBatch::default(); micro_batches],

@@ -51,8 +51,21 @@ fn a_completion_is_never_missed() {
         let sync = lanes(2);
         let waiter = spawn(&sync, 1, |sync| sync.wait(1, 0, 0, 1));
         sync.register(0);
-        sync.complete(0, 1, &[1]);
+        sync.complete(0, 1, 0, &[1]);
         assert!(waiter.join().expect("no panic").is_ok());
+    });
+}
+
+/// Whoever sees that a task is over sees when it was, or when a later one was.
+#[test]
+fn an_end_is_told_with_the_completion() {
+    check(None, || {
+        let sync = lanes(2);
+        let reader = spawn(&sync, 1, |sync| sync.reached(0, 1).then(|| sync.over_ns(0)));
+        sync.register(0);
+        sync.complete(0, 1, 7, &[1]);
+        sync.complete(0, 2, 9, &[1]);
+        assert!(reader.join().expect("no panic").is_none_or(|over_ns| over_ns >= 7));
     });
 }
 
@@ -63,8 +76,8 @@ fn nor_is_the_one_after_it() {
         let sync = lanes(2);
         let waiter = spawn(&sync, 1, |sync| sync.wait(1, 0, 0, 1).and_then(|_| sync.wait(1, 0, 0, 2)));
         sync.register(0);
-        sync.complete(0, 1, &[1]);
-        sync.complete(0, 2, &[1]);
+        sync.complete(0, 1, 0, &[1]);
+        sync.complete(0, 2, 0, &[1]);
         assert!(waiter.join().expect("no panic").is_ok());
     });
 }
@@ -75,7 +88,7 @@ fn all_who_wait_are_woken() {
         let sync = lanes(3);
         let waiters = [1, 2].map(|own| spawn(&sync, own, move |sync| sync.wait(own, 0, 0, 1)));
         sync.register(0);
-        sync.complete(0, 1, &[1, 2]);
+        sync.complete(0, 1, 0, &[1, 2]);
         for waiter in waiters {
             assert!(waiter.join().expect("no panic").is_ok());
         }
@@ -93,7 +106,7 @@ fn what_was_written_before_a_completion_is_seen_behind_the_wait() {
         });
         sync.register(0);
         value.store(7, Ordering::Relaxed);
-        sync.complete(0, 1, &[1]);
+        sync.complete(0, 1, 0, &[1]);
         assert_eq!(waiter.join().expect("no panic"), 7);
     });
 }
@@ -117,7 +130,7 @@ fn who_waits_for_a_lane_that_has_left_leaves() {
         let sync = lanes(2);
         let waiter = spawn(&sync, 1, |sync| sync.wait(1, 0, 0, 2));
         sync.register(0);
-        sync.complete(0, 1, &[1]);
+        sync.complete(0, 1, 0, &[1]);
         sync.end(0);
         assert_eq!(waiter.join().expect("no panic"), Err(Stopped));
     });
@@ -130,7 +143,7 @@ fn a_lane_that_leaves_has_done_what_it_did() {
         let sync = lanes(2);
         let waiter = spawn(&sync, 1, |sync| sync.wait(1, 0, 0, 1));
         sync.register(0);
-        sync.complete(0, 1, &[1]);
+        sync.complete(0, 1, 0, &[1]);
         sync.end(0);
         assert!(waiter.join().expect("no panic").is_ok());
     });
@@ -163,7 +176,7 @@ fn a_slot_is_never_held_twice() {
                 slot.receive_output(&mut value, 1, WireDtype::F32);
                 assert_eq!((slot.header().step, value), (step, [step as f32]));
                 drop(slot);
-                sync.complete(1, step + 1, &[0]);
+                sync.complete(1, step + 1, 0, &[0]);
             }
         });
         sync.register(0);
@@ -172,7 +185,7 @@ fn a_slot_is_never_held_twice() {
             let mut slot = slot::take(&shared).expect("the receiver has let go");
             slot.send_rows(&[step as f32], 1, WireDtype::F32, Header { step, layer: 0, rows: 1 });
             drop(slot);
-            sync.complete(0, step + 1, &[1]);
+            sync.complete(0, step + 1, 0, &[1]);
         }
         receiver.join().expect("no panic");
     });

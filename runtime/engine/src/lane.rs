@@ -115,6 +115,7 @@ impl Lane {
         for wait in &task.waits {
             let target = plan.wait_target(wait, cycle as i64);
             if self.sync.reached(wait.lane, target as u64) {
+                self.recorder.not_before(self.sync.over_ns(wait.lane));
                 continue;
             }
             let before = self.recorder.look(wait.lane);
@@ -130,7 +131,7 @@ impl Lane {
             let (position, rows) = (position as u32, rows as u32);
             let took_ns = self.recorder.record(Span { position, step, rows, bytes, start_ns, ..Span::default() });
             if let Some(work) = &self.work
-                && plan.table.tasks[task.task].payload == Payload::None
+                && plan.table.tasks[task.task].computes()
             {
                 work.add(task.micro_batch, took_ns);
             }
@@ -142,7 +143,7 @@ impl Lane {
             self.recorder.planned(idle_from_ns);
         }
         let done = cycle * plan.lanes[self.index].tasks.len() as u64 + position as u64 + 1;
-        self.sync.complete(self.index, done, &task.wakes);
+        self.sync.complete(self.index, done, self.recorder.marked_ns(), &task.wakes);
         Ok(())
     }
 
@@ -197,16 +198,15 @@ impl Lane {
             team: &self.team,
             exchange: Exchange::new(legs),
         };
-        let (done, routes) = (work.run(&mut context), work.routed_experts() > 0);
-        if routes && done.is_ok() && self.counts_routing[stage] {
-            let values = &self.values[m];
-            self.recorder.routed(header.layer, &values.expert_ids[..values.rows * values.widths.top_k]);
-        }
-        done.map_err(|source| EngineError::Stage {
+        work.run(&mut context).map_err(|source| EngineError::Stage {
             stage: self.graph.stages[stage].id.clone(),
             layer: header.layer,
             source,
         })?;
+        if self.counts_routing[stage] {
+            let values = &self.values[m];
+            self.recorder.routed(header.layer, &values.expert_ids[..values.rows * values.widths.top_k]);
+        }
         Ok(Moved { rows, bytes: legs.map_or(Ok(0), Legs::bytes)? })
     }
 }

@@ -37,10 +37,20 @@ impl Recorder {
         self.marked_ns
     }
 
+    /// What the clock said last.
+    pub(crate) fn marked_ns(&self) -> u64 {
+        self.marked_ns
+    }
+
+    /// What the lane is about to begin follows something that was over at `ns`. That can be after the last look at the clock: the
+    /// system held the lane up in between. Time of the host, then, and an effect never precedes its cause.
+    pub(crate) fn not_before(&mut self, ns: u64) {
+        self.marked_ns = self.marked_ns.max(ns);
+    }
+
     /// The lane turns to its next task.
     pub(crate) fn ready(&mut self) {
-        let marked_ns = self.marked_ns;
-        self.gap.ready(|| marked_ns);
+        self.gap.ready(self.marked_ns);
     }
 
     /// The lane is about to wait for `lane`.

@@ -27,6 +27,8 @@ pub(crate) struct Stopped;
 struct LaneSignal {
     /// Tasks completed since the start.
     progress: AtomicU64,
+    /// When the last of them was over, on the clock of the spans. Written before `progress`, on the same cache line.
+    over_ns: AtomicU64,
     /// On a cache line of its own: others look at it with every task they complete, and must not miss because this lane has
     /// counted on.
     parked: CachePadded<AtomicBool>,
@@ -50,6 +52,7 @@ impl LaneSync {
     pub(crate) fn new(lanes: usize, apart: bool) -> Self {
         let signal = || LaneSignal {
             progress: AtomicU64::new(0),
+            over_ns: AtomicU64::new(0),
             parked: CachePadded::new(AtomicBool::new(false)),
             ended: AtomicBool::new(false),
             thread: OnceLock::new(),
@@ -69,8 +72,10 @@ impl LaneSync {
         self.lanes[lane].thread.get_or_init(primitives::current);
     }
 
-    /// Publishes that `lane` has completed `count` tasks, and wakes those of `wakes` that parked.
-    pub(crate) fn complete(&self, lane: usize, count: u64, wakes: &[usize]) {
+    /// Publishes that `lane` has completed `count` tasks, the last of them over at `over_ns`, and wakes those of `wakes` that
+    /// parked.
+    pub(crate) fn complete(&self, lane: usize, count: u64, over_ns: u64, wakes: &[usize]) {
+        self.lanes[lane].over_ns.store(over_ns, Ordering::Relaxed);
         self.lanes[lane].progress.store(count, Ordering::Release);
         if wakes.is_empty() {
             return;
@@ -135,6 +140,11 @@ impl LaneSync {
     /// Whether `lane` has completed `target` tasks.
     pub(crate) fn reached(&self, lane: usize, target: u64) -> bool {
         self.lanes[lane].progress.load(Ordering::Acquire) >= target
+    }
+
+    /// When the last task that `lane` published was over. After `reached`, no earlier than the task that it told of.
+    pub(crate) fn over_ns(&self, lane: usize) -> u64 {
+        self.lanes[lane].over_ns.load(Ordering::Relaxed)
     }
 
     /// Waits, as lane `own` in `cycle`, until `lane` has completed `target` tasks. Returns whether there was anything to wait for.

@@ -31,9 +31,14 @@ impl Greedy {
     }
 }
 
+impl Greedy {
+    /// Its name as a policy.
+    pub const NAME: &str = "greedy";
+}
+
 impl Policy for Greedy {
     fn name(&self) -> String {
-        "greedy".into()
+        Self::NAME.into()
     }
 
     fn orders(&self, table: &TaskTable, micro_batches: usize) -> Vec<Vec<Turn>> {

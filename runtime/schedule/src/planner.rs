@@ -121,6 +121,16 @@ impl StepPlanner {
         self.learner.has_learned().then(|| self.learner.model())
     }
 
+    /// KV pages there are, over all devices.
+    pub fn pages(&self) -> usize {
+        self.config.pages_per_device as usize * self.config.devices
+    }
+
+    /// KV pages in use, over all devices.
+    pub fn used_pages(&self) -> usize {
+        self.pages() - self.free_pages()
+    }
+
     /// What it takes a step to cost.
     pub fn cost_model(&self) -> CostModel {
         self.cost
@@ -235,14 +245,13 @@ impl StepPlanner {
 
     /// How full the run is now that `micro_batch` has been planned into `batches`.
     pub fn sample(&self, at_ns: u64, micro_batch: usize, batches: &[DeviceBatch]) -> CounterSample {
-        let pages = self.config.pages_per_device as usize * self.config.devices;
         CounterSample {
             at_ns,
             micro_batch: micro_batch as u32,
             rows: batches.iter().map(|batch| batch.rows as u32).sum(),
             running: self.running() as u32,
             waiting: self.waiting() as u32,
-            used_pages: (pages - self.free_pages()) as u32,
+            used_pages: self.used_pages() as u32,
         }
     }
 

@@ -156,7 +156,7 @@ impl Schedule {
         let (policy, name): (Box<dyn Policy>, &str) = match spec.policy {
             PolicyKind::Sequential => (Box::new(Sequential), "sequential"),
             PolicyKind::PingPong => (Box::new(PingPong), "ping_pong"),
-            PolicyKind::Greedy => (Box::new(Greedy::default()), "greedy"),
+            PolicyKind::Greedy => (Box::new(Greedy::default()), Greedy::NAME),
             PolicyKind::Custom => {
                 let order = spec.order.clone().ok_or(ScheduleError::NoOrder)?;
                 (Box::new(Custom { order }), "custom")
@@ -178,7 +178,7 @@ impl Schedule {
         let policy = match name {
             "sequential" => PolicyKind::Sequential,
             "ping_pong" => PolicyKind::PingPong,
-            "greedy" => PolicyKind::Greedy,
+            Greedy::NAME => PolicyKind::Greedy,
             "custom" => PolicyKind::Custom,
             _ => return Err(unknown()),
         };
@@ -191,12 +191,12 @@ impl Schedule {
         Ok(schedule)
     }
 
-    /// Makes a `greedy` schedule order by `greedy`'s costs instead of assumed ones; any other stays as it is. Returns whether it
-    /// was one.
-    pub fn order_by(&mut self, greedy: &Greedy) -> bool {
-        let asked = self.policy.name() == greedy.name();
+    /// Makes a `greedy` schedule order by other costs than assumed ones; any other stays as it is and asks for none. Returns whether
+    /// it was one.
+    pub fn order_by(&mut self, greedy: impl FnOnce() -> Greedy) -> bool {
+        let asked = self.policy.name() == Greedy::NAME;
         if asked {
-            self.policy = Box::new(greedy.clone());
+            self.policy = Box::new(greedy());
         }
         asked
     }

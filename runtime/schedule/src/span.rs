@@ -55,10 +55,10 @@ pub struct Gap {
 }
 
 impl Gap {
-    /// The lane turns to a task, and may have to wait for it. Only the first such moment counts, so `now_ns` may cost something.
-    pub fn ready(&mut self, now_ns: impl FnOnce() -> u64) {
+    /// The lane turns to a task, and may have to wait for it. Only the first such moment counts.
+    pub fn ready(&mut self, now_ns: u64) {
         match (self.ready_ns, self.waited_for) {
-            (None, _) => self.ready_ns = Some(now_ns()),
+            (None, _) => self.ready_ns = Some(now_ns),
             (Some(_), WaitedFor::Lane(lane)) => self.waited_for = WaitedFor::Before(lane),
             (Some(_), _) => {}
         }

@@ -243,7 +243,7 @@ impl<'a> World<'a> {
         let (ready_ns, waited) = (lane.ready_ns, now > lane.ready_ns);
         let start_ns = now + if waited { self.run.costs.wake_ns() } else { 0 };
         let gap = &mut self.lanes[index].gap;
-        gap.ready(|| ready_ns);
+        gap.ready(ready_ns);
         if waited {
             gap.waited(by);
         }

@@ -157,7 +157,7 @@ fn costs_follow_from_shapes() {
     let schedule = || Schedule::parse("greedy:6", &common::spec(1, 1).schedule).expect("it is a policy");
     let orders = |schedule: Schedule| schedule.policy.orders(&table(1, 1, 8), 6);
     let mut by_cost = schedule();
-    assert!(by_cost.order_by(&Greedy { costs: slow.clone(), rows: 1 }));
+    assert!(by_cost.order_by(|| Greedy { costs: slow.clone(), rows: 1 }));
     let measured = orders(by_cost);
     assert_eq!(measured, Greedy { costs: slow, rows: 1 }.orders(&table(1, 1, 8), 6));
     assert_ne!(measured, orders(schedule()), "not what assumed costs give");

@@ -65,8 +65,10 @@ pub fn with_costs(
     measured: Option<&StageCosts>,
 ) -> Schedule {
     let rows = (spec.limits.rows_per_micro_batch as usize).div_ceil(2);
-    let measured = measured.cloned().unwrap_or_default();
-    schedule.order_by(&Greedy { costs: measured.or(StageCosts::of_shapes(graph, shape, kinds, rows)), rows });
+    schedule.order_by(|| {
+        let measured = measured.cloned().unwrap_or_default();
+        Greedy { costs: measured.or(StageCosts::of_shapes(graph, shape, kinds, rows)), rows }
+    });
     schedule
 }
 

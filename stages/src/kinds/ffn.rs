@@ -290,24 +290,25 @@ impl ExpertWork {
         self.spread.level(&layer.placed, values, (values.rows as f64 * self.shared_cost).round() as usize);
     }
 
-    /// Copies the rows of u that go to `expert` and that `wanted` takes, in row order. It gets the place in the routing.
+    /// Notes the rows that go to `expert` and that `wanted` takes, in row order. It gets the place in the routing.
     fn gather(&mut self, values: &Values, expert: usize, wanted: impl Fn(&Spread, usize) -> bool) {
-        let (hidden, top_k) = (values.widths.hidden, values.widths.top_k);
+        let top_k = values.widths.top_k;
         self.members.clear();
         for (row, chosen) in values.expert_ids[..values.rows * top_k].chunks_exact(top_k).enumerate() {
             let Some(place) = chosen.iter().position(|id| *id as usize == expert) else { continue };
             let place = row * top_k + place;
             if wanted(&self.spread, place) {
-                let target = self.members.len() * hidden;
-                self.gathered[target..target + hidden].copy_from_slice(&values.u[row * hidden..(row + 1) * hidden]);
                 self.members.push((row, place));
             }
         }
     }
 
-    /// The expert's answers to the gathered rows, into `scratch.out`.
+    /// The expert's answers to the noted rows of u, into `scratch.out`.
     fn compute(&mut self, expert: &SwiGlu, task: &TaskContext<'_>) {
         let (count, hidden) = (self.members.len(), task.values.widths.hidden);
+        for (target, (row, _)) in self.gathered.chunks_exact_mut(hidden).zip(&self.members) {
+            target.copy_from_slice(&task.values.u[row * hidden..(row + 1) * hidden]);
+        }
         if count > 0 {
             let Scratch { gate, up, out } = &mut self.scratch;
             expert.run(task.team, &self.gathered[..count * hidden], count, gate, up, out);

@@ -118,7 +118,7 @@ pub fn measured_costs(contenders: &mut [Contender], path: &Path, load: &Load) ->
         let planner = contender.deployment.planner_config().or_mistake()?;
         let most = load.max_concurrency.unwrap_or(usize::MAX).min(load.requests.len()).min(planner.sequences);
         let rows = most.div_ceil(contender.schedule.micro_batches);
-        taken |= contender.schedule.order_by(&Greedy { costs: table.stage_costs(load.mean_context()), rows });
+        taken |= contender.schedule.order_by(|| Greedy { costs: table.stage_costs(load.mean_context()), rows });
     }
     match taken {
         true => Ok(()),

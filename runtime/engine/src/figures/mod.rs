@@ -141,7 +141,6 @@ impl RunFigures {
         planner: &StepPlanner,
         experts: &[usize],
     ) -> Self {
-        let config = planner.config();
         let lane = |index: usize| CachePadded::new(LaneFigures::new(plan, graph, index, experts[index]));
         Self {
             started,
@@ -150,7 +149,7 @@ impl RunFigures {
                 running: AtomicU64::new(0),
                 waiting: AtomicU64::new(0),
                 used_pages: AtomicU64::new(0),
-                pages: u64::from(config.pages_per_device) * config.devices as u64,
+                pages: planner.pages() as u64,
                 preemptions: AtomicU64::new(0),
                 rows: AtomicHistogram::new(names::MICRO_BATCH_TOKENS.edges(), 1.0),
             },
@@ -178,7 +177,7 @@ impl RunFigures {
         let set = |cell: &AtomicU64, value: u64| cell.store(value, Ordering::Relaxed);
         set(&self.planner.running, planner.running() as u64);
         set(&self.planner.waiting, planner.waiting() as u64);
-        set(&self.planner.used_pages, self.planner.pages.saturating_sub(planner.free_pages() as u64));
+        set(&self.planner.used_pages, planner.used_pages() as u64);
         set(&self.planner.preemptions, planner.preemptions());
     }
 

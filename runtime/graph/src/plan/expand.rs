@@ -50,8 +50,8 @@ impl Expansion<'_> {
         let mut tasks = self.on_each(node, TaskRole::Compute, std::slice::from_ref(&stage.devices), |this, device| {
             this.own(device, before)
         });
-        for part in 1..exchanges.as_ref().map_or(1, |exchanges| exchanges.parts) {
-            let peers = exchanges.iter().flat_map(|exchanges| &exchanges.peers).cloned().collect::<Vec<_>>();
+        let Some(Exchanges { parts, peers }) = exchanges else { return tasks };
+        for part in 1..parts {
             tasks = self.on_each(node, TaskRole::Exchange, &peers, |this, device| {
                 this.of_devices(&tasks, Rails::group(&peers, device))
             });
