@@ -220,7 +220,7 @@ fn a_lane_without_work_hears_of_it() {
         let lane = next_step(&control);
         control.submit([request(0, vec![1, 2, 3], 1)]).expect("the request fits");
         assert_eq!(lane.join().expect("no panic"), 3);
-        assert!(matches!(inbox.events.try_recv(), Ok(RunEvent::Admitted(0, _))));
+        assert!(matches!(inbox.events.recv(), Ok(RunEvent::Admitted(0, _))));
     });
 }
 
@@ -241,7 +241,7 @@ fn a_lane_without_work_hears_of_a_failure() {
         let lane = next_step(&control);
         control.fail(EngineError::EndedEarly);
         assert_eq!(lane.join().expect("no panic"), 0);
-        assert!(matches!(inbox.events.try_recv(), Ok(RunEvent::Failed(EngineError::EndedEarly))));
+        assert!(matches!(inbox.events.recv(), Ok(RunEvent::Failed(EngineError::EndedEarly))));
         assert_eq!(control.submit([request(0, vec![1], 1)]), Err(SubmitError::Closed));
     });
 }

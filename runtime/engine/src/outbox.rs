@@ -1,35 +1,67 @@
 //! The way of events to the run's owner: in order, none lost, no lane held up by a slow reader, and no memory taken in a step
 //! while the reader keeps up.
 //!
-//! A ring that is made once takes the events. What an owner has left unread beyond that (its terminal may be blocked) goes to a
-//! list that grows as it must, and a courier thread, asleep otherwise, carries it on as the ring empties.
+//! Lanes lay events on a tray, and a courier thread carries them to the owner's channel. A lane that woke the owner itself would
+//! spend microseconds in the system at every end of a step, longer than on anything else it does between tasks. So it only ever
+//! wakes the courier, and that only for news after a silence: a courier that has just carried something looks again by itself.
+//! Tokens may lie on the tray that long. What an owner answers (a sequence ended) is carried at once.
 
 use crate::control::RunEvent;
-use crossbeam::channel::{Receiver, Sender, TrySendError, bounded, never, select, unbounded};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use crossbeam::channel::{Receiver, Sender, bounded, never};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-/// Unread events that a ring has room for, for each sequence: a reader may sleep through this many steps.
+/// Unread events that the tray and the channel have room for, for each sequence: a reader may sleep through this many steps.
 const EVENTS_PER_SEQUENCE: usize = 16;
 /// The same at least, in all.
 const EVENTS_MIN: usize = 4096;
+/// How long a courier that has carried something lets tokens gather before it looks again.
+const NAP: Duration = Duration::from_millis(1);
 
-/// The lanes' end. Shared by all of them.
-pub(crate) struct Outbox {
-    ring: Sender<RunEvent>,
-    spill: Sender<RunEvent>,
-    /// Spilled events that have not reached the ring.
-    behind: Arc<AtomicUsize>,
-    /// Held while an event is sent, so that none overtakes another.
-    turn: Mutex<()>,
+/// What the courier is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Courier {
+    /// It carries, and looks at the tray before it rests.
+    Up,
+    /// It looks again within [`NAP`].
+    Naps,
+    /// It looks when it is woken.
+    Sleeps,
 }
+
+struct Tray {
+    events: VecDeque<RunEvent>,
+    courier: Courier,
+    /// One of the two ends has gone.
+    closed: bool,
+}
+
+struct Shared {
+    tray: Mutex<Tray>,
+    wake: Condvar,
+}
+
+impl Shared {
+    fn tray(&self) -> MutexGuard<'_, Tray> {
+        self.tray.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self) {
+        self.tray().closed = true;
+        self.wake.notify_one();
+    }
+}
+
+/// The lanes' end. Shared by all of them. Once it is dropped the owner's channel ends behind the last event.
+pub(crate) struct Outbox(Arc<Shared>);
 
 /// The owner's end. Dropping it ends the courier; what nobody has read by then is gone.
 pub(crate) struct Inbox {
     /// What arrives.
     pub(crate) events: Receiver<RunEvent>,
-    stop: Option<Sender<()>>,
+    shared: Arc<Shared>,
     courier: Option<JoinHandle<()>>,
 }
 
@@ -42,64 +74,80 @@ pub(crate) fn outbox(sequences: usize) -> std::io::Result<(Outbox, Inbox)> {
 }
 
 fn with_room(room: usize) -> std::io::Result<(Outbox, Inbox)> {
-    let (ring, events) = bounded(room);
-    let (spill, spilled) = unbounded();
-    let (stop, stopped) = bounded(0);
-    let behind = Arc::new(AtomicUsize::new(0));
-    let courier = Courier { spilled, ring: ring.clone(), stopped, behind: Arc::clone(&behind) };
-    let courier = std::thread::Builder::new().name("rally-events".into()).spawn(move || courier.run())?;
-    let outbox = Outbox { ring, spill, behind, turn: Mutex::new(()) };
-    Ok((outbox, Inbox { events, stop: Some(stop), courier: Some(courier) }))
+    let (sender, events) = bounded(room);
+    let tray = Tray { events: VecDeque::with_capacity(room), courier: Courier::Up, closed: false };
+    let shared = Arc::new(Shared { tray: Mutex::new(tray), wake: Condvar::new() });
+    let theirs = Arc::clone(&shared);
+    let courier =
+        std::thread::Builder::new().name("rally-events".into()).spawn(move || carry(&theirs, &sender, room))?;
+    Ok((Outbox(Arc::clone(&shared)), Inbox { events, shared, courier: Some(courier) }))
 }
 
 impl Outbox {
     /// Sends an event. Never waits for the reader; without one the event is dropped.
     pub(crate) fn send(&self, event: RunEvent) {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        // Only a send adds to `behind`, and this is the only one; the courier takes off what has reached the ring.
-        let event = if self.behind.load(Ordering::Acquire) == 0 {
-            match self.ring.try_send(event) {
-                Ok(()) | Err(TrySendError::Disconnected(_)) => return,
-                Err(TrySendError::Full(event)) => event,
-            }
-        } else {
-            event
+        let mut tray = self.0.tray();
+        if tray.closed {
+            return;
+        }
+        let wakes = match tray.courier {
+            Courier::Up => false,
+            Courier::Naps => !matches!(event, RunEvent::Token(_)),
+            Courier::Sleeps => true,
         };
-        self.behind.fetch_add(1, Ordering::Relaxed);
-        // The courier leaves with the owner; then nobody needs to know.
-        let _ = self.spill.send(event);
-    }
-}
-
-struct Courier {
-    spilled: Receiver<RunEvent>,
-    ring: Sender<RunEvent>,
-    /// Disconnected when the owner has gone.
-    stopped: Receiver<()>,
-    behind: Arc<AtomicUsize>,
-}
-
-impl Courier {
-    fn run(self) {
-        loop {
-            let event = select! {
-                recv(self.spilled) -> event => event.ok(),
-                recv(self.stopped) -> _ => None,
-            };
-            let Some(event) = event else { return };
-            select! {
-                send(self.ring, event) -> _ => {}
-                recv(self.stopped) -> _ => return,
-            }
-            self.behind.fetch_sub(1, Ordering::Release);
+        tray.events.push_back(event);
+        if wakes {
+            tray.courier = Courier::Up;
+            drop(tray);
+            self.0.wake.notify_one();
         }
     }
 }
 
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// The courier's work. Ends when either end has gone and, if that is the lanes', everything has been carried.
+fn carry(shared: &Shared, sender: &Sender<RunEvent>, room: usize) {
+    let mut load = VecDeque::with_capacity(room);
+    loop {
+        let mut tray = rest(shared);
+        tray.courier = Courier::Up;
+        std::mem::swap(&mut tray.events, &mut load);
+        let closed = tray.closed && load.is_empty();
+        drop(tray);
+        // A full channel holds nobody up but this thread, until the reader reads on or leaves.
+        if closed || load.drain(..).any(|event| sender.send(event).is_err()) {
+            return;
+        }
+    }
+}
+
+/// Returns once there is something on the tray, or nothing will be.
+fn rest(shared: &Shared) -> MutexGuard<'_, Tray> {
+    let mut tray = shared.tray();
+    tray.courier = Courier::Naps;
+    if tray.events.is_empty() {
+        let rests = |tray: &mut Tray| tray.courier == Courier::Naps && !tray.closed;
+        let napped = shared.wake.wait_timeout_while(tray, NAP, rests);
+        tray = napped.unwrap_or_else(PoisonError::into_inner).0;
+    }
+    if tray.events.is_empty() && !tray.closed {
+        tray.courier = Courier::Sleeps;
+        let rests = |tray: &mut Tray| tray.courier == Courier::Sleeps && !tray.closed;
+        tray = shared.wake.wait_while(tray, rests).unwrap_or_else(PoisonError::into_inner);
+    }
+    tray
+}
+
 impl Drop for Inbox {
     fn drop(&mut self) {
+        // Gone with it: a courier in the middle of a send hears of that.
         self.events = never();
-        self.stop = None;
+        self.shared.close();
         if let Some(courier) = self.courier.take() {
             // It does nothing that could panic.
             let _ = courier.join();
@@ -127,7 +175,7 @@ mod tests {
     fn a_reader_that_falls_behind_gets_every_event_in_order() {
         let (outbox, inbox) = with_room(4).expect("a thread can be had");
         let (mut sent, mut read) = (0, 0);
-        // Bursts larger and smaller than the ring; the reader catches up now and then and lags in between.
+        // Bursts larger and smaller than the channel; the reader catches up now and then and lags in between.
         for (burst, reads) in [(3, 3), (50, 20), (1, 31), (4, 0), (1, 0), (30, 35), (2, 0)] {
             (0..burst).for_each(|i| outbox.send(event(sent + i)));
             sent += burst;
@@ -139,6 +187,15 @@ mod tests {
         assert_eq!(sent, 91);
         (read..sent).for_each(|next| assert_eq!(id(&inbox.events), next));
         assert!(inbox.events.is_empty());
+    }
+
+    #[test]
+    fn lanes_that_leave_take_nothing_back() {
+        let (outbox, inbox) = with_room(4).expect("a thread can be had");
+        (0..20).for_each(|next| outbox.send(event(next)));
+        drop(outbox);
+        (0..20).for_each(|next| assert_eq!(id(&inbox.events), next));
+        assert!(inbox.events.recv().is_err(), "the channel has ended");
     }
 
     #[test]
