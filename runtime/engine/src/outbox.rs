@@ -16,7 +16,7 @@ use std::time::Duration;
 /// Unread events that the tray and the channel have room for, for each sequence: a reader may sleep through this many steps.
 const EVENTS_PER_SEQUENCE: usize = 16;
 /// The same at least, in all.
-const EVENTS_MIN: usize = 4096;
+const EVENTS_MIN: usize = 2048;
 /// How long a courier that has carried something lets tokens gather before it looks again.
 const NAP: Duration = Duration::from_millis(1);
 
