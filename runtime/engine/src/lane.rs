@@ -114,14 +114,15 @@ impl Lane {
         self.recorder.ready();
         for wait in &task.waits {
             let target = plan.wait_target(wait, cycle as i64);
-            if self.sync.reached(wait.lane, target as u64) {
-                self.recorder.not_before(self.sync.over_ns(wait.lane));
-                continue;
+            if !self.sync.reached(wait.lane, target as u64) {
+                let before = self.recorder.look(wait.lane);
+                if self.sync.wait(self.index, cycle, wait.lane, target as u64)? {
+                    self.recorder.waited(plan, wait, before);
+                    continue;
+                }
             }
-            let before = self.recorder.look(wait.lane);
-            if self.sync.wait(self.index, cycle, wait.lane, target as u64)? {
-                self.recorder.waited(plan, wait, before);
-            }
+            // Also where it came between the two looks: the clock was not read since.
+            self.recorder.not_before(self.sync.over_ns(wait.lane));
         }
         // A task that lags in the very first cycle belongs to a step that never was; its micro-batch has no rows yet.
         let step = if task.behind { cycle.wrapping_sub(1) } else { cycle };

@@ -2,12 +2,13 @@
 // Each test binary uses its own part of this module.
 #![allow(dead_code)]
 
-use rally_engine::schedule::batch::{SamplingParams, SequenceRequest, TokenDetail};
+use rally_engine::schedule::batch::{DeviceBatch, SamplingParams, SequenceRequest, TokenDetail};
 use rally_engine::schedule::planner::PlannerConfig;
 use rally_engine::schedule::policy::{PingPong, Policy, Sequential};
 use rally_engine::schedule::span::{CounterSample, LaneReport};
 use rally_engine::schedule::virtual_lanes::{Arrival, VirtualCosts, VirtualRun};
-use rally_engine::stage::{Sample, Stage, StageError, TaskContext};
+use rally_engine::stage::{Probe, Sample, Stage, StageError, TaskContext};
+use rally_engine::values::Values;
 use rally_engine::{DeviceParts, Engine, EngineParts, Widths};
 use rally_graph::kinds::{KindRegistry, Role};
 use rally_graph::model::{LayerKind, ModelShape};
@@ -130,6 +131,16 @@ impl Toy {
 
     /// `burn`: the nanoseconds that a stage's task takes, by stage id, device and layer.
     pub fn really(&self, burn: impl Fn(&str, usize, usize) -> u64 + Send + Sync + 'static, tokens: &[usize]) -> Ran {
+        self.really_probed(burn, None, tokens)
+    }
+
+    /// As [`Toy::really`], with a probe on every task that has rows.
+    pub fn really_probed(
+        &self,
+        burn: impl Fn(&str, usize, usize) -> u64 + Send + Sync + 'static,
+        probe: Option<Arc<dyn Probe>>,
+        tokens: &[usize],
+    ) -> Ran {
         let (graph, burn) = (Arc::new(self.graph()), Arc::new(burn));
         let plan = Arc::new(self.plan(&graph));
         let mut devices: Vec<DeviceParts> = graph.devices.iter().map(|_| DeviceParts::default()).collect();
@@ -154,12 +165,29 @@ impl Toy {
             attention,
             learn: false,
             spans_per_lane,
-            probe: None,
+            probe,
         };
         let engine = Engine::start(parts).expect("threads can be had");
         let requests = tokens.iter().enumerate().map(|(id, tokens)| request(id as u64, 3, *tokens));
         let report = engine.run_to_end(requests, |_| ()).expect("nothing fails here");
         Ran { graph, plan, planner, lanes: report.lanes, counters: report.counters }
+    }
+}
+
+/// Keeps the core busy for so many nanoseconds.
+fn keep_busy(ns: u64) {
+    let (began, wanted) = (Instant::now(), Duration::from_nanos(ns));
+    while began.elapsed() < wanted {
+        std::hint::spin_loop();
+    }
+}
+
+/// Makes sends and receives take longer than their encoding and decoding, by the nanoseconds that it says for a stage's id.
+pub struct SlowWire<F>(pub F);
+
+impl<F: Fn(&str) -> u64 + Send + Sync> Probe for SlowWire<F> {
+    fn after(&self, stage: &str, _: Option<usize>, _: &DeviceBatch, _: &Values) {
+        keep_busy((self.0)(stage));
     }
 }
 
@@ -171,11 +199,7 @@ struct Burner {
 
 impl Stage for Burner {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
-        let wanted = Duration::from_nanos((self.burn)(task.layer));
-        let began = Instant::now();
-        while began.elapsed() < wanted {
-            std::hint::spin_loop();
-        }
+        keep_busy((self.burn)(task.layer));
         for group in task.batch.groups.iter().filter(|group| self.samples && group.sample.is_some()) {
             task.samples.push(Sample { sequence: group.sequence, token: 1, logprobs: None, logits: None });
         }
