@@ -95,6 +95,7 @@ fn lanes_and_stages(run: &Value) {
         let causes: f64 = lane["bubbles"].as_object().expect("causes").values().filter_map(Value::as_f64).sum();
         assert!((causes - bubble).abs() < 1e-9);
     }
+    assert!(run["bound_unknown"].is_null(), "{}", run["bound_unknown"]);
     let efficiency = number(run, "overlap_efficiency");
     assert!(efficiency > 0.0 && efficiency <= 1.0, "{efficiency}");
     assert!(number(run, "bound_tpot_ms") > 0.0 && number(run, "exposed_transfer_ms") >= 0.0);
@@ -105,6 +106,24 @@ fn lanes_and_stages(run: &Value) {
         assert!(number(found, "count") > 0.0 && number(found, "p50_us") <= number(found, "p99_us"));
         assert!(number(found, "mean_us") > 0.0);
     }
+}
+
+/// Two tokens each: one step that only decodes, and that is the drain of the load as well.
+#[test]
+fn a_load_that_hardly_decodes_has_no_bound() {
+    let load = ["--batch", "4", "--random-output-len", "2", "--repeats", "2"];
+    let result = measured(&[&[GRAPH, "--compare", "sequential,ping_pong:2"], &load[..]].concat());
+    for run in result["runs"].as_array().expect("runs") {
+        assert!(run["bound_tpot_ms"].is_null() && run["overlap_efficiency"].is_null(), "{run}");
+        let why = run["bound_unknown"].as_str().expect("a reason");
+        assert!(why.contains("only decoded, and it takes 4"), "{why}");
+    }
+    let verdict = result["verdict"][0].as_str().expect("a sentence");
+    assert!(verdict.contains("not told apart") && verdict.contains("--repeats 5"), "two rounds: {verdict}");
+    let table = text(&output(&[&[GRAPH, "--compare", "sequential,ping_pong:2"], &load[..]].concat()).stdout);
+    assert!(table.contains("– ping_pong:2: overlap and bound are not known"), "{table}");
+    let single = text(&output(&[&[GRAPH], &load[..]].concat()).stdout);
+    assert!(single.contains("overlap efficiency –: "), "{single}");
 }
 
 /// A graph like the shipped one under another name and with another wire, beside the weights it names.
@@ -255,7 +274,9 @@ fn mistakes_are_named() {
     ] {
         refused(&[&[GRAPH], arguments].concat(), said);
     }
-    refused(&["graphs/one-device.json", "--baseline", "no-afd"], "there is nothing to compare it with");
+    for undivided in ["graphs/one-device.json", "graphs/2d-no-afd.json"] {
+        refused(&[undivided, "--baseline", "no-afd"], "there is nothing to compare it with");
+    }
 }
 
 #[cfg(unix)]

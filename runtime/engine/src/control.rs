@@ -196,9 +196,9 @@ impl Control {
         self.origin.elapsed().as_nanos() as u64
     }
 
-    /// An exit task of `micro_batch` is done in `cycle`; the last one plans the next step. `samples` is emptied. Returns since
+    /// An exit task of `micro_batch` is done in `cycle`; the last one plans step `next`. `samples` is emptied. Returns since
     /// when there was nothing to plan, if the lane was held up for want of work.
-    pub(crate) fn end_step(&self, micro_batch: usize, cycle: u64, samples: &mut Vec<Sample>) -> Option<u64> {
+    pub(crate) fn end_step(&self, micro_batch: usize, cycle: u64, next: u64, samples: &mut Vec<Sample>) -> Option<u64> {
         let mut micro_batch_state = lock(&self.micro_batches[micro_batch]);
         micro_batch_state.samples.append(samples);
         micro_batch_state.arrived += 1;
@@ -220,7 +220,7 @@ impl Control {
         }
         self.figures.planned(planner, batches);
         if counters.is_on() {
-            counters.push(planner.sample(self.now_ns(), micro_batch, batches));
+            counters.push(planner.sample(self.now_ns(), next, micro_batch, batches));
         }
         self.publish(planner_events, samples);
         idle_from_ns

@@ -174,7 +174,7 @@ pub struct RunReport {
     pub costs: Option<CostModel>,
 }
 
-/// Most counter samples a run keeps: 2 MB.
+/// Most counter samples a run keeps: 2.6 MB.
 const MOST_COUNTERS: usize = 65_536;
 
 impl Engine {

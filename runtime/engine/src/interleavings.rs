@@ -206,7 +206,7 @@ fn idle() -> (Arc<Control>, Inbox) {
 fn next_step(control: &Arc<Control>) -> thread::JoinHandle<usize> {
     let control = Arc::clone(control);
     thread::spawn(move || {
-        control.end_step(0, 0, &mut Vec::new());
+        control.end_step(0, 0, 1, &mut Vec::new());
         let mut batch = DeviceBatch::default();
         control.take_batch(0, 0, &mut batch);
         batch.rows

@@ -140,7 +140,9 @@ impl Lane {
             self.recorder.had_no_rows();
         }
         if self.positions[position].ends_step {
-            let idle_from_ns = self.control.end_step(task.micro_batch, cycle, &mut self.samples);
+            // Of the step that never was, the next is the first.
+            let next = step.wrapping_add(1);
+            let idle_from_ns = self.control.end_step(task.micro_batch, cycle, next, &mut self.samples);
             self.recorder.planned(idle_from_ns);
         }
         let done = cycle * plan.lanes[self.index].tasks.len() as u64 + position as u64 + 1;

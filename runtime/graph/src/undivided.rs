@@ -8,6 +8,7 @@ use crate::kinds::{KindRegistry, Role};
 use crate::spec::{
     Backend, DeploymentSpec, DeviceSpec, OneOrMany, PolicyKind, ScheduleSpec, ShardSpec, StageEntry, StageSpec,
 };
+use std::collections::BTreeSet;
 
 /// Why there is no undivided form.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,6 +16,11 @@ pub enum UndividedError {
     /// The graph is that already.
     #[error("the graph has one CPU device, so it is not divided: there is nothing to compare it with")]
     OneDevice,
+    /// The graph is that already, on several devices.
+    #[error(
+        "attention and FFN run on the same devices of this graph, so it is not divided: there is nothing to compare it with"
+    )]
+    SameDevices,
     /// Which stage follows which would have to be invented.
     #[error(
         "stage `{0}` names its predecessors with `after`, and it is not clear what follows what without transfers: write the \
@@ -39,6 +45,9 @@ pub fn undivided(spec: &DeploymentSpec, kinds: &KindRegistry) -> Result<Deployme
     let devices = made.devices.values().map(size).sum::<u32>();
     if devices < 2 {
         return Err(UndividedError::OneDevice);
+    }
+    if role_devices(spec, kinds, Role::Attention) == role_devices(spec, kinds, Role::Ffn) {
+        return Err(UndividedError::SameDevices);
     }
     let on = OneOrMany::Many(made.devices.keys().cloned().collect());
     let attention = attention_devices(spec, kinds).max(1);
@@ -74,6 +83,20 @@ fn undivide(stage: &mut StageSpec, on: &OneOrMany, devices: u32, kinds: &KindReg
     stage.placement = None;
     stage.shard = (role(stage, kinds) == Some(Role::Ffn)).then_some(replicas);
     Ok(())
+}
+
+/// Names on which stages of a role run, a group's devices one by one.
+fn role_devices(spec: &DeploymentSpec, kinds: &KindRegistry, wanted: Role) -> BTreeSet<String> {
+    let stages = spec.stages.iter().flat_map(|entry| match entry {
+        StageEntry::Stage(stage) => std::slice::from_ref(stage),
+        StageEntry::Layers(block) => &block.layers,
+    });
+    let names = stages.filter(|stage| role(stage, kinds) == Some(wanted)).filter_map(|stage| stage.on.as_ref());
+    let devices = |name: &String| match spec.devices.get(name).and_then(|device| device.count) {
+        Some(count) => (0..count).map(|index| format!("{name}.{index}")).collect(),
+        None => vec![name.clone()],
+    };
+    names.flat_map(|on| on.names().iter().flat_map(devices).collect::<Vec<_>>()).collect()
 }
 
 fn size(device: &DeviceSpec) -> u32 {

@@ -121,6 +121,12 @@ impl DeviceBatch {
         self.groups.iter().map(sum).sum()
     }
 
+    /// Rows whose tokens are given: prompts, and what preempted sequences had generated.
+    pub fn prompt_rows(&self) -> usize {
+        let given = self.groups.iter().filter(|group| group.input == GroupInput::Given);
+        given.map(|group| group.rows).sum()
+    }
+
     /// Empties it and keeps its memory.
     pub fn clear(&mut self) {
         self.rows = 0;

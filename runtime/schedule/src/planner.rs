@@ -243,12 +243,14 @@ impl StepPlanner {
         self.prefill_rows(micro_batch, batches);
     }
 
-    /// How full the run is now that `micro_batch` has been planned into `batches`.
-    pub fn sample(&self, at_ns: u64, micro_batch: usize, batches: &[DeviceBatch]) -> CounterSample {
+    /// How full the run is now that `step` of `micro_batch` has been planned into `batches`.
+    pub fn sample(&self, at_ns: u64, step: u64, micro_batch: usize, batches: &[DeviceBatch]) -> CounterSample {
         CounterSample {
             at_ns,
+            step,
             micro_batch: micro_batch as u32,
             rows: batches.iter().map(|batch| batch.rows as u32).sum(),
+            prompt_rows: batches.iter().map(|batch| batch.prompt_rows() as u32).sum(),
             running: self.running() as u32,
             waiting: self.waiting() as u32,
             used_pages: self.used_pages() as u32,

@@ -88,10 +88,14 @@ impl Gap {
 pub struct CounterSample {
     /// When, in nanoseconds since the run began.
     pub at_ns: u64,
+    /// The step, counted as in [`Span::step`].
+    pub step: u64,
     /// Micro-batch whose step was planned.
     pub micro_batch: u32,
     /// Rows it will have, all attention devices together.
     pub rows: u32,
+    /// Those of them that read a prompt, or what a preempted sequence had.
+    pub prompt_rows: u32,
     /// Sequences that hold pages.
     pub running: u32,
     /// Sequences in the queue.

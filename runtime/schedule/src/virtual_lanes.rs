@@ -289,7 +289,7 @@ impl<'a> World<'a> {
             Some(from_ns) => self.lanes[index].gap.admission(from_ns, now),
         }
         let exits = plan.table.exits.contains(&planned.task);
-        if exits && !self.end_step(index, planned.micro_batch, running.held_from_ns.is_some(), now)? {
+        if exits && !self.end_step(index, planned.micro_batch, running, now)? {
             return Ok(());
         }
         let lane = &mut self.lanes[index];
@@ -325,10 +325,11 @@ impl<'a> World<'a> {
 
     /// An exit task is over; the last one of the step plans the next. `false`: there is nothing to plan yet, and the lane waits
     /// for the next arrival.
-    fn end_step(&mut self, index: usize, m: usize, again: bool, now: u64) -> Result<bool, SubmitError> {
+    fn end_step(&mut self, index: usize, m: usize, exit: Running, now: u64) -> Result<bool, SubmitError> {
         let lane = &mut self.lanes[index];
         let micro_batch = &mut self.micro_batches[m];
-        if !again {
+        let step = exit.step.wrapping_add(1);
+        if exit.held_from_ns.is_none() {
             micro_batch.samples.append(&mut lane.samples);
             micro_batch.arrived += 1;
             if micro_batch.arrived < self.plan.table.exits.len() {
@@ -351,7 +352,7 @@ impl<'a> World<'a> {
             self.final_cycle = self.final_cycle.min(self.lanes[index].cycle + 1);
         }
         self.planner.plan(m, &mut self.micro_batches[m].planned, &mut self.planner_events);
-        self.counters.push(self.planner.sample(now, m, &self.micro_batches[m].planned));
+        self.counters.push(self.planner.sample(now, step, m, &self.micro_batches[m].planned));
         self.publish(now);
         Ok(true)
     }

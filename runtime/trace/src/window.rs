@@ -57,6 +57,22 @@ impl Window {
         }
     }
 
+    /// Runs of consecutive steps in which every row decoded, nobody's prompt was read, and that were over by `until_ns`.
+    pub fn decoding(recording: &Recording<'_>, until_ns: u64) -> Vec<Self> {
+        let begins = steps(recording);
+        let mut reads: BTreeMap<u64, bool> = BTreeMap::new();
+        for sample in recording.counters.iter().filter(|sample| sample.rows > 0) {
+            *reads.entry(sample.step).or_default() |= sample.prompt_rows > 0;
+        }
+        let decodes = |step: &u64| {
+            // What fell out of the ring of counters is not known to be free of prompts.
+            reads.get(step) == Some(&false) && Self::among(&begins, recording, *step..*step + 1).to_ns <= until_ns
+        };
+        let decoding: Vec<u64> = begins.keys().copied().filter(decodes).collect();
+        let runs = decoding.chunk_by(|step, next| *next == *step + 1);
+        runs.map(|run| Self::among(&begins, recording, run[0]..run[run.len() - 1] + 1)).collect()
+    }
+
     /// Length.
     pub fn wall_ns(&self) -> u64 {
         self.to_ns - self.from_ns

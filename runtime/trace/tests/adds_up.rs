@@ -147,6 +147,20 @@ fn the_bound_of_a_full_pipeline_is_what_it_takes() {
     }
 }
 
+/// A has one row of prompt and twenty tokens; B comes meanwhile and reads nine rows in chunks of four.
+#[test]
+fn steps_that_only_decode_are_those_in_which_nobody_reads() {
+    for (ping_pong, micro_batches) in [(false, 1), (true, 1), (true, 2), (true, 3)] {
+        let ran = Toy::new(1, 1, 2, ping_pong, micro_batches).virtually(&balanced, &[(0, 1, 20), (300_000, 9, 5)]);
+        let recording = ran.recording();
+        let windows = Window::decoding(&recording, u64::MAX);
+        let steps: usize = windows.iter().map(|window| window.count).sum();
+        assert_eq!((windows.len(), steps), (2, 19 - 3), "{ping_pong} {micro_batches}: {windows:?}");
+        let until_ns = windows[1].from_ns + 1;
+        assert_eq!(Window::decoding(&recording, until_ns), windows[..1], "what was not over by then is left out");
+    }
+}
+
 /// One transfer takes longer than anything else: the lanes wait for it, and the path runs over it.
 #[test]
 fn a_slow_transfer_is_what_lanes_wait_for() {

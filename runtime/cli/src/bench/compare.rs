@@ -1,12 +1,12 @@
 //! Contenders side by side: one table, and what it says in words.
 //!
 //! Rounds are interleaved, so contenders are compared round by round: the ratio within a round is free of the machine's slower
-//! drifts. A difference counts where its sign is the same in every round.
+//! drifts. Two are told apart where there are [`FEWEST_ROUNDS`] and the middle halves of their rounds do not overlap.
 
 use super::contender::Part;
 use super::result::{Measurement, mean};
 use crate::table::Table;
-use rally_load::statistics::Spread;
+use rally_load::statistics::{Spread, percentile};
 use rally_load::summary::Summary;
 
 /// What decides: how much comes out of a closed loop, how long a token takes where arrivals set what comes out.
@@ -37,12 +37,10 @@ impl Merit {
         }
     }
 
-    /// By how much `a` is better than `b`, by round; 1: alike.
-    fn ratio(self, a: &Measurement<'_>, b: &Measurement<'_>) -> Option<Spread> {
-        let pairs = a.rounds.summaries.iter().zip(&b.rounds.summaries);
-        let ratios: Vec<f64> =
-            pairs.map(|(a, b)| (self.of(a), self.of(b))).filter(|(_, b)| *b > 0.0).map(|(a, b)| a / b).collect();
-        Spread::of(&ratios)
+    /// `a` against `b`.
+    fn duel(self, a: &Measurement<'_>, b: &Measurement<'_>) -> Option<Duel> {
+        let each = |measurement: &Measurement<'_>| measurement.each(|summary| self.of(summary));
+        Duel::of(&each(a), &each(b), self)
     }
 }
 
@@ -80,29 +78,90 @@ pub fn table(measurements: &[Measurement<'_>], merit: Merit) -> String {
         let cells = cells(measurement, first, merit);
         table.row(&cells.iter().map(String::as_str).collect::<Vec<_>>());
     }
-    table.to_string()
+    let footnotes = measurements.iter().filter_map(|measurement| {
+        let why = measurement.rounds.measured.bound_unknown()?;
+        Some(format!("– {}: overlap and bound are not known: {why}\n", measurement.name))
+    });
+    format!("{table}{}", footnotes.collect::<String>())
 }
 
 /// The row of a contender.
 fn cells(measurement: &Measurement<'_>, first: &Measurement<'_>, merit: Merit) -> [String; 12] {
     let (summary, measured) = (&measurement.summary, &measurement.rounds.measured);
-    let ms = |latency: Option<f64>| latency.map_or("–".into(), |ms| format!("{ms:.2}"));
+    let two_digits = |figure: Option<f64>| figure.map_or("–".into(), |figure| format!("{figure:.2}"));
     let busy: Vec<String> =
         measured.lanes.iter().map(|lane| format!("{} {:.0}", lane.name, lane.busy_share() * 100.0)).collect();
     [
         measurement.name.clone(),
         ranged(&measurement.each(Summary::output_throughput), 0),
-        merit.ratio(measurement, first).map_or("–".into(), |ratio| format!("{:.2}", ratio.median)),
+        merit.duel(measurement, first).map_or("–".into(), |duel| format!("{:.2}", duel.ratio.median)),
         ranged(&measurement.each(|summary| mean(summary.tpot_ms)), 2),
-        ms(summary.tpot_ms.map(|latency| latency.p99)),
-        ms(summary.ttft_ms.map(|latency| latency.median)),
-        ms(summary.ttft_ms.map(|latency| latency.p99)),
+        two_digits(summary.tpot_ms.map(|latency| latency.p99)),
+        two_digits(summary.ttft_ms.map(|latency| latency.median)),
+        two_digits(summary.ttft_ms.map(|latency| latency.p99)),
         summary.request_goodput().map_or("–".into(), |goodput| format!("{goodput:.1}")),
-        format!("{:.2}", measured.overlap_efficiency()),
+        two_digits(measured.overlap_efficiency()),
         format!("{:.2}", measured.hidden_share()),
-        format!("{:.2}", measured.bound_tpot_ms()),
+        two_digits(measured.bound_tpot_ms()),
         busy.join(", "),
     ]
+}
+
+/// Two rounds of anything differ; with three, the quartiles begin to say by how much.
+const FEWEST_ROUNDS: usize = 3;
+/// What a comparison makes if nobody says otherwise, and the least that is worth asking for.
+pub const DEFAULT_ROUNDS: usize = 5;
+
+/// Two contenders, held against each other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Duel {
+    /// By how much the first is better, by round.
+    ratio: Spread,
+    merit: Merit,
+    /// The middle halves of their rounds do not overlap.
+    apart: bool,
+}
+
+impl Duel {
+    /// `a` and `b`: figures of their rounds, more is better.
+    fn of(a: &[f64], b: &[f64], merit: Merit) -> Option<Self> {
+        let ratios: Vec<f64> = a.iter().zip(b).filter(|(_, b)| **b > 0.0).map(|(a, b)| a / b).collect();
+        let (ratio, a, b) = (Spread::of(&ratios)?, Quartiles::of(a)?, Quartiles::of(b)?);
+        Some(Self { ratio, merit, apart: a.low > b.high || b.low > a.high })
+    }
+
+    fn is_settled(&self) -> bool {
+        self.ratio.count >= FEWEST_ROUNDS && self.apart
+    }
+
+    /// `1.31 × tokens/s of sequential (1.28 to 1.35 over 5 rounds)`.
+    fn words(&self, of: &str) -> String {
+        let Spread { median, min, max, count, .. } = self.ratio;
+        let range = match count {
+            1 => "one round: no spread is known".into(),
+            count => format!("{min:.2} to {max:.2} over {count} rounds"),
+        };
+        format!("{median:.2} × {} of {of} ({range})", self.merit.words())
+    }
+
+    /// What would tell them apart, if anything.
+    fn ask(&self) -> String {
+        format!("ask for --repeats {}", (2 * self.ratio.count).max(DEFAULT_ROUNDS))
+    }
+}
+
+/// The middle half of some figures.
+struct Quartiles {
+    low: f64,
+    high: f64,
+}
+
+impl Quartiles {
+    fn of(values: &[f64]) -> Option<Self> {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        Some(Self { low: percentile(&sorted, 25.0)?, high: percentile(&sorted, 75.0)? })
+    }
 }
 
 /// The best of `measurements` by the median of their rounds.
@@ -127,51 +186,33 @@ pub fn verdict(measurements: &[Measurement<'_>], merit: Merit) -> Vec<String> {
     let Some(winner) = best(measurements, merit) else { return sentences };
     let others = measurements.iter().filter(|other| other.contender.part == Part::Candidate);
     if let Some(second) = best_of(others.filter(|other| !std::ptr::eq(*other, winner)), merit)
-        && let Some(ratio) = merit.ratio(winner, second)
+        && let Some(duel) = merit.duel(winner, second)
     {
-        sentences.push(against(&winner.name, &second.name, ratio, merit));
+        sentences.push(against(&winner.name, &second.name, &duel));
     }
     let undivided = measurements.iter().filter(|measurement| measurement.contender.part == Part::NoAfd);
     if let Some(undivided) = best_of(undivided, merit)
-        && let Some(ratio) = merit.ratio(winner, undivided)
+        && let Some(duel) = merit.duel(winner, undivided)
     {
-        sentences.push(disaggregate(&winner.name, ratio, merit));
+        sentences.push(disaggregate(&winner.name, &duel));
     }
     sentences
 }
 
-/// `(1.28 to 1.35 over 5 rounds)`.
-fn range(ratio: Spread) -> String {
-    match ratio.count {
-        1 => "(one round: no spread is known)".into(),
-        count => format!("({:.2} to {:.2} over {count} rounds)", ratio.min, ratio.max),
-    }
-}
-
-/// Whether the sign is the same in every round, and there are several.
-fn is_settled(ratio: Spread) -> bool {
-    ratio.count > 1 && (ratio.min > 1.0 || ratio.max < 1.0)
-}
-
-fn against(winner: &str, second: &str, ratio: Spread, merit: Merit) -> String {
-    let said = format!("{:.2} × {} of {second} {}", ratio.median, merit.words(), range(ratio));
-    match is_settled(ratio) {
+fn against(winner: &str, second: &str, duel: &Duel) -> String {
+    let said = duel.words(second);
+    match duel.is_settled() {
         true => format!("{winner} is best: {said}."),
-        false => format!("{winner} and {second} are not told apart by these rounds: {said}."),
+        false => format!("{winner} and {second} are not told apart: {said}; {}.", duel.ask()),
     }
 }
 
-fn disaggregate(winner: &str, ratio: Spread, merit: Merit) -> String {
-    let said = format!(
-        "{winner} has {:.2} × {} of the undivided model on the same devices {}",
-        ratio.median,
-        merit.words(),
-        range(ratio)
-    );
-    match (is_settled(ratio), ratio.median >= 1.0) {
+fn disaggregate(winner: &str, duel: &Duel) -> String {
+    let said = format!("{winner} has {}", duel.words("the undivided model on the same devices"));
+    match (duel.is_settled(), duel.ratio.median >= 1.0) {
         (true, true) => format!("Disaggregation pays here: {said}."),
         (true, false) => format!("Do not disaggregate here: {said}."),
-        (false, _) => format!("Whether to disaggregate is not decided by these rounds: {said}."),
+        (false, _) => format!("Whether to disaggregate is not told: {said}; {}.", duel.ask()),
     }
 }
 
@@ -179,18 +220,31 @@ fn disaggregate(winner: &str, ratio: Spread, merit: Merit) -> String {
 mod tests {
     use super::*;
 
+    /// Rounds of one that is compared with one whose rounds are 1.0, 1.01, 0.99, …
     #[track_caller]
-    fn says(ratios: &[f64], said: &str) {
-        let ratio = Spread::of(ratios).expect("there are ratios");
-        let sentence = disaggregate("ping_pong:3", ratio, Merit::Throughput);
-        assert!(sentence.starts_with(said), "{sentence}");
+    fn says(rounds: &[f64], sentence: impl Fn(&Duel) -> String, said: &[&str]) {
+        let others = [1.0, 1.01, 0.99, 1.0, 1.0];
+        let duel = Duel::of(rounds, &others[..rounds.len()], Merit::Throughput).expect("there are rounds");
+        let sentence = sentence(&duel);
+        assert!(said.iter().all(|said| sentence.contains(said)), "{rounds:?}: {sentence}");
     }
 
     #[test]
     fn the_answer_may_be_not_to_disaggregate() {
-        says(&[0.6, 0.7, 0.65], "Do not disaggregate here: ping_pong:3 has 0.65 × tokens/s");
-        says(&[1.6, 1.7, 1.65], "Disaggregation pays here");
-        says(&[0.9, 1.1, 1.0], "Whether to disaggregate is not decided");
-        says(&[2.0], "Whether to disaggregate is not decided");
+        let sentence = |duel: &Duel| disaggregate("ping_pong:3", duel);
+        says(&[0.6, 0.7, 0.65], sentence, &["Do not disaggregate here: ping_pong:3 has 0.66 × tokens/s", "3 rounds"]);
+        says(&[1.6, 1.7, 1.65], sentence, &["Disaggregation pays here"]);
+        says(&[0.9, 1.1, 1.0], sentence, &["Whether to disaggregate is not told", "--repeats 6"]);
+        says(&[2.0], sentence, &["Whether to disaggregate is not told", "no spread is known", "--repeats 5"]);
+    }
+
+    #[test]
+    fn schedules_are_told_apart_by_three_rounds_whose_middle_halves_are_apart() {
+        let sentence = |duel: &Duel| against("greedy", "sequential", duel);
+        says(&[1.5, 1.6], sentence, &["greedy and sequential are not told apart: 1.5", "over 2 rounds", "--repeats 5"]);
+        says(&[1.5, 1.6, 1.5], sentence, &["greedy is best: 1.5"]);
+        // One round of five went wrong, on either side: the others are told apart all the same.
+        says(&[1.5, 1.6, 0.5, 1.5, 1.6], sentence, &["greedy is best: 1.5", "0.51 to 1.60 over 5 rounds"]);
+        says(&[1.5, 1.0, 0.99, 1.0, 1.6], sentence, &["not told apart", "--repeats 10"]);
     }
 }

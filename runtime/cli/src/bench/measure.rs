@@ -10,6 +10,15 @@ use rally_trace::{Analysis, Cause, Recording, Window};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
+/// When the load of a round was under way, in nanoseconds since the run began.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadTimes {
+    /// It began; what came before is the warm-up.
+    pub from_ns: u64,
+    /// It began to drain: every request had begun, and the next one ended.
+    pub drain_ns: u64,
+}
+
 /// A lane's time, in nanoseconds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LaneSum {
@@ -97,6 +106,40 @@ impl StageTimes {
     }
 }
 
+/// Steps that only decoded, and what they took: a step that reads a prompt is as long as the prompt makes it, and says nothing of
+/// how long a token takes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Decoding {
+    steps: u64,
+    bound_ns: u64,
+    measured_ns: u64,
+}
+
+impl Decoding {
+    /// Fewer are no settled run to speak of.
+    const FEWEST_STEPS: u64 = 4;
+
+    fn add(&mut self, recording: &Recording<'_>, until_ns: u64) {
+        for window in Window::decoding(recording, until_ns) {
+            let overlap = Analysis::of(recording, window.clone()).overlap;
+            self.steps += window.count as u64;
+            self.bound_ns += overlap.bound_ns;
+            self.measured_ns += overlap.measured_ns;
+        }
+    }
+
+    fn unknown(&self) -> Option<String> {
+        let few = self.steps < Self::FEWEST_STEPS;
+        few.then(|| {
+            format!(
+                "{} of the load's steps only decoded, and it takes {}: longer outputs have more",
+                self.steps,
+                Self::FEWEST_STEPS
+            )
+        })
+    }
+}
+
 /// Sums over the rounds of a contender.
 #[derive(Clone, Debug, Default)]
 pub struct Measured {
@@ -104,8 +147,7 @@ pub struct Measured {
     pub lanes: Vec<LaneSum>,
     durations_us: BTreeMap<(String, &'static str), Vec<f64>>,
     steps: u64,
-    bound_ns: u64,
-    measured_ns: u64,
+    decoding: Decoding,
     exposed_ns: u64,
     transfer_ns: u64,
     /// Hidden share of each round.
@@ -116,10 +158,11 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// Adds a round: what its lanes did from `from_ns` on. The `last` one leaves a digest.
-    pub fn add(&mut self, report: &mut RunReport, plan: &Plan, from_ns: u64, last: bool) {
+    /// Adds a round: what its lanes did in `load`, its last part the `drain`, all in nanoseconds since the run began. The `last`
+    /// round leaves a digest.
+    pub fn add(&mut self, report: &mut RunReport, plan: &Plan, load: LoadTimes, last: bool) {
         for lane in &mut report.lanes {
-            lane.spans.retain(|span| span.start_ns >= from_ns);
+            lane.spans.retain(|span| span.start_ns >= load.from_ns);
         }
         let recording = Recording::new(plan, &report.lanes, &report.counters);
         let analysis = Analysis::of(&recording, Window::all(&recording));
@@ -139,8 +182,7 @@ impl Measured {
         }
         let Analysis { overlap, transfers, window, .. } = &analysis;
         self.steps += window.count as u64;
-        self.bound_ns += overlap.bound_ns;
-        self.measured_ns += overlap.measured_ns;
+        self.decoding.add(&recording, load.drain_ns);
         self.exposed_ns += transfers.exposed_ns;
         self.transfer_ns += transfers.a_to_f_ns + transfers.f_to_a_ns;
         self.hidden.push(overlap.hidden_share);
@@ -150,14 +192,21 @@ impl Measured {
         }
     }
 
-    /// The time that stage times allow, over the time that was measured, 0 to 1.
-    pub fn overlap_efficiency(&self) -> f64 {
-        if self.measured_ns == 0 { 0.0 } else { self.bound_ns as f64 / self.measured_ns as f64 }
+    /// The time that stage times allow, over the time that was measured, 0 to 1, of steps that only decoded.
+    pub fn overlap_efficiency(&self) -> Option<f64> {
+        let Decoding { bound_ns, measured_ns, .. } = self.decoding;
+        (self.bound_unknown().is_none() && measured_ns > 0).then(|| bound_ns as f64 / measured_ns as f64)
     }
 
-    /// Milliseconds a step would take if the busiest lane never waited.
-    pub fn bound_tpot_ms(&self) -> f64 {
-        self.bound_ns as f64 / 1e6 / self.steps.max(1) as f64
+    /// Milliseconds a step that only decodes would take if the busiest lane never waited.
+    pub fn bound_tpot_ms(&self) -> Option<f64> {
+        let Decoding { steps, bound_ns, .. } = self.decoding;
+        self.bound_unknown().is_none().then(|| bound_ns as f64 / 1e6 / steps as f64)
+    }
+
+    /// Why there is no bound, if there is none.
+    pub fn bound_unknown(&self) -> Option<String> {
+        self.decoding.unknown()
     }
 
     /// Milliseconds a step on which nothing but a transfer was under way that others waited for.
@@ -194,6 +243,7 @@ impl Measured {
     pub fn put_json(&self, run: &mut serde_json::Map<String, Value>) {
         run.insert("overlap_efficiency".into(), json!(self.overlap_efficiency()));
         run.insert("bound_tpot_ms".into(), json!(self.bound_tpot_ms()));
+        run.insert("bound_unknown".into(), json!(self.bound_unknown()));
         run.insert("hidden_share".into(), json!(self.hidden_share()));
         run.insert("exposed_transfer_ms".into(), json!(self.exposed_transfer_ms()));
         run.insert("transfer_ms".into(), json!(self.transfer_ns as f64 / 1e6 / self.steps.max(1) as f64));

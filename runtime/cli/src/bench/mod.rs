@@ -121,7 +121,8 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
         interrupts: &interrupts,
         keep_last: args.trace.is_some(),
     };
-    let repeats = args.repeats.map_or(if contenders.len() > 1 { 5 } else { 1 }, |repeats| repeats as usize);
+    let repeats =
+        args.repeats.map_or(if contenders.len() > 1 { compare::DEFAULT_ROUNDS } else { 1 }, |repeats| repeats as usize);
     let (rounds, interrupted) = measure(&contenders, &plan, repeats, &mut observer)?;
     let cut_short = interrupted.then(|| interruption(&contenders, &rounds, repeats));
     let measurements = gather(&contenders, rounds, &goals);

@@ -82,7 +82,7 @@ fn tpot(canvas: &mut Canvas, measurements: &[Measurement<'_>]) {
         .iter()
         .filter_map(|measurement| {
             let spread = Spread::of(&measurement.each(|summary| mean(summary.tpot_ms)))?;
-            let bound = Some(measurement.rounds.measured.bound_tpot_ms());
+            let bound = measurement.rounds.measured.bound_tpot_ms();
             Some(Bar { name: measurement.name.clone(), spread, bound, digits: 3 })
         })
         .collect();

@@ -2,7 +2,7 @@
 
 use super::client::LoadClient;
 use super::contender::Contender;
-use super::measure::Measured;
+use super::measure::{LoadTimes, Measured};
 use crate::drive::drive;
 use crate::error::{Blame, CliError};
 use crate::observe::Observer;
@@ -101,8 +101,9 @@ impl Rounds {
             return Ok(true);
         }
         let (timings, duration_s) = client.finish();
+        let drain_ns = from_ns.saturating_add((drain_s(&timings) * 1e9) as u64);
         self.summaries.push(Summary::of(&timings, duration_s, plan.goals));
-        self.measured.add(&mut report, &lane_plan, from_ns, last || interrupted);
+        self.measured.add(&mut report, &lane_plan, LoadTimes { from_ns, drain_ns }, last || interrupted);
         if plan.keep_last && (last || interrupted) {
             self.last = Some((report, lane_plan));
         }
@@ -112,6 +113,13 @@ impl Rounds {
         self.interrupted = interrupted;
         Ok(interrupted)
     }
+}
+
+/// When the load began to drain, in seconds since it began: all that had begun had their first tokens, and the next one ended.
+fn drain_s(timings: &[RequestTiming]) -> f64 {
+    let began_last = timings.iter().filter_map(|timing| timing.token_s.first().copied()).fold(0.0, f64::max);
+    let ends = timings.iter().filter_map(|timing| timing.token_s.last().copied());
+    ends.filter(|end_s| *end_s >= began_last).fold(f64::INFINITY, f64::min)
 }
 
 /// Shows tokens on a terminal, and nothing elsewhere.

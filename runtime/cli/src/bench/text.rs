@@ -79,15 +79,18 @@ fn lanes(measurement: &Measurement<'_>) -> String {
         let (busy, bubble) = (lane.busy_share() * 100.0, lane.bubble_share() * 100.0);
         let _ = writeln!(out, "lane {}: busy {busy:.0} %, bubble {bubble:.0} %{waited}", lane.name);
     }
-    let _ = writeln!(
-        out,
-        "overlap efficiency {:.2}: a step could take {:.3} ms by its stages' times; {:.0} % of the work that can hide was hidden; \
-         exposed transfer {:.3} ms a step",
-        measured.overlap_efficiency(),
-        measured.bound_tpot_ms(),
-        measured.hidden_share() * 100.0,
-        measured.exposed_transfer_ms(),
-    );
+    let _ = match (measured.overlap_efficiency(), measured.bound_tpot_ms()) {
+        (Some(efficiency), Some(ms)) => {
+            writeln!(
+                out,
+                "overlap efficiency {efficiency:.2}: a decode step could take {ms:.3} ms by its stages' times"
+            )
+        }
+        _ => writeln!(out, "overlap efficiency –: {}", measured.bound_unknown().unwrap_or_default()),
+    };
+    let (hidden, exposed_ms) = (measured.hidden_share() * 100.0, measured.exposed_transfer_ms());
+    let _ =
+        writeln!(out, "{hidden:.0} % of the work that can hide was hidden; exposed transfer {exposed_ms:.3} ms a step");
     if measured.dropped_spans() > 0 {
         let _ =
             writeln!(out, "times are those of the newest tasks: {} older ones were not kept", measured.dropped_spans());

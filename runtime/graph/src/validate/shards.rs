@@ -164,6 +164,14 @@ fn output_projection(resolved: &Resolved<'_>, stage: &StageAt<'_>, shape: Option
             .with_help("`o_proj` divides the number of devices of every group, or is left out");
         return;
     }
+    let bare = |(group, _): &&(&str, usize)| resolved.spec.devices[*group].fabric.is_none();
+    if let Some((group, _)) = groups.iter().find(bare) {
+        let message =
+            format!("`{}` splits o_proj inside `{group}`, which names no fabric to sum the parts over", stage.id);
+        out.error("o-proj-without-fabric", place(stage, "o_proj"), message)
+            .with_help(format!("add `\"fabric\": \"nvlink\"` to `{group}`, or leave `o_proj` out"));
+        return;
+    }
     let Some(shape) = shape else { return };
     if !shape.heads.is_multiple_of(parts) {
         let message = format!("{parts} shards of o_proj do not divide the {} query heads", shape.heads);

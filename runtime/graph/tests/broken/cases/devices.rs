@@ -214,5 +214,15 @@ pub(super) const CASES: &[Case] = &[
             ("rail-without-fabric", "/stages/1/layers/5/routing", 27),
         ],
     ),
+    case(
+        "a split o_proj without a fabric",
+        STEP3,
+        &[
+            ("\"host\": \"attention-1\", \"fabric\": \"nvlink\"", "\"host\": \"attention-1\""),
+            ("\"rail\"", "\"broadcast\""),
+            ("\"rail\"", "\"broadcast\""),
+        ],
+        &[("o-proj-without-fabric", "/stages/1/layers/0/shard/o_proj", 22)],
+    ),
     case("too many devices", STEP3, &[("\"count\": 8", "\"count\": 4096")], &[("too-many-devices", "/devices", 13)]),
 ];
