@@ -155,7 +155,10 @@ fn steps_that_only_decode_are_those_in_which_nobody_reads() {
         let recording = ran.recording();
         let windows = Window::decoding(&recording, u64::MAX);
         let steps: usize = windows.iter().map(|window| window.count).sum();
-        assert_eq!((windows.len(), steps), (2, 19 - 3), "{ping_pong} {micro_batches}: {windows:?}");
+        assert_eq!(windows.len(), 2, "before B and after its prompt: {ping_pong} {micro_batches}: {windows:?}");
+        // Where several micro-batches rotate, a prompt gets only what keeps them level.
+        let read = if micro_batches == 1 { 3..=3 } else { 3..=9 };
+        assert!(read.contains(&(19 - steps)), "{ping_pong} {micro_batches}: {windows:?}");
         let until_ns = windows[1].from_ns + 1;
         assert_eq!(Window::decoding(&recording, until_ns), windows[..1], "what was not over by then is left out");
     }
