@@ -1,43 +1,46 @@
 //! KV page accounting of one attention device: who may write where. The bytes are elsewhere.
 
-/// Hands out pages of a fixed number, each to one owner.
+/// Hands out pages of a fixed number, each to one owner. It remembers those that were ever given back and not the rest, so that
+/// any number of pages costs nothing before it is used.
 #[derive(Clone, Debug)]
 pub struct PageAllocator {
-    free: Vec<u32>,
-    total: usize,
+    /// Given back; the last one is handed out first.
+    returned: Vec<u32>,
+    /// The lowest page that was never handed out: a run is easier to read in a debugger where low pages come first.
+    untouched: u32,
+    pages: u32,
 }
 
 impl PageAllocator {
     /// All `pages` free.
     pub fn new(pages: u32) -> Self {
-        // Reversed, so that the lowest page is handed out first: a run is easier to read in a debugger.
-        Self { free: (0..pages).rev().collect(), total: pages as usize }
-    }
-
-    /// Pages there are.
-    pub fn total(&self) -> usize {
-        self.total
+        Self { returned: Vec::new(), untouched: 0, pages }
     }
 
     /// Pages nobody owns.
     pub fn free(&self) -> usize {
-        self.free.len()
+        self.returned.len() + (self.pages - self.untouched) as usize
     }
 
     /// Appends `count` pages to `owner`, or nothing and `false` if there are too few.
     #[must_use]
     pub fn take(&mut self, count: usize, owner: &mut Vec<u32>) -> bool {
-        if count > self.free.len() {
+        if count > self.free() {
             return false;
         }
-        let kept = self.free.len() - count;
-        owner.extend(self.free.drain(kept..).rev());
+        let kept = self.returned.len().saturating_sub(count);
+        let fresh = count - (self.returned.len() - kept);
+        owner.extend(self.returned.drain(kept..).rev());
+        // No more than there are, so they fit 32 bits.
+        let next = self.untouched + fresh as u32;
+        owner.extend(self.untouched..next);
+        self.untouched = next;
         true
     }
 
     /// Takes all pages of `owner` back.
     pub fn give_back(&mut self, owner: &mut Vec<u32>) {
-        self.free.extend(owner.drain(..).rev());
-        debug_assert!(self.free.len() <= self.total, "a page was given back twice");
+        self.returned.extend(owner.drain(..).rev());
+        debug_assert!(self.returned.len() <= self.untouched as usize, "a page was given back twice");
     }
 }

@@ -241,6 +241,7 @@ impl StepPlanner {
         self.reserve_pages(micro_batch, batches);
         self.decode_rows(micro_batch, batches);
         self.prefill_rows(micro_batch, batches);
+        self.note_in_flight(micro_batch, batches);
     }
 
     /// How full the run is now that `step` of `micro_batch` has been planned into `batches`.

@@ -9,8 +9,13 @@
 //! micro-batch is level if it costs at most 1.15 of the mean over the micro-batches, first in total, then on each
 //! device. The sum of squares of both falls with every change of homes among sequences that decode, so these come to an
 //! end. A prompt counts with its *floor*, a quarter of a chunk that it shares with the prompts beside it: that is what
-//! it reads in any case, and `rows.rs` gives it more where the step stays level. Where prompts at their floor are most
-//! of the work, they have whole chunks.
+//! it reads in any case, and `rows.rs` gives it more where the step stays level: beside what the other micro-batches are
+//! going to cost, and beside what they have in flight, so many prompts that come at once take a few rounds to get their
+//! whole chunks. Where not even prompts at their floor leave a level step, and they are most of the work, they have
+//! whole chunks at once.
+//!
+//! Whoever moves is missing until the plan call of the micro-batch it goes to, and a swap leaves a step without either:
+//! so a swap counts for less the heavier what comes back is, and light sequences are moved rather than heavy ones.
 //!
 //! **Where it can be.** Homes end at most 5 % above the mean, in total, wherever moves and swaps allow it. They surely
 //! allow 15 % if the heaviest micro-batch has a member lighter than 0.14 of the mean and the lightest has room: of
@@ -18,6 +23,7 @@
 
 use super::StepPlanner;
 use super::sequence::{Running, Sequence};
+use crate::batch::DeviceBatch;
 use std::ops::Range;
 
 /// A heaviest micro-batch within this share above the mean is left in peace.
@@ -29,8 +35,13 @@ const CHANGES_PER_CALL: usize = 8;
 /// Prompts may fill a step up to this share above the mean: what they leave to 15 % is for costs that change within a
 /// round.
 const FILL: f64 = 0.05;
-/// Where prompts at their floor are more than this share of all cost, reading is the work: holding them back for the
-/// few who decode would only cost time.
+/// The same beside the steps in flight, which are what they are: by so much more than their mean a step may cost, or
+/// prompts would never get going.
+const FILL_IN_FLIGHT: f64 = 0.10;
+/// A step that costs at most this share more than the mean is level.
+const LEVEL: f64 = 0.15;
+/// Where no rows of prompts make a step level, and prompts at their floor are more than this share of all cost, reading
+/// is the work: holding them back for the few who decode would only cost time.
 const MOSTLY_PROMPTS: f64 = 0.5;
 /// A prompt's floor is a chunk over this: it never stands still for the sake of balance.
 const FLOOR_PARTS: usize = 4;
@@ -47,6 +58,8 @@ pub(super) struct Loads {
     full: Vec<f64>,
     members: Vec<usize>,
     prompts: Vec<usize>,
+    /// Rows and context of what was planned last; what these cost may be learned anew.
+    in_flight: Vec<(usize, usize)>,
 }
 
 /// A better home for a sequence, maybe in exchange for another one.
@@ -68,7 +81,8 @@ impl Loads {
     pub(super) fn new(micro_batches: usize, devices: usize) -> Self {
         let cells = micro_batches * devices;
         let [cost, reading, full] = std::array::from_fn(|_| vec![0.0; cells]);
-        Self { devices, cost, reading, full, members: vec![0; cells], prompts: vec![0; cells] }
+        let [members, prompts] = std::array::from_fn(|_| vec![0; cells]);
+        Self { devices, cost, reading, full, members, prompts, in_flight: vec![(0, 0); cells] }
     }
 
     fn cell(&self, micro_batch: usize, device: usize) -> usize {
@@ -124,10 +138,11 @@ impl Loads {
         let at = |costs: &[f64], m: usize| self.of(costs, m, device);
         let floor = at(&self.cost, self.heaviest(device));
         let sum = |costs: &[f64]| self.micro_batches().map(|m| at(costs, m)).sum::<f64>();
-        if sum(&self.reading) > MOSTLY_PROMPTS * sum(&self.cost) {
+        let count = self.micro_batches().len() as f64;
+        let filled: f64 = self.micro_batches().map(|m| at(&self.full, m).min(floor)).sum();
+        if floor * count > filled * (1.0 + LEVEL) && sum(&self.reading) > MOSTLY_PROMPTS * sum(&self.cost) {
             return None;
         }
-        let count = self.micro_batches().len() as f64;
         let mut cap = f64::INFINITY;
         // Each turn takes those above the cap to cost just that; a lower cap may catch more of them.
         for _ in self.micro_batches() {
@@ -208,12 +223,36 @@ impl StepPlanner {
     /// device and on all.
     pub(super) fn prompt_cost(&self, micro_batch: usize, device: usize, decode: f64, decode_in_all: f64) -> f64 {
         let (loads, cell) = (&self.loads, self.loads.cell(micro_batch, device));
-        let own = loads.cap(Some(device)).map_or(f64::INFINITY, |cap| cap - decode);
+        // While nobody decodes, nobody is kept waiting by a step that is longer than the one before it.
+        let beside =
+            |device| if self.someone_decodes() { self.cap_in_flight(micro_batch, device) } else { f64::INFINITY };
+        let cap = |device| Some(loads.cap(device)?.min(beside(device)));
+        let own = cap(Some(device)).map_or(f64::INFINITY, |cap| cap - decode);
         // Devices share what is left in all as they could use it.
         let wanted = loads.full[cell] - decode;
         let wanted_in_all = loads.of(&loads.full, micro_batch, None) - decode_in_all;
         let share = if wanted_in_all > 0.0 { (wanted / wanted_in_all).clamp(0.0, 1.0) } else { 1.0 };
-        own.min(loads.cap(None).map_or(f64::INFINITY, |cap| (cap - decode_in_all) * share)).max(0.0)
+        own.min(cap(None).map_or(f64::INFINITY, |cap| (cap - decode_in_all) * share)).max(0.0)
+    }
+
+    /// What a step may cost for its cost to be [`FILL_IN_FLIGHT`] above the mean of its own and those of the other
+    /// micro-batches' steps in flight, in all or on one device.
+    fn cap_in_flight(&self, micro_batch: usize, device: Option<usize>) -> f64 {
+        let loads = &self.loads;
+        let others = loads.micro_batches().filter(|m| *m != micro_batch).flat_map(|m| loads.cells(m));
+        let others = others.filter(|cell| device.is_none_or(|device| cell % loads.devices == device));
+        let sum: f64 =
+            others.map(|cell| loads.in_flight[cell]).map(|(rows, context)| self.cost.of(rows, context)).sum();
+        let share = self.config.micro_batches as f64 - (1.0 + FILL_IN_FLIGHT);
+        if share <= 0.0 { f64::INFINITY } else { sum * (1.0 + FILL_IN_FLIGHT) / share }
+    }
+
+    /// Takes note of the step that was planned.
+    pub(super) fn note_in_flight(&mut self, micro_batch: usize, batches: &[DeviceBatch]) {
+        let cells = self.loads.cells(micro_batch);
+        for (planned, batch) in self.loads.in_flight[cells].iter_mut().zip(batches) {
+            *planned = (batch.rows, batch.context());
+        }
     }
 
     /// Whether `micro_batch` can have one more sequence on `device`: each needs a row a step.
@@ -270,7 +309,10 @@ impl StepPlanner {
             }
             let others = self.running.iter().enumerate().filter(may_move);
             for (back, taker) in others.filter(|(_, r)| r.home != from && r.device == device) {
-                let gain = self.gain(heavy, taker.home, device, given - self.weight(taker), mean);
+                let taken = self.weight(taker);
+                let gain = self.gain(heavy, taker.home, device, given - taken, mean);
+                // Until it is there, its new micro-batch lacks it.
+                let gain = gain.map(|gain| gain - taken * taken);
                 consider(gain.map(|gain| Change { gain, sequence, to: taker.home, back: Some(back) }));
             }
         }

@@ -53,8 +53,11 @@ impl StepPlanner {
 
     /// Rows that prompts of a device may have together in a step of a micro-batch, balance apart.
     pub(super) fn prompt_rows_of_a_device(&self) -> usize {
-        let someone_decodes = self.running.iter().any(|running| !running.ended && !running.prefilling());
-        if someone_decodes { self.config.prefill_chunk } else { self.config.rows_per_device }
+        if self.someone_decodes() { self.config.prefill_chunk } else { self.config.rows_per_device }
+    }
+
+    pub(super) fn someone_decodes(&self) -> bool {
+        self.running.iter().any(|running| !running.ended && !running.prefilling())
     }
 
     /// Chunks of what members have still to read.
