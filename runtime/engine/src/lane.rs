@@ -115,9 +115,9 @@ impl Lane {
         for wait in &task.waits {
             let target = plan.wait_target(wait, cycle as i64);
             if !self.sync.reached(wait.lane, target as u64) {
-                let before = self.recorder.look(wait.lane);
+                self.recorder.begin_wait();
                 if self.sync.wait(self.index, cycle, wait.lane, target as u64)? {
-                    self.recorder.waited(plan, wait, before);
+                    self.recorder.waited(plan, wait, target as u64);
                     continue;
                 }
             }
@@ -126,18 +126,18 @@ impl Lane {
         }
         // A task that lags in the very first cycle belongs to a step that never was; its micro-batch has no rows yet.
         let step = if task.behind { cycle.wrapping_sub(1) } else { cycle };
-        let start_ns = self.recorder.begin(position);
+        let start_ns = self.recorder.begin(position as u32);
+        let done = cycle * plan.lanes[self.index].tasks.len() as u64 + position as u64 + 1;
         let (rows, bytes) = self.execute(plan, position, task, step)?;
         if rows > 0 {
             let (position, rows) = (position as u32, rows as u32);
-            let took_ns = self.recorder.record(Span { position, step, rows, bytes, start_ns, ..Span::default() });
+            let span = Span { position, step, rows, bytes, start_ns, ..Span::default() };
+            let took_ns = self.recorder.record(span, done);
             if let Some(work) = &self.work
                 && plan.table.tasks[task.task].computes()
             {
                 work.add(task.micro_batch, took_ns);
             }
-        } else {
-            self.recorder.had_no_rows();
         }
         if self.positions[position].ends_step {
             // Of the step that never was, the next is the first.
@@ -145,7 +145,7 @@ impl Lane {
             let idle_from_ns = self.control.end_step(task.micro_batch, cycle, next, &mut self.samples);
             self.recorder.planned(idle_from_ns);
         }
-        let done = cycle * plan.lanes[self.index].tasks.len() as u64 + position as u64 + 1;
+        self.recorder.turn_to((position + 1) % plan.lanes[self.index].tasks.len());
         self.sync.complete(self.index, done, self.recorder.marked_ns(), &task.wakes);
         Ok(())
     }

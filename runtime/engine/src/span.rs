@@ -1,7 +1,7 @@
 //! Spans: when each task of a lane ran, and what the lane waited for before it. Their shape is the schedule crate's, where
 //! virtual lanes make the same.
 
-use crate::figures::{LaneMeter, Look};
+use crate::figures::LaneMeter;
 use rally_graph::plan::{Plan, Wait};
 pub use rally_schedule::span::{CounterSample, LaneReport, Span, WaitedFor};
 use rally_schedule::span::{Gap, Ring};
@@ -53,27 +53,28 @@ impl Recorder {
         self.gap.ready(self.marked_ns);
     }
 
-    /// The lane is about to wait for `lane`.
-    pub(crate) fn look(&self, lane: usize) -> Look {
-        self.meter.look(lane, self.marked_ns)
+    /// What is next in the lane's list is the task at `position`.
+    pub(crate) fn turn_to(&self, position: usize) {
+        self.meter.turn_to(position, self.marked_ns);
     }
 
-    /// The lane has waited for another one.
-    pub(crate) fn waited(&mut self, plan: &Plan, wait: &Wait, before: Look) {
-        let now_ns = self.mark();
+    /// The lane is about to wait.
+    pub(crate) fn begin_wait(&self) {
+        self.meter.begin_wait();
+    }
+
+    /// The lane has waited until another one had completed `target` tasks.
+    pub(crate) fn waited(&mut self, plan: &Plan, wait: &Wait, target: u64) {
+        self.mark();
         self.gap.waited(wait.lane);
-        self.meter.waited(plan, wait, before, now_ns);
+        self.meter.waited(plan, wait, target);
     }
 
     /// The lane begins the task at `position`. Returns when.
-    pub(crate) fn begin(&self, position: usize) -> u64 {
-        self.meter.begin(position, self.marked_ns);
-        self.marked_ns
-    }
-
-    /// The task has ended and had no rows: it leaves no span.
-    pub(crate) fn had_no_rows(&self) {
-        self.meter.had_no_rows();
+    pub(crate) fn begin(&mut self, position: u32) -> u64 {
+        let (start_ns, mut gap) = (self.marked_ns, self.gap);
+        self.meter.begin(&gap.end(Span { position, start_ns, ..Span::default() }));
+        start_ns
     }
 
     /// The lane has routed rows of `layer`.
@@ -85,17 +86,17 @@ impl Recorder {
     pub(crate) fn planned(&mut self, idle_from_ns: Option<u64>) {
         let now_ns = self.mark();
         if let Some(from_ns) = idle_from_ns {
-            self.gap.admission(from_ns, now_ns);
-            self.meter.admission();
+            let from_ns = self.gap.admission(from_ns, now_ns);
+            self.meter.admission(from_ns, now_ns);
         }
     }
 
-    /// A task with rows is over: `span` lacks its end and what was before it.
+    /// A task with rows is over, the one that made it `completed` tasks: `span` lacks its end and what was before it.
     /// Returns how long it took, in nanoseconds.
-    pub(crate) fn record(&mut self, span: Span) -> u64 {
+    pub(crate) fn record(&mut self, span: Span, completed: u64) -> u64 {
         let end_ns = self.mark();
         let span = self.gap.end(Span { end_ns, ..span });
-        self.meter.record(&span);
+        self.meter.record(&span, completed);
         self.first_ns.get_or_insert(span.start_ns);
         self.last_ns = span.end_ns;
         let took_ns = span.end_ns - span.start_ns;

@@ -70,10 +70,12 @@ impl Gap {
     }
 
     /// There was nothing to plan from `from_ns` to `to_ns`. Waits just before were for tasks without rows: the same want of work.
-    pub fn admission(&mut self, from_ns: u64, to_ns: u64) {
+    /// Returns since when there was nothing to do, these waits included.
+    pub fn admission(&mut self, from_ns: u64, to_ns: u64) -> u64 {
         let from_ns = self.ready_ns.take().map_or(from_ns, |ready_ns| ready_ns.min(from_ns));
         self.admission_ns += to_ns - from_ns;
         self.waited_for = WaitedFor::Nobody;
+        from_ns
     }
 
     /// The gap ends with `span`, which gets told what it was.

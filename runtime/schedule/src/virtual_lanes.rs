@@ -286,7 +286,9 @@ impl<'a> World<'a> {
         let Some(running) = lane.running else { return Ok(()) };
         match running.held_from_ns {
             None => self.record(index, running, now),
-            Some(from_ns) => self.lanes[index].gap.admission(from_ns, now),
+            Some(from_ns) => {
+                self.lanes[index].gap.admission(from_ns, now);
+            }
         }
         let exits = plan.table.exits.contains(&planned.task);
         if exits && !self.end_step(index, planned.micro_batch, running, now)? {

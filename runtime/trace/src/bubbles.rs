@@ -141,18 +141,20 @@ impl Viewer<'_> {
         }
     }
 
-    /// A lane that has run its last task waits for the others to run theirs.
+    /// A lane that has run its last task waits for the others to run theirs, and after that there is nothing to do. Not so if another
+    /// one waits for it and goes on to a task with rows: then all that is left to do is to tell that one.
     fn after_all(self, lane: usize, from: u64, to: u64, sink: Sink<'_>) {
         let last = |lane: usize| self.recording.spans(lane).last().map_or(0, |span| span.end_ns);
         let lanes = 0..self.recording.lanes.len();
+        let rest = if self.depth == 0 { Cause::Admission } else { Cause::Host };
         match lanes.max_by_key(|other| last(*other)) {
-            Some(other) if other != lane && last(other) > from && self.depth < self.recording.lanes.len() => {
+            Some(other) if other != lane && last(other) > from && self.depth == 0 => {
                 let end = last(other).min(to);
-                let viewer = Self { depth: self.depth + 1, ..self };
+                let viewer = Self { depth: 1, ..self };
                 viewer.walk(other, from, end, &mut |piece| sink(Piece { busy: false, ..piece }));
-                quiet(end, to, Cause::Admission, sink);
+                quiet(end, to, rest, sink);
             }
-            _ => quiet(from, to, Cause::Admission, sink),
+            _ => quiet(from, to, rest, sink),
         }
     }
 }

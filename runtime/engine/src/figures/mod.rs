@@ -6,13 +6,15 @@
 //! at the moment comes in when it is over.
 
 mod page;
+mod pieces;
 mod series;
 mod waits;
 
 pub(crate) use series::{Series, counts_routing};
-pub(crate) use waits::{LaneMeter, Look};
+pub(crate) use waits::LaneMeter;
 
 use crossbeam::utils::CachePadded;
+use pieces::Pieces;
 use rally_graph::plan::Plan;
 use rally_graph::stage_graph::StageGraph;
 use rally_metrics::{AtomicHistogram, BubbleCause, names};
@@ -24,8 +26,11 @@ use std::time::Instant;
 /// Nanoseconds in a second, as histograms of seconds count.
 const NS_PER_S: f64 = 1e9;
 
-/// A lane between two tasks.
-const AT_NO_TASK: u64 = u64::MAX;
+/// Pieces of time that are kept of a lane for each task of its list: a task and what the gap before it was. So a lane that waits
+/// for one task of a cycle still finds all that was meanwhile.
+const PIECES_PER_TASK: usize = 4;
+/// Fewest pieces kept of a lane.
+const FEWEST_PIECES: usize = 64;
 
 /// What a lane's time in tasks went to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +41,6 @@ pub(crate) enum Work {
 }
 
 impl Work {
-    const ALL: [Self; 3] = [Self::Attention, Self::Ffn, Self::Transfer];
-
     /// What it is to a lane that waits meanwhile.
     fn cause(self) -> BubbleCause {
         match self {
@@ -72,8 +75,8 @@ struct LaneFigures {
     tasks: AtomicU64,
     /// Up to when the sums above account for all time, since the run began.
     accounted_ns: AtomicU64,
-    /// When the task at hand began, shifted left by two, and its [`Work`]; [`AT_NO_TASK`] in between.
-    at_hand: AtomicU64,
+    /// What it did last, for lanes that wait for it.
+    pieces: Pieces,
     series: Vec<Series>,
     /// By series.
     durations: Vec<AtomicHistogram>,
@@ -202,7 +205,7 @@ impl LaneFigures {
             bubble_ns: Default::default(),
             tasks: AtomicU64::new(0),
             accounted_ns: AtomicU64::new(0),
-            at_hand: AtomicU64::new(AT_NO_TASK),
+            pieces: Pieces::new((PIECES_PER_TASK * plan.lanes[index].tasks.len()).max(FEWEST_PIECES)),
             durations: series.iter().map(|series| AtomicHistogram::new(series.edges(), NS_PER_S)).collect(),
             series,
             exposed_ns: zeros(graph.stages.len()),

@@ -1,17 +1,16 @@
-//! A lane's own hand on its figures: it turns spans and waits into times by cause.
+//! A lane's own hand on its figures: it turns spans and the gaps before them into times by cause.
 //!
-//! What a waiting lane waits *for* is what the other one spends its time on meanwhile: its work, or what it waits for itself. So
-//! a waiter looks at the other's sums before it waits and after: the difference is the wait, by cause. Sums rise when a task is
-//! over, so what the other was in the middle of when the wait began counts whole at first; the part from before the wait is known
-//! and taken off again. What is missing then (a task without rows, the time until a parked lane runs) is the host's. The analysis
-//! of a trace says the same with all spans at hand.
+//! What a waiting lane waits *for* is what the other one spends its time on meanwhile: its work, or what it waits for itself. Every
+//! lane publishes its latest pieces of time, waits included; so when a task is over, the wait before it is read off the pieces of
+//! the lane awaited. The analysis of a trace goes by the same rule, with all spans at hand.
 
+use super::pieces::Piece;
 use super::series::work_of;
-use super::{AT_NO_TASK, LaneFigures, RunFigures, Series, Work, add};
+use super::{LaneFigures, RunFigures, Series, Work, add};
 use rally_graph::plan::{Plan, Wait};
 use rally_graph::stage_graph::{StageGraph, StageIndex};
 use rally_metrics::BubbleCause;
-use rally_schedule::span::Span;
+use rally_schedule::span::{Span, WaitedFor};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -22,35 +21,46 @@ pub(crate) struct LaneMeter {
     lane: usize,
     /// By position: histogram and work.
     positions: Vec<(usize, Work)>,
-    /// Since the last span, by cause.
-    waits: [u64; 5],
+    /// The last wait since the last span.
+    awaited: Option<Awaited>,
     accounted_ns: u64,
-    /// All causes, those first that others name when they wait for this lane.
-    ours_first: [BubbleCause; 5],
+    /// The gap before the task at hand, by cause.
+    gap: [u64; 5],
+    told: Told,
 }
 
-/// A lane's sums when it was looked at.
+/// Whom a lane waited for.
+#[derive(Clone, Copy, Debug)]
+struct Awaited {
+    lane: usize,
+    /// How many tasks it had to have completed.
+    target: u64,
+    /// The transfer that the task awaited is part of.
+    edge: Option<StageIndex>,
+}
+
+/// Pieces on their way out: neighbours of one cause become one.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Look {
-    at_ns: u64,
-    work: [u64; 3],
-    bubble: [u64; 5],
-    /// Up to when the sums account for all time.
-    accounted_ns: u64,
-    /// The task at hand, and since when.
-    at_hand: Option<(Work, u64)>,
+struct Told {
+    to_ns: u64,
+    last: Option<BubbleCause>,
 }
 
-impl LaneFigures {
-    fn look(&self, at_ns: u64) -> Look {
-        let read = |cell: &std::sync::atomic::AtomicU64| cell.load(Ordering::Relaxed);
-        let at_hand = read(&self.at_hand);
-        Look {
-            at_ns,
-            work: self.work_ns.each_ref().map(read),
-            bubble: self.bubble_ns.each_ref().map(read),
-            accounted_ns: read(&self.accounted_ns),
-            at_hand: (at_hand != AT_NO_TASK).then(|| (Work::ALL[(at_hand & 3) as usize], at_hand >> 2)),
+impl Told {
+    /// The lane did nothing up to `to_ns`.
+    fn bubble(&mut self, figures: &LaneFigures, to_ns: u64, cause: BubbleCause) {
+        if to_ns <= self.to_ns {
+            return;
+        }
+        if self.last.is_some_and(|last| last != cause) {
+            self.flush(figures);
+        }
+        (self.to_ns, self.last) = (to_ns, Some(cause));
+    }
+
+    fn flush(&mut self, figures: &LaneFigures) {
+        if let Some(cause) = self.last.take() {
+            figures.pieces.push(Piece { to_ns: self.to_ns, cause, task: None });
         }
     }
 }
@@ -64,74 +74,104 @@ impl LaneMeter {
             (place.expect("the figures have every series of the plan"), work_of(plan, graph, lane, position))
         };
         let positions: Vec<(usize, Work)> = (0..plan.lanes[lane].tasks.len()).map(position).collect();
-        let mut ours_first = BubbleCause::ALL;
-        let ours = |cause: &BubbleCause| positions.iter().any(|(_, work)| work.cause() == *cause);
-        // Within either half: work, transfers, admission, the host.
-        ours_first.sort_by_key(|cause| !ours(cause));
-        Self { figures: Arc::clone(figures), lane, positions, waits: [0; 5], accounted_ns: 0, ours_first }
+        Self {
+            figures: Arc::clone(figures),
+            lane,
+            positions,
+            awaited: None,
+            accounted_ns: 0,
+            gap: [0; 5],
+            told: Told::default(),
+        }
     }
 
     fn own(&self) -> &LaneFigures {
         &self.figures.lanes[self.lane]
     }
 
-    /// Before a wait for `lane`.
-    pub(crate) fn look(&self, lane: usize, at_ns: u64) -> Look {
-        self.figures.lanes[lane].look(at_ns)
+    /// The lane has waited until another one had completed `target` tasks.
+    pub(crate) fn waited(&mut self, plan: &Plan, wait: &Wait, target: u64) {
+        self.awaited = Some(Awaited { lane: wait.lane, target, edge: edge_of(plan, wait) });
     }
 
-    /// After it.
-    pub(crate) fn waited(&mut self, plan: &Plan, wait: &Wait, before: Look, now_ns: u64) {
-        let after = self.look(wait.lane, now_ns);
-        let parts = split(&before, &after, &self.ours_first);
-        self.waits.iter_mut().zip(parts).for_each(|(sum, part)| *sum += part);
-        let transfer = parts[BubbleCause::Transfer as usize];
-        if transfer > 0
-            && let Some(edge) = edge_of(plan, wait)
-        {
-            add(&self.own().exposed_ns[edge], transfer);
-        }
+    /// There was nothing to do from `from_ns` to `to_ns`, waits since the last span included. Told
+    /// at once: who waits for this lane is about to be woken.
+    pub(crate) fn admission(&mut self, from_ns: u64, to_ns: u64) {
+        let figures = &self.figures.lanes[self.lane];
+        self.told.bubble(figures, from_ns, BubbleCause::Host);
+        self.told.bubble(figures, to_ns, BubbleCause::Admission);
+        self.told.flush(figures);
+        self.awaited = None;
     }
 
-    /// There was nothing to do, waits since the last span included.
-    pub(crate) fn admission(&mut self) {
-        self.waits = [0; 5];
-    }
-
-    /// The task at `position` begins.
-    pub(crate) fn begin(&self, position: usize, start_ns: u64) {
+    /// The lane turns to the task at `position`.
+    pub(crate) fn turn_to(&self, position: usize, at_ns: u64) {
         let (_, work) = self.positions[position];
-        self.own().at_hand.store(start_ns << 2 | work as u64, Ordering::Relaxed);
+        self.own().pieces.begin(at_ns, work.cause());
     }
 
-    /// The task has ended and had no rows.
-    pub(crate) fn had_no_rows(&self) {
-        self.own().at_hand.store(AT_NO_TASK, Ordering::Relaxed);
+    /// It cannot begin yet: it waits.
+    pub(crate) fn begin_wait(&self) {
+        self.own().pieces.pause();
     }
 
-    /// A task with rows is over.
-    pub(crate) fn record(&mut self, span: &Span) {
-        let own = &self.figures.lanes[self.lane];
-        let gap_ns = span.start_ns - self.accounted_ns;
-        let waited: u64 = self.waits.iter().sum();
-        let admission_ns = span.admission_ns.min(gap_ns);
-        for (cell, part) in own.bubble_ns.iter().zip(self.waits) {
+    /// A task begins; `span` knows nothing yet but what was before it.
+    pub(crate) fn begin(&mut self, span: &Span) {
+        self.gap = self.bubbles(span);
+        self.turn_to(span.position as usize, span.start_ns);
+    }
+
+    /// A task with rows is over: the one that made it `completed` tasks.
+    pub(crate) fn record(&mut self, span: &Span, completed: u64) {
+        let own = self.own();
+        for (cell, part) in own.bubble_ns.iter().zip(self.gap) {
             if part > 0 {
                 add(cell, part);
             }
         }
-        if admission_ns > 0 {
-            add(&own.bubble_ns[BubbleCause::Admission as usize], admission_ns);
+        let transfer_ns = self.gap[BubbleCause::Transfer as usize];
+        if transfer_ns > 0
+            && let Some(edge) = self.awaited.and_then(|awaited| awaited.edge)
+        {
+            add(&own.exposed_ns[edge], transfer_ns);
         }
-        add(&own.bubble_ns[BubbleCause::Host as usize], gap_ns.saturating_sub(admission_ns + waited));
         let (series, work) = self.positions[span.position as usize];
         let duration_ns = span.end_ns - span.start_ns;
         add(&own.work_ns[work as usize], duration_ns);
         own.durations[series].record(duration_ns);
         add(&own.tasks, 1);
         own.accounted_ns.store(span.end_ns, Ordering::Relaxed);
-        own.at_hand.store(AT_NO_TASK, Ordering::Relaxed);
-        (self.waits, self.accounted_ns) = ([0; 5], span.end_ns);
+        own.pieces.push(Piece { to_ns: span.end_ns, cause: work.cause(), task: Some(completed) });
+        own.pieces.pause();
+        self.told.to_ns = span.end_ns;
+        (self.awaited, self.accounted_ns) = (None, span.end_ns);
+    }
+
+    /// What the gap before `span` was, by cause: host, then admission, then waiting, as the span says.
+    fn bubbles(&mut self, span: &Span) -> [u64; 5] {
+        let mut bubbles = [0; 5];
+        let Self { figures, lane, told, .. } = self;
+        let own = &figures.lanes[*lane];
+        let mut at = self.accounted_ns;
+        let mut tell = |to_ns: u64, cause: BubbleCause| {
+            bubbles[cause as usize] += to_ns.saturating_sub(at);
+            at = at.max(to_ns);
+            told.bubble(own, to_ns, cause);
+        };
+        tell(span.ready_ns.saturating_sub(span.admission_ns).min(span.start_ns), BubbleCause::Host);
+        tell(span.ready_ns.min(span.start_ns), BubbleCause::Admission);
+        if span.ready_ns < span.start_ns {
+            match self.awaited.filter(|_| span.waited_for != WaitedFor::Nobody) {
+                None => tell(span.start_ns, BubbleCause::Host),
+                Some(Awaited { lane, target, .. }) => {
+                    let target = matches!(span.waited_for, WaitedFor::Lane(_)).then_some(target);
+                    let other = &figures.lanes[lane].pieces;
+                    other.explain(span.ready_ns, span.start_ns, target, &mut |_, to_ns, cause| tell(to_ns, cause));
+                }
+            }
+        }
+        told.flush(own);
+        bubbles
     }
 
     /// Rows were routed: `expert_ids` of all of them.
@@ -144,76 +184,8 @@ impl LaneMeter {
     }
 }
 
-/// Divides a wait, from `before` to `after`, by what the other lane's sums rose meanwhile.
-fn split(before: &Look, after: &Look, ours_first: &[BubbleCause; 5]) -> [u64; 5] {
-    let waited = after.at_ns.saturating_sub(before.at_ns);
-    let mut bubble = rise(before.bubble, after.bubble);
-    let mut work = rise(before.work, after.work);
-    // From the other's last task to the begin of the wait; its task at hand then is known, and a gap before it.
-    let early = before.at_ns.saturating_sub(before.accounted_ns);
-    let early_work = before.at_hand.map_or(0, |(_, since_ns)| before.at_ns.saturating_sub(since_ns)).min(early);
-    let mut rest = early_work;
-    if let Some((at_hand, _)) = before.at_hand {
-        take(&mut work[at_hand as usize], &mut rest);
-    }
-    let mut early_gap = early - early_work + rest;
-    // In that gap it waited for what this lane did then, most likely.
-    ours_first.iter().for_each(|cause| take(&mut bubble[*cause as usize], &mut early_gap));
-    work.iter_mut().for_each(|part| take(part, &mut early_gap));
-    let mut parts = bubble;
-    Work::ALL.iter().for_each(|kind| parts[kind.cause() as usize] += work[*kind as usize]);
-    let sum: u64 = parts.iter().sum();
-    parts[BubbleCause::Host as usize] += waited.saturating_sub(sum);
-    // The other went on while it was looked at: a wait is no longer than it was.
-    let mut over = sum.saturating_sub(waited);
-    parts.iter_mut().for_each(|part| take(part, &mut over));
-    parts
-}
-
-fn rise<const N: usize>(before: [u64; N], after: [u64; N]) -> [u64; N] {
-    std::array::from_fn(|i| after[i].saturating_sub(before[i]))
-}
-
-/// Takes as much of `wanted` off `part` as is there.
-fn take(part: &mut u64, wanted: &mut u64) {
-    let taken = (*part).min(*wanted);
-    *part -= taken;
-    *wanted -= taken;
-}
-
-/// The transfer that a wait is for.
+/// The transfer that the awaited task belongs to, if it does.
 fn edge_of(plan: &Plan, wait: &Wait) -> Option<StageIndex> {
     let template = &plan.table.tasks[plan.lanes[wait.lane].tasks[wait.position].task];
     (!template.computes()).then_some(template.stage)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// `work`: attention, ffn, transfer; the rest by cause.
-    #[test]
-    fn a_wait_is_what_the_other_lane_did() {
-        use BubbleCause::{Admission, Attention, Ffn, Host, Transfer};
-        let ffn_first = [Ffn, Transfer, Attention, Admission, Host];
-        // How long before the wait the other lane had ended a task and what it had begun since; what came in; what the wait was.
-        let cases = [
-            // All of it seen from begin to end.
-            (0, None, 110, [100, 0, 10], [0; 5], [100, 0, 10, 0, 0]),
-            // Attention had been under way for 40 when the wait began, and for 30 before that the lane had waited for us.
-            (70, Some((Work::Attention, 960)), 60, [90, 0, 10], [0, 25, 5, 0, 0], [50, 0, 10, 0, 0]),
-            // It waited for us when the wait began, took 3 to wake, and then did its work.
-            (30, None, 113, [100, 0, 10], [0, 25, 5, 0, 3], [100, 0, 10, 0, 3]),
-            // It took 7 more until the waiter ran again, which does not make what was before any longer.
-            (30, None, 120, [100, 0, 10], [0, 25, 5, 0, 3], [100, 0, 10, 0, 10]),
-            // Nothing is known: the task had no rows.
-            (40, Some((Work::Attention, 960)), 40, [0; 3], [0; 5], [0, 0, 0, 0, 40]),
-        ];
-        for (early, at_hand, waited, work, bubble, parts) in cases {
-            let before = Look { at_ns: 1000, work: [3; 3], bubble: [3; 5], accounted_ns: 1000 - early, at_hand };
-            let (work, bubble) = (work.map(|ns| ns + 3), bubble.map(|ns| ns + 3));
-            let after = Look { at_ns: 1000 + waited, work, bubble, ..before };
-            assert_eq!(split(&before, &after, &ffn_first), parts, "{waited} of {work:?} and {bubble:?}");
-        }
-    }
 }

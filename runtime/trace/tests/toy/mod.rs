@@ -2,6 +2,7 @@
 // Each test binary uses its own part of this module.
 #![allow(dead_code)]
 
+use rally_engine::figures::RunSample;
 use rally_engine::schedule::batch::{DeviceBatch, SamplingParams, SequenceRequest, TokenDetail};
 use rally_engine::schedule::planner::PlannerConfig;
 use rally_engine::schedule::policy::{PingPong, Policy, Sequential};
@@ -27,6 +28,8 @@ pub struct Ran {
     pub planner: PlannerConfig,
     pub lanes: Vec<LaneReport>,
     pub counters: Vec<CounterSample>,
+    /// What a real run said of itself at its end.
+    pub figures: RunSample,
 }
 
 impl Ran {
@@ -126,7 +129,7 @@ impl Toy {
         });
         let report = run.run(arrivals.collect()).expect("the requests fit");
         let lanes = report.lanes.into_iter().map(|lane| lane.report).collect();
-        Ran { graph, plan, planner, lanes, counters: report.counters }
+        Ran { graph, plan, planner, lanes, counters: report.counters, figures: RunSample::default() }
     }
 
     /// `burn`: the nanoseconds that a stage's task takes, by stage id, device and layer.
@@ -168,9 +171,11 @@ impl Toy {
             probe,
         };
         let engine = Engine::start(parts).expect("threads can be had");
+        let figures = engine.figures();
         let requests = tokens.iter().enumerate().map(|(id, tokens)| request(id as u64, 3, *tokens));
         let report = engine.run_to_end(requests, |_| ()).expect("nothing fails here");
-        Ran { graph, plan, planner, lanes: report.lanes, counters: report.counters }
+        let figures = figures.sample();
+        Ran { graph, plan, planner, lanes: report.lanes, counters: report.counters, figures }
     }
 }
 
