@@ -1,7 +1,9 @@
 //! The rally command line, one file per command.
 
 pub mod bench;
+mod chart;
 pub mod check;
+pub mod cost;
 pub mod doctor;
 mod drive;
 pub mod error;
@@ -54,6 +56,8 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Measure each stage over a grid of rows, context and experts, as a cost table.
     Profile(Box<profile::ProfileArgs>),
+    /// Say what decoding costs in theory: models on accelerators, and what a network and a time per token allow.
+    Cost(Box<cost::CostArgs>),
     /// Say what this machine has, what is missing, and what that means.
     Doctor(doctor::DoctorArgs),
 }
@@ -101,6 +105,7 @@ fn dispatch(command: Command) -> Result<ExitCode, CliError> {
         Command::Run(args) => run::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => profile::run(&args),
+        Command::Cost(args) => cost::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -13,6 +13,7 @@ mod round;
 mod text;
 
 use crate::Format;
+use crate::chart::Form;
 use crate::error::CliError;
 use crate::interrupt;
 use crate::load_args::{LoadArgs, MadeLoad};
@@ -95,7 +96,7 @@ enum Baseline {
 /// Result files, opened before any work is done.
 struct Outputs {
     result: Option<OutputFile>,
-    plot: Option<(OutputFile, plot::Form)>,
+    plot: Option<(OutputFile, Form)>,
     trace: Option<(OutputFile, TraceForm)>,
 }
 
@@ -174,7 +175,7 @@ fn open_outputs(args: &BenchArgs, contenders: &[Contender]) -> Result<Outputs, C
         None => None,
         Some(path) => {
             let ending = path.extension().and_then(|ending| ending.to_str());
-            let form = plot::Form::of_ending(ending.unwrap_or("")).ok_or_else(|| {
+            let form = Form::of_ending(ending.unwrap_or("")).ok_or_else(|| {
                 CliError::Mistake(format!("--plot {}: give it a name that ends in .svg or .html", path.display()))
             })?;
             Some((OutputFile::create(path)?, form))
