@@ -1,5 +1,7 @@
 //! `rally bench` through the real binary: result keys, loads, comparisons, what is refused, Ctrl-C.
 
+#[path = "support/results.rs"]
+mod results;
 mod support;
 
 use serde_json::Value;
@@ -31,7 +33,9 @@ fn output(arguments: &[&str]) -> Output {
 #[track_caller]
 fn measured(arguments: &[&str]) -> Value {
     let output = output(&[arguments, &["--format", "json"]].concat());
-    serde_json::from_slice(&output.stdout).expect("one JSON object on stdout")
+    let result = serde_json::from_slice(&output.stdout).expect("one JSON object on stdout");
+    results::fits(&result);
+    result
 }
 
 #[track_caller]
@@ -84,6 +88,27 @@ fn a_load_that_nobody_described_has_every_key() {
     assert!((number(run, "request_throughput") * duration - 24.0).abs() < 1e-9);
     assert!(number(run, "request_goodput") <= number(run, "request_throughput"));
     lanes_and_stages(run);
+    let digest: Vec<&str> = run["digest"].as_array().expect("lines").iter().filter_map(Value::as_str).collect();
+    assert!(digest[0].starts_with("step") && digest.iter().any(|line| line.starts_with("try")), "{digest:?}");
+}
+
+/// A schema that takes anything would prove nothing.
+#[test]
+fn the_schema_refuses_what_no_result_has() {
+    let result = measured(&[GRAPH, "--batch", "2", "--random-output-len", "8"]);
+    type Edit = fn(&mut Value);
+    let edits: [Edit; 5] = [
+        |result| result["extra"] = 1.into(),
+        |result| result["runs"][0]["lanes"][0]["extra"] = 1.into(),
+        |result| result["runs"][0]["overlap_efficiency"] = 1.5.into(),
+        |result| result["machine"]["cpu"] = Value::Null,
+        |result| drop(result["runs"][0].as_object_mut().expect("a run").remove("digest")),
+    ];
+    for (index, edit) in edits.into_iter().enumerate() {
+        let mut edited = result.clone();
+        edit(&mut edited);
+        assert!(std::panic::catch_unwind(|| results::fits(&edited)).is_err(), "edit {index} should be refused");
+    }
 }
 
 fn lanes_and_stages(run: &Value) {
@@ -302,6 +327,7 @@ fn an_interrupt_keeps_what_was_measured() {
     child.stdout.take().expect("stdout is a pipe").read_to_string(&mut stdout).expect("read");
     assert_eq!(child.wait().expect("it ends").code(), Some(130));
     let result: Value = serde_json::from_str(&stdout).expect("the result is whole");
+    results::fits(&result);
     let run = &result["runs"][0];
     assert_eq!(run["interrupted"], true);
     assert_eq!(result["interruption"], "interrupted: of 1 round, ping_pong:3 has part of its first round");

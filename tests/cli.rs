@@ -1,5 +1,7 @@
 //! The real binary: golden vectors through files, faults that name their place, signals, pipes and full disks.
 
+#[path = "support/results.rs"]
+mod results;
 mod support;
 
 use serde_json::{Value, json};
@@ -434,10 +436,20 @@ fn json_is_one_object_on_stdout() {
     let arguments =
         ["run", graph, "--model", path_text(&model), "--requests", path_text(requests.path()), "--format", "json"];
     let result = object(&arguments);
+    results::fits(&result);
+    assert_eq!((&result["graph"]["name"], &result["model"]["family"]), (&"tiny-ping-pong".into(), &"step3".into()));
+    assert!(result["digest"][0].as_str().is_some_and(|line| line.starts_with("1 requests, 2 tokens")), "{result}");
     assert_eq!(result["results"][0]["id"], 7);
     assert_eq!(result["results"][0]["completion_tokens"], 2);
     assert!(["row_us", "context_us"].iter().all(|key| result["costs"][key].as_f64().is_some_and(|cost| cost >= 0.0)));
+    let prompts = ["run", graph, "--prompt", "Once", "--prompt", "Long ago", "--stop", ".", "--format", "json"];
+    results::fits(&object(&prompts));
+    let logprobs = "{\"prompt\":\"Once\",\"max_tokens\":9,\"logprobs\":2,\"temperature\":1}";
+    std::fs::write(requests.path(), logprobs).expect("written");
+    results::fits(&object(&["run", graph, "--requests", path_text(requests.path()), "--format", "json"]));
+    std::fs::write(requests.path(), "{\"id\":7,\"prompt_token_ids\":[1],\"max_tokens\":2}").expect("written");
     let fixed = object(&[arguments.as_slice(), &["--no-learn"]].concat());
+    results::fits(&fixed);
     assert_eq!(fixed["costs"], Value::Null);
     assert_eq!(fixed["results"][0]["token_ids"], result["results"][0]["token_ids"]);
 }

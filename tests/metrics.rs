@@ -40,6 +40,19 @@ fn a_live_scrape_has_every_family_and_nothing_else() {
     assert_eq!(run.get("/health"), ("HTTP/1.1 200 OK".into(), "ok\n".into()));
 }
 
+/// Contenders take turns in one process: each has series of its own.
+#[test]
+fn contenders_of_a_bench_are_told_apart() {
+    let mut run = Running::bench(&["--compare", "sequential:2,ping_pong:3"]);
+    let page = parse(&run.page_after(500.0)).expect("the page is well formed");
+    assert!(page.samples.len() > 100, "lanes and requests are on the page");
+    for sample in &page.samples {
+        let names: Vec<&str> =
+            sample.labels.iter().filter(|(key, _)| key == "schedule").map(|(_, value)| value.as_str()).collect();
+        assert_eq!(names, ["sequential:2"], "the first of them, and said once: {sample:?}");
+    }
+}
+
 /// Labels are those of the table, their values those of the graph and the model.
 fn bounded(page: &Page) {
     let spec = graph_file("tiny-ping-pong.json");
@@ -54,6 +67,7 @@ fn bounded(page: &Page) {
             let within = match (label, label.bound()) {
                 (Label::ModelName, _) => value == "tiny-step3",
                 (Label::Engine, _) => value == "0",
+                (Label::Schedule, _) => false,
                 (Label::Device | Label::Lane, _) => devices.contains(value.as_str()),
                 (Label::Stage | Label::Edge, _) => stages.contains(&value.as_str()),
                 (Label::Layer | Label::Expert, _) => value.parse::<usize>().is_ok_and(|index| index < 64),

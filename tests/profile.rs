@@ -84,6 +84,56 @@ fn the_grid_is_measured_and_read_back() {
     let other = rally(&[&greedy[..2], &greedy[4..]].concat()).output().expect("the binary starts");
     assert_eq!(other.status.code(), Some(2));
     assert!(said(&other).contains("only `greedy` orders by costs"), "{}", said(&other));
+    ends_well(rally(&[
+        "run",
+        GRAPH,
+        "--schedule",
+        "greedy",
+        "--prompt",
+        "a",
+        "--max-tokens",
+        "3",
+        "--costs",
+        greedy[7],
+    ]));
+    costs_of_something_else(&text, folder.path(), &out);
+}
+
+/// A table is for what it was measured on, and says what differs.
+fn costs_of_something_else(table: &str, folder: &Path, out: &Path) {
+    let edited = folder.join("edited.json");
+    type Edit = fn(&mut serde_json::Value);
+    let edits: [(Edit, &str, &str); 5] = [
+        (|table| table["machine"]["cpu"] = "abacus".into(), GRAPH, "machine.cpu is \"abacus\" there and"),
+        (|table| table["model"]["layers"] = 61.into(), GRAPH, "model.layers is 61 there and 6 here"),
+        (|table| table["graph"]["hash"] = "another text".into(), GRAPH, ""),
+        (|table| table["graph"]["path"] = "elsewhere.json".into(), GRAPH, ""),
+        (|_| (), "graphs/2a1f.json", "graph.stages_hash is"),
+    ];
+    for (edit, graph, said_so) in edits {
+        let mut json = serde_json::from_str(table).expect("a table is JSON");
+        edit(&mut json);
+        std::fs::write(&edited, json.to_string()).expect("written");
+        let costs = ["--schedule", "greedy", "--costs", edited.to_str().expect("text")];
+        for command in [&["bench", graph, "--batch", "2"][..], &["run", graph, "--prompt", "a", "--max-tokens", "2"]] {
+            let plain = rally(&[command, &costs[..]].concat()).output().expect("the binary starts");
+            match said_so {
+                "" => assert_eq!(plain.status.code(), Some(0), "{}", said(&plain)),
+                _ => {
+                    assert_eq!(plain.status.code(), Some(2), "{}", said(&plain));
+                    assert!(
+                        said(&plain).contains(said_so) && said(&plain).contains("--costs-anyway"),
+                        "{}",
+                        said(&plain)
+                    );
+                    ends_well(rally(&[command, &costs[..], &["--costs-anyway"]].concat()));
+                }
+            }
+        }
+    }
+    let exact = ["bench", GRAPH, "--exact", "--schedule", "greedy", "--costs", out.to_str().expect("text")];
+    let exact = rally(&exact).output().expect("the binary starts");
+    assert!(said(&exact).contains("graph.stages_hash is"), "wires that are f32 cost something else: {}", said(&exact));
 }
 
 /// The parts of `split` in a profile of `graph`, in the table and on virtual time.

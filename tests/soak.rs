@@ -68,7 +68,7 @@ fn ten_thousand_steps_hold_memory_flat() {
     let server = MetricsServer::start(SocketAddr::from(([127, 0, 0, 1], 0)), &exporter).expect("a port can be had");
     let mut meter = RequestMeter::new(exporter.identity(), Some(0.05));
     let engine = engine(&small_shape());
-    exporter.watch(engine.figures());
+    exporter.watch(engine.figures(), exporter.identity().clone());
     for id in 0..SEQUENCES {
         meter.submitted(id, 8, Instant::now());
     }

@@ -30,10 +30,21 @@ impl Running {
         };
         let lines: String = (0..5000).map(|id| format!("{}\n", request(id))).collect();
         std::fs::write(&requests, lines).expect("the temporary folder can be written");
+        let requests = requests.to_str().expect("temporary paths are text");
+        Self::spawn(&["run", GRAPH, "--requests", requests], folder)
+    }
+
+    /// Starts a bench that is longer than any test.
+    pub fn bench(more: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        Self::spawn(&[&["bench", GRAPH, "--num-prompts", "5000", "--warmup", "3"], more].concat(), folder)
+    }
+
+    fn spawn(arguments: &[&str], folder: tempfile::TempDir) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_rally"))
             .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .args(["run", GRAPH, "--metrics", "127.0.0.1:0", "--requests"])
-            .arg(&requests)
+            .args(arguments)
+            .args(["--metrics", "127.0.0.1:0"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -4,6 +4,7 @@ pub mod bench;
 mod chart;
 pub mod check;
 pub mod cost;
+mod cost_args;
 pub mod doctor;
 mod drive;
 pub mod error;
@@ -22,6 +23,7 @@ pub mod run;
 mod session;
 pub mod show;
 mod show_plan;
+mod stragglers;
 pub mod table;
 mod trace_form;
 

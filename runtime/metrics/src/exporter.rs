@@ -51,7 +51,7 @@ pub struct Exporter(Arc<Inner>);
 struct Inner {
     facade: PrometheusHandle,
     identity: Identity,
-    source: Mutex<Option<Arc<dyn Source>>>,
+    source: Mutex<Option<(Arc<dyn Source>, Identity)>>,
     health: AtomicU8,
 }
 
@@ -73,13 +73,13 @@ impl Exporter {
         &self.0.identity
     }
 
-    /// Reads `source` at scrapes from now on, in place of the one before: to Prometheus a second run in one process looks like a
-    /// restart.
-    pub fn watch(&self, source: Arc<dyn Source>) {
-        *self.source() = Some(source);
+    /// Reads `source` at scrapes from now on, under `identity`, in place of the one before: to Prometheus a second run in one
+    /// process looks like a restart.
+    pub fn watch(&self, source: Arc<dyn Source>, identity: Identity) {
+        *self.source() = Some((source, identity));
     }
 
-    fn source(&self) -> std::sync::MutexGuard<'_, Option<Arc<dyn Source>>> {
+    fn source(&self) -> std::sync::MutexGuard<'_, Option<(Arc<dyn Source>, Identity)>> {
         // Nothing panics while it holds the lock but a `Source`, and that leaves the option as it was.
         self.0.source.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -99,8 +99,8 @@ impl Exporter {
     pub fn render(&self) -> String {
         let mut text = self.0.facade.render();
         let source = self.source().clone();
-        if let Some(source) = source {
-            let mut page = Exposition::new(&self.0.identity);
+        if let Some((source, identity)) = source {
+            let mut page = Exposition::new(&identity);
             source.write(&mut page);
             text.push_str(&page.into_text());
         }

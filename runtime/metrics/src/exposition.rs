@@ -137,6 +137,21 @@ mod tests {
         assert!(!text.contains("expert"), "a family without samples has no lines: {text}");
     }
 
+    /// Two contenders of one bench are two series of one family, whatever labels it has of its own.
+    #[test]
+    fn a_contender_is_named_on_every_series() {
+        let identity = Identity::new("m").with_schedule("ping_pong:2");
+        let mut page = Exposition::new(&identity);
+        page.gauge(&names::KV_CACHE_USAGE, |samples| samples.push(&[], 0.25));
+        page.counter(&names::LANE_BUSY_SECONDS, |samples| samples.push(&["attn"], 1.5));
+        let text = page.into_text();
+        assert!(text.contains("{model_name=\"m\",engine=\"0\",schedule=\"ping_pong:2\"} 0.25\n"), "{text}");
+        assert!(
+            text.contains("\nrally_lane_busy_seconds_total{schedule=\"ping_pong:2\",lane=\"attn\"} 1.5\n"),
+            "{text}"
+        );
+    }
+
     #[test]
     fn buckets_are_cumulative() {
         let identity = Identity::new("m");

@@ -79,7 +79,8 @@ impl Family {
             Label::ModelName => (*label, &*identity.model_name),
             _ => (*label, &*identity.engine),
         });
-        process.chain(labels.iter().copied().zip(own.iter().copied()))
+        let schedule = identity.schedule.iter().map(|schedule| (Label::Schedule, &**schedule));
+        process.chain(schedule).chain(labels.iter().copied().zip(own.iter().copied()))
     }
 
     fn key(&self, identity: &Identity, own: &[&str]) -> Key {
@@ -91,18 +92,24 @@ impl Family {
     }
 }
 
-/// Values of the labels that are the same in a whole process.
+/// Values of the labels that are the same in a whole process, or for one of several contenders in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     model_name: Arc<str>,
     engine: Arc<str>,
+    schedule: Option<Arc<str>>,
 }
 
 impl Identity {
     /// The first engine of a process, and the model it serves.
     pub fn new(model_name: &str) -> Self {
         let model_name = if model_name.is_empty() { "unnamed" } else { model_name };
-        Self { model_name: model_name.into(), engine: "0".into() }
+        Self { model_name: model_name.into(), engine: "0".into(), schedule: None }
+    }
+
+    /// The same for one of several contenders, which its series name.
+    pub fn with_schedule(&self, schedule: &str) -> Self {
+        Self { schedule: Some(schedule.into()), ..self.clone() }
     }
 }
 

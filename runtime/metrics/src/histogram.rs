@@ -1,5 +1,6 @@
 //! A histogram of whole numbers that one thread writes and others read.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counts samples between fixed edges. One writer: it pays two plain loads and stores a sample, no locked instruction.
@@ -11,6 +12,8 @@ pub struct AtomicHistogram {
     /// Samples up to each edge and above the one before; the last is above all edges.
     cells: Box<[AtomicU64]>,
     sum: AtomicU64,
+    /// Samples up to here are not told: cells and sum.
+    forgotten: OnceLock<(Vec<u64>, u64)>,
 }
 
 impl AtomicHistogram {
@@ -20,7 +23,13 @@ impl AtomicHistogram {
             edges: edges.iter().map(|edge| (edge * per_unit).round() as u64).collect(),
             cells: (0..=edges.len()).map(|_| AtomicU64::new(0)).collect(),
             sum: AtomicU64::new(0),
+            forgotten: OnceLock::new(),
         }
+    }
+
+    /// Leaves out what came so far, once: a warm-up. Its writer need not know.
+    pub fn forget(&self) {
+        self.forgotten.get_or_init(|| self.all());
     }
 
     /// Takes a sample. To be called from one thread only; from two, samples may be lost.
@@ -31,6 +40,13 @@ impl AtomicHistogram {
 
     /// Samples per bucket, not cumulative, the last above all edges; and the sum of all samples.
     pub fn read(&self) -> (Vec<u64>, u64) {
+        let (mut cells, sum) = self.all();
+        let Some((forgotten, before)) = self.forgotten.get() else { return (cells, sum) };
+        cells.iter_mut().zip(forgotten).for_each(|(cell, forgotten)| *cell = cell.saturating_sub(*forgotten));
+        (cells, sum.saturating_sub(*before))
+    }
+
+    fn all(&self) -> (Vec<u64>, u64) {
         let cells = self.cells.iter().map(|cell| cell.load(Ordering::Relaxed)).collect();
         (cells, self.sum.load(Ordering::Relaxed))
     }
@@ -51,5 +67,9 @@ mod tests {
             histogram.record(value);
         }
         assert_eq!(histogram.read(), (vec![2, 2, 1], 1 + 1_000_000 + 1_000_001 + 50_000_000 + 50_000_001));
+        histogram.forget();
+        histogram.record(7);
+        histogram.forget();
+        assert_eq!(histogram.read(), (vec![1, 0, 0], 7), "what came before the first time is left out");
     }
 }

@@ -36,6 +36,8 @@ pub enum Label {
     ModelName,
     /// Which engine of the process.
     Engine,
+    /// Which contender, where several take turns: on every series then, and on none otherwise.
+    Schedule,
     /// A stage's id.
     Stage,
     /// What kind of layer a stage ran in; `none` outside the layers.
@@ -61,6 +63,8 @@ pub enum Label {
 pub enum Bound {
     /// One value a process.
     Process,
+    /// One value for each that was named on the command line.
+    Contenders,
     /// These and no others.
     Enumerated(&'static [&'static str]),
     /// Names written in the graph file.
@@ -75,6 +79,7 @@ impl Label {
         match self {
             Self::ModelName => "model_name",
             Self::Engine => "engine",
+            Self::Schedule => "schedule",
             Self::Stage => "stage",
             Self::LayerKind => "layer_kind",
             Self::Device => "device",
@@ -91,6 +96,7 @@ impl Label {
     pub fn bound(self) -> Bound {
         match self {
             Self::ModelName | Self::Engine => Bound::Process,
+            Self::Schedule => Bound::Contenders,
             Self::Stage | Self::Device | Self::Lane | Self::Edge => Bound::Graph,
             Self::Layer | Self::Expert => Bound::Model,
             Self::LayerKind => Bound::Enumerated(LAYER_KINDS),
@@ -104,7 +110,7 @@ impl Label {
         match self.bound() {
             Bound::Enumerated(values) => values.contains(&value),
             Bound::Model => value.parse::<u32>().is_ok(),
-            Bound::Process | Bound::Graph => !value.is_empty(),
+            Bound::Process | Bound::Contenders | Bound::Graph => !value.is_empty(),
         }
     }
 }

@@ -13,7 +13,7 @@ fn exporter() -> &'static Exporter {
         let exporter = Exporter::install(Identity::new("toy")).expect("it is the only one");
         names::GENERATION_TOKENS.handle(exporter.identity(), &[]).add(7);
         names::INTER_TOKEN_LATENCY.handle(exporter.identity(), &[]).record(0.05);
-        exporter.watch(Arc::new(HalfFull));
+        exporter.watch(Arc::new(HalfFull), exporter.identity().clone());
         exporter
     })
 }

@@ -17,8 +17,6 @@ const MOST_LANES: usize = 8;
 const MOST_STAGES: usize = 4;
 /// A change that promises less is not worth telling: runs differ by as much among themselves.
 const WORTH_TRYING: f64 = 0.03;
-/// With fewer steps there is no settled run to speak of.
-const FEWEST_STEPS: usize = 4;
 /// If more of the critical path than this is want of work, no change of the deployment can be judged.
 const TOO_LIGHT: f64 = 0.8;
 
@@ -31,7 +29,7 @@ pub fn digest(recording: &Recording<'_>, cores: Option<usize>) -> Vec<String> {
     }
     let analysis = Analysis::of(recording, window);
     let mut lines = Vec::new();
-    let settled = analysis.window.count >= FEWEST_STEPS;
+    let settled = analysis.window.count >= Window::FEWEST_STEPS;
     lines.push(step_line(&analysis));
     if settled {
         lines.push(bound_line(&analysis));

@@ -141,6 +141,12 @@ impl Cell {
     }
 }
 
+/// Who was slow while the run was settled; nobody in a run too short to say.
+pub fn while_settled(recording: &Recording<'_>) -> Vec<Straggler> {
+    let window = Window::settled(recording);
+    if window.count < Window::FEWEST_STEPS { Vec::new() } else { stragglers(recording, &window, None) }
+}
+
 /// Who is slow in `window`, the costliest first.
 pub fn stragglers(recording: &Recording<'_>, window: &Window, baseline: Option<&Baseline>) -> Vec<Straggler> {
     let now = Baseline::of(recording, window);

@@ -29,6 +29,9 @@ pub struct Window {
 }
 
 impl Window {
+    /// With fewer steps there is no settled run to speak of.
+    pub const FEWEST_STEPS: usize = 4;
+
     /// Everything that was kept.
     pub fn all(recording: &Recording<'_>) -> Self {
         Self::among(&steps(recording), recording, 0..u64::MAX)

@@ -1,10 +1,11 @@
 //! What is measured: schedules of the graph, other graphs, and the undivided model on the same devices.
 
 use super::BenchArgs;
+use crate::cost_args::Costs;
 use crate::error::{Blame, CliError};
+use crate::identity::Identity;
+use crate::machine::Machine;
 use crate::session::{self, SessionArgs};
-use rally_engine::schedule::cost_table::CostTable;
-use rally_engine::schedule::greedy::Greedy;
 use rally_engine::schedule::policy::Schedule;
 use rally_graph::kinds::KindRegistry;
 use rally_graph::undivided::undivided;
@@ -108,22 +109,22 @@ fn name_all(contenders: &mut [Contender]) {
     }
 }
 
-/// Makes every `greedy` order by the table in `path`, for micro-batches as `load` makes them.
-pub fn measured_costs(contenders: &mut [Contender], path: &Path, load: &Load) -> Result<(), CliError> {
-    let mistake = |what: String| CliError::Mistake(format!("--costs {}: {what}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| mistake(format!("cannot be read: {error}")))?;
-    let table = CostTable::from_json(&text).map_err(|error| mistake(error.to_string()))?;
+/// Makes every `greedy` order by `costs`, for micro-batches as `load` makes them.
+pub fn measured_costs(
+    contenders: &mut [Contender],
+    costs: &Costs<'_>,
+    machine: &Machine,
+    load: &Load,
+) -> Result<(), CliError> {
     let mut taken = false;
     for contender in contenders {
         let planner = contender.deployment.planner_config().or_mistake()?;
         let most = load.max_concurrency.unwrap_or(usize::MAX).min(load.requests.len()).min(planner.sequences);
         let rows = most.div_ceil(contender.schedule.micro_batches);
-        taken |= contender.schedule.order_by(|| Greedy { costs: table.stage_costs(load.mean_context()), rows });
+        let identity = Identity::of(machine, &contender.deployment, &contender.path);
+        taken |= costs.order(&mut contender.schedule, &identity, rows, load.mean_context())?;
     }
-    match taken {
-        true => Ok(()),
-        false => Err(mistake("only `greedy` orders by costs, and none is measured here".into())),
-    }
+    if taken { Ok(()) } else { Err(costs.unused()) }
 }
 
 #[derive(Default)]

@@ -116,8 +116,7 @@ struct Decoding {
 }
 
 impl Decoding {
-    /// Fewer are no settled run to speak of.
-    const FEWEST_STEPS: u64 = 4;
+    const FEWEST_STEPS: u64 = Window::FEWEST_STEPS as u64;
 
     fn add(&mut self, recording: &Recording<'_>, until_ns: u64) {
         for window in Window::decoding(recording, until_ns) {
@@ -155,6 +154,8 @@ pub struct Measured {
     dropped_spans: u64,
     /// Where the steps of the last round went, a line each.
     pub digest: Vec<String>,
+    /// Who was slow in the last round.
+    stragglers: Vec<Value>,
 }
 
 impl Measured {
@@ -189,6 +190,7 @@ impl Measured {
         self.dropped_spans += recording.dropped_spans();
         if last {
             self.digest = digest(&recording, Some(crate::doctor::available_cores()));
+            self.stragglers = crate::stragglers::json(&recording);
         }
     }
 
@@ -251,5 +253,7 @@ impl Measured {
         run.insert("lanes".into(), self.lanes.iter().map(LaneSum::json).collect());
         run.insert("stages".into(), self.stages().iter().map(StageTimes::json).collect());
         run.insert("dropped_spans".into(), json!(self.dropped_spans));
+        run.insert("digest".into(), json!(self.digest));
+        run.insert("stragglers".into(), json!(self.stragglers));
     }
 }

@@ -14,6 +14,7 @@ mod text;
 
 use crate::Format;
 use crate::chart::Form;
+use crate::cost_args::CostArgs;
 use crate::error::CliError;
 use crate::interrupt;
 use crate::load_args::{LoadArgs, MadeLoad};
@@ -52,9 +53,8 @@ pub struct BenchArgs {
     /// Add what it has to beat: `no-afd`, the undivided model on the same devices, each a share of the sequences.
     #[arg(long, value_enum)]
     baseline: Option<Baseline>,
-    /// A cost table of `rally profile` that `greedy` orders by, instead of assumed costs.
-    #[arg(long, value_name = "F.json")]
-    costs: Option<PathBuf>,
+    #[command(flatten)]
+    costs: CostArgs,
     /// Requests before each round that do not count: the load's own, from the first on, over again where there are fewer.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = warm_up_count)]
     warmup: usize,
@@ -104,14 +104,14 @@ struct Outputs {
 pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
     let mut contenders = contender::open_all(args)?;
     let load = make_load(args, &contenders)?;
-    if let Some(path) = &args.costs {
-        contender::measured_costs(&mut contenders, path, &load.load)?;
+    let machine = Machine::here();
+    if let Some(costs) = args.costs.read()? {
+        contender::measured_costs(&mut contenders, &costs, &machine, &load.load)?;
     }
     let goals = goals(args, &contenders[0]);
     let outputs = open_outputs(args, &contenders)?;
     let model_name = model_name(&contenders[0].deployment, args.session.model.as_deref());
     let mut observer = Observer::start(&args.observe, &model_name)?;
-    let machine = Machine::here();
     let interrupts = interrupt::channel()?;
     let (warm_up, prompts) = prepare(args, &load, &contenders);
     let plan = Plan {
@@ -121,6 +121,7 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
         goals: &goals,
         interrupts: &interrupts,
         keep_last: args.trace.is_some(),
+        several: contenders.len() > 1,
     };
     let repeats =
         args.repeats.map_or(if contenders.len() > 1 { compare::DEFAULT_ROUNDS } else { 1 }, |repeats| repeats as usize);
@@ -163,7 +164,7 @@ fn open_outputs(args: &BenchArgs, contenders: &[Contender]) -> Result<Outputs, C
     // Each graph has a model of its own.
     for contender in contenders {
         FilesInUse::new(&contender.path, &contender.deployment.weights_source)
-            .reads("the --costs table", args.costs.as_deref())
+            .reads("the --costs table", args.costs.path())
             .reads("the --trace-file", args.load.trace_file())
             .writes("--save-result", args.save_result.as_deref())
             .writes("--plot", args.plot.as_deref())

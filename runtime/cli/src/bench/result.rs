@@ -2,7 +2,7 @@
 
 use super::contender::Contender;
 use super::round::Rounds;
-use crate::identity;
+use crate::identity::{GraphIdentity, ModelIdentity};
 use crate::load_args::MadeLoad;
 use crate::machine::Machine;
 use rally_load::goodput::Goal;
@@ -32,7 +32,7 @@ impl Measurement<'_> {
         let mut run = Map::new();
         run.insert("schedule".into(), json!(self.contender.schedule.label));
         run.insert("name".into(), json!(self.name));
-        run.insert("graph".into(), identity::graph(&self.contender.deployment, &self.contender.path));
+        run.insert("graph".into(), json!(GraphIdentity::of(&self.contender.deployment, &self.contender.path)));
         run.append(&mut self.summary.to_json());
         self.rounds.measured.put_json(&mut run);
         run.insert("preemptions".into(), json!(self.rounds.preemptions));
@@ -92,8 +92,8 @@ pub fn result(
     load_json["warmup"] = json!(warm_up);
     json!({
         "machine": machine,
-        "model": first.map(|contender| identity::model(&contender.deployment)),
-        "graph": first.map(|contender| identity::graph(&contender.deployment, &contender.path)),
+        "model": first.map(|contender| ModelIdentity::of(&contender.deployment)),
+        "graph": first.map(|contender| GraphIdentity::of(&contender.deployment, &contender.path)),
         "load": load_json,
         "goodput": goals.iter().map(Goal::to_string).collect::<Vec<_>>(),
         "runs": measurements.iter().map(Measurement::json).collect::<Vec<_>>(),

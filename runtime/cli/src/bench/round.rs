@@ -37,6 +37,8 @@ pub struct Plan<'a> {
     pub interrupts: &'a Receiver<()>,
     /// Keep what the lanes of the last round did, for a trace.
     pub keep_last: bool,
+    /// Whether several contenders take turns, and metrics name them.
+    pub several: bool,
 }
 
 /// All rounds of a contender so far.
@@ -82,11 +84,12 @@ impl Rounds {
         interrupt::begin_work();
         let hidden = ProgressBar::hidden();
         let bar = if observer.is_live() { hidden.clone() } else { bar(title, plan.load.output_tokens() as u64) };
-        observer.watch(&engine, &contender.deployment, title);
         let mut warm_up = LoadClient::new(plan.warm_up, plan.prompts, 0, &hidden);
-        if drive(&engine, &mut warm_up, plan.interrupts, observer)? {
+        if drive(&engine, &mut warm_up, plan.interrupts, &Observer::blind())? {
             return Ok(true);
         }
+        engine.figures().forget_samples();
+        observer.watch(&engine, &contender.deployment, title, plan.several.then_some(&contender.name));
         let already = engine.handle().preemptions();
         let mut client = LoadClient::new(plan.load, plan.prompts, FIRST_ID, &bar);
         let from_ns = client.begun().duration_since(engine.started()).as_nanos() as u64;

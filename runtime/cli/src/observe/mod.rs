@@ -67,21 +67,27 @@ impl Observer {
         Ok(Self { identity, meter: None, exporter, live: args.live, view: None })
     }
 
+    /// Sees nothing: for what does not count.
+    pub fn blind() -> Self {
+        Self { identity: Identity::new(""), meter: None, exporter: None, live: false, view: None }
+    }
+
     /// Whether the terminal is the view's.
     pub fn is_live(&self) -> bool {
         self.live
     }
 
-    /// Watches a run from its start, in place of the one before. `title` says which it is.
-    pub fn watch(&mut self, engine: &Engine, deployment: &Deployment, title: &str) {
+    /// Watches a run from now on, in place of the one before. `title` says which it is; `contender`, which of several.
+    pub fn watch(&mut self, engine: &Engine, deployment: &Deployment, title: &str, contender: Option<&str>) {
         self.view = None;
         if !self.live && self.exporter.is_none() {
             return;
         }
         let slo_tpot_ms = deployment.spec.slo.map(|slo| slo.tpot_ms);
-        let meter = Arc::new(Mutex::new(RequestMeter::new(&self.identity, slo_tpot_ms.map(|ms| ms / 1e3))));
+        let identity = contender.map_or_else(|| self.identity.clone(), |name| self.identity.with_schedule(name));
+        let meter = Arc::new(Mutex::new(RequestMeter::new(&identity, slo_tpot_ms.map(|ms| ms / 1e3))));
         if let Some((exporter, _)) = &self.exporter {
-            exporter.watch(engine.figures());
+            exporter.watch(engine.figures(), identity);
             exporter.set_health(Health::Serving);
         }
         if self.live {

@@ -8,11 +8,12 @@ mod store;
 mod workload;
 
 use crate::error::{Blame, CliError};
+use crate::identity::{GraphIdentity, ModelIdentity};
 use crate::machine::Machine;
 use crate::output::{FilesInUse, OutputFile, print};
 use crate::session::{self, SessionArgs};
 use crate::table::Table;
-use crate::{Format, identity, interrupt};
+use crate::{Format, interrupt};
 use clap::Args;
 use crossbeam::channel::Receiver;
 use grid::{Axes, Bounds, Subject};
@@ -140,8 +141,8 @@ fn identity_of(args: &ProfileArgs, deployment: &Deployment, machine: &Machine, a
     let Machine { cpu, cores, simd, rally, profile, .. } = machine;
     Identity {
         machine: json!({ "cpu": cpu, "cores": cores, "simd": simd, "rally": rally, "profile": profile }),
-        model: identity::model(deployment),
-        graph: identity::graph(deployment, &args.session.graph),
+        model: json!(ModelIdentity::of(deployment)),
+        graph: json!(GraphIdentity::of(deployment, &args.session.graph)),
         axes: axes.clone(),
         point_ms: args.point_ms,
     }

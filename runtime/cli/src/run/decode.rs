@@ -57,7 +57,7 @@ pub fn decode(
     observer: &mut Observer,
 ) -> Result<Outcome, CliError> {
     let engine = Engine::start(parts).or_failure()?;
-    observer.watch(&engine, deployment, &format!("{} {}", deployment.spec.name, deployment.schedule.label));
+    observer.watch(&engine, deployment, &format!("{} {}", deployment.spec.name, deployment.schedule.label), None);
     let begun = Instant::now();
     let collectors = jobs.iter().map(|job| collector(job, deployment.codec.as_ref(), begun)).collect();
     let mut run = Run { jobs, submitted: false, collectors, console, open: jobs.len(), ended: None };

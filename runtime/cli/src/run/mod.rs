@@ -8,8 +8,11 @@ mod logits;
 mod summary;
 
 use crate::Format;
-use crate::error::CliError;
+use crate::cost_args::{CostArgs, Costs};
+use crate::error::{Blame, CliError};
+use crate::identity::Identity;
 use crate::interrupt;
+use crate::machine::Machine;
 use crate::observe::{ObserveArgs, Observer, model_name};
 use crate::output::{FilesInUse, OutputFile, print};
 use crate::session::{self, SessionArgs};
@@ -22,7 +25,7 @@ use rally_stages::deployment::{AssembleOptions, Deployment};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use summary::Summary;
+use summary::{Digest, Summary};
 
 /// Arguments of `rally run`.
 #[derive(Debug, Args)]
@@ -47,6 +50,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "F.json|F.html")]
     trace: Option<PathBuf>,
     #[command(flatten)]
+    costs: CostArgs,
+    #[command(flatten)]
     observe: ObserveArgs,
     /// Level micro-batches by fixed costs instead of learning them from how long stages work: batches can be repeated
     /// then
@@ -66,8 +71,12 @@ struct Outputs {
 
 /// Runs the command.
 pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
-    let deployment = session::open(&args.session)?;
+    let mut deployment = session::open(&args.session)?;
     let jobs = jobs::make(args, &deployment)?;
+    let identity = Identity::of(&Machine::here(), &deployment, &args.session.graph);
+    if let Some(costs) = args.costs.read()? {
+        order_by(&costs, &mut deployment, &identity, &jobs)?;
+    }
     refuse_files_used_twice(args, &deployment)?;
     let trace_form = args.trace.as_deref().map(TraceForm::of).transpose()?;
     if args.logits.is_some() {
@@ -91,7 +100,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     }
     write_results(&outcome, &jobs, outputs.out, outputs.logits, &deployment)?;
     if args.format == Format::Json {
-        print(&format!("{}\n", report_json(&outcome, &deployment)))?;
+        print(&format!("{}\n", report_json(&identity, &summary, &digest)))?;
     }
     // A digest that cannot be written is no reason to fail: the results are out already.
     let _ = writeln!(io::stderr(), "\n{digest}");
@@ -102,6 +111,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
 fn refuse_files_used_twice(args: &RunArgs, deployment: &Deployment) -> Result<(), CliError> {
     FilesInUse::new(&args.session.graph, &deployment.weights_source)
         .reads("the --requests file", args.requests.as_deref())
+        .reads("the --costs table", args.costs.path())
         .writes("--out", args.out.as_deref())
         .writes("--logits", args.logits.as_deref())
         .writes("--trace", args.trace.as_deref())
@@ -129,7 +139,21 @@ fn write_results(
     Ok(())
 }
 
-fn report_json(outcome: &Outcome, deployment: &Deployment) -> serde_json::Value {
+/// Makes `greedy` order by `costs`, for micro-batches as `jobs` fill them.
+fn order_by(costs: &Costs<'_>, deployment: &mut Deployment, identity: &Identity, jobs: &[Job]) -> Result<(), CliError> {
+    let most = jobs.len().min(deployment.planner_config().or_mistake()?.sequences);
+    let rows = most.div_ceil(deployment.schedule.micro_batches);
+    // A sequence's context grows from its prompt on by a token a step; most runs end where they must.
+    let context = |job: &Job| job.sequence.prompt.len() as f64 + job.sequence.max_new_tokens as f64 / 2.0;
+    let mean = jobs.iter().map(context).sum::<f64>() / jobs.len().max(1) as f64;
+    match costs.order(&mut deployment.schedule, identity, rows, mean)? {
+        true => Ok(()),
+        false => Err(costs.unused()),
+    }
+}
+
+fn report_json(identity: &Identity, summary: &Summary<'_>, digest: &Digest) -> serde_json::Value {
+    let Summary { outcome, deployment, .. } = summary;
     let results: Vec<RequestResult> = outcome.collectors.iter().map(Collector::result).collect();
     let lanes: Vec<_> = outcome
         .report
@@ -138,7 +162,9 @@ fn report_json(outcome: &Outcome, deployment: &Deployment) -> serde_json::Value 
         .map(|lane| serde_json::json!({ "name": lane.name, "busy_share": lane.busy_share(), "bubble_share": 1.0 - lane.busy_share() }))
         .collect();
     serde_json::json!({
-        "graph": deployment.spec.name,
+        "machine": identity.machine,
+        "model": identity.model,
+        "graph": identity.graph,
         "schedule": deployment.schedule.label,
         "duration_s": outcome.elapsed_s,
         "results": results,
@@ -146,5 +172,8 @@ fn report_json(outcome: &Outcome, deployment: &Deployment) -> serde_json::Value 
         "costs": outcome.report.costs.map(|costs| serde_json::json!({
             "row_us": costs.per_row * 1e6, "context_us": costs.per_context * 1e6,
         })),
+        "interrupted": outcome.interrupted,
+        "digest": digest.lines(),
+        "stragglers": summary.stragglers(),
     })
 }

@@ -33,10 +33,16 @@ pub struct Digest {
     lines: Vec<String>,
 }
 
+impl Digest {
+    /// All its lines.
+    pub fn lines(&self) -> Vec<&str> {
+        [&self.speed, &self.setting].into_iter().chain(&self.lines).map(String::as_str).collect()
+    }
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}\n{}", self.speed, self.setting)?;
-        self.lines.iter().try_for_each(|line| write!(formatter, "\n{line}"))
+        formatter.write_str(&self.lines().join("\n"))
     }
 }
 
@@ -46,6 +52,11 @@ impl Summary<'_> {
         let mut lines = digest::digest(&self.recording(), Some(crate::doctor::available_cores()));
         lines.truncate(digest::MOST_LINES - 2);
         Digest { speed: self.speed(), setting: self.setting(), lines }
+    }
+
+    /// Who was slow, as results name them.
+    pub fn stragglers(&self) -> Vec<serde_json::Value> {
+        crate::stragglers::json(&self.recording())
     }
 
     /// The trace, with `digest` where its form has a place for words.

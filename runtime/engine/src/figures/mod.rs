@@ -175,6 +175,12 @@ impl RunFigures {
         }
     }
 
+    /// Leaves the samples so far out of all histograms, once: those of a warm-up. Sums of seconds go on.
+    pub fn forget_samples(&self) {
+        let durations = self.lanes.iter().flat_map(|lane| &lane.durations);
+        durations.chain([&self.planner.rows]).for_each(AtomicHistogram::forget);
+    }
+
     /// To be called under the planner's lock.
     pub(crate) fn queue(&self, planner: &StepPlanner) {
         let set = |cell: &AtomicU64, value: u64| cell.store(value, Ordering::Relaxed);

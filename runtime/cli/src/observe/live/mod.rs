@@ -41,9 +41,9 @@ impl LiveView {
     pub fn start(subject: Subject) -> Option<Self> {
         let (going, ended) = mpsc::channel();
         let redraws = screen::can_redraw();
+        let mut history = History::new(subject.figures.sample());
         let show = move || {
             let period = if redraws { REDRAW } else { LINE };
-            let mut history = History::new();
             while ended.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
                 show(&subject, &mut history, redraws);
             }

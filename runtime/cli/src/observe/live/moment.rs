@@ -10,6 +10,10 @@ const WINDOW_NS: u64 = 2_000_000_000;
 /// The newest samples.
 pub struct History {
     samples: VecDeque<(RunSample, u64)>,
+    /// When watching began, in nanoseconds since the run did.
+    from_ns: u64,
+    /// Before watching began.
+    preemptions: u64,
 }
 
 /// A lane just now: shares of its time, which add up to 1, or all 0 if it has ended no task lately.
@@ -35,7 +39,7 @@ impl LaneNow {
 /// A run just now.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Moment {
-    /// Since the run began.
+    /// Since watching began.
     pub elapsed_s: f64,
     /// By lane.
     pub lanes: Vec<LaneNow>,
@@ -54,9 +58,10 @@ pub struct Moment {
 }
 
 impl History {
-    /// Nothing seen yet: the first moment is one since the run began.
-    pub fn new() -> Self {
-        Self { samples: VecDeque::from([(RunSample::default(), 0)]) }
+    /// Watching begins at `start`: what came before is not told.
+    pub fn new(start: RunSample) -> Self {
+        let (from_ns, preemptions) = (start.at_ns, start.preemptions);
+        Self { samples: VecDeque::from([(start, 0)]), from_ns, preemptions }
     }
 
     /// Adds a sample, and says how things stand.
@@ -67,6 +72,11 @@ impl History {
             self.samples.pop_front();
         }
         let moment = self.samples.front().map(|(before, tokens)| since(before, *tokens, &run, requests.clone()));
+        let moment = moment.map(|moment| Moment {
+            elapsed_s: run.at_ns.saturating_sub(self.from_ns) as f64 / 1e9,
+            preemptions: run.preemptions.saturating_sub(self.preemptions),
+            ..moment
+        });
         self.samples.push_back((run, requests.tokens));
         moment.unwrap_or_default()
     }
@@ -77,14 +87,13 @@ fn since(before: &RunSample, tokens: u64, run: &RunSample, requests: RequestSamp
     let lanes = run.lanes.iter().enumerate();
     let seconds = run.at_ns.saturating_sub(before.at_ns).max(1) as f64 / 1e9;
     Moment {
-        elapsed_s: run.at_ns as f64 / 1e9,
         lanes: lanes.map(|(index, lane)| lane_since(before.lanes.get(index).unwrap_or(&nothing), lane)).collect(),
         tokens_per_s: requests.tokens.saturating_sub(tokens) as f64 / seconds,
         requests,
         running: run.running,
         waiting: run.waiting,
         kv_share: run.used_pages as f64 / run.pages.max(1) as f64,
-        preemptions: run.preemptions,
+        ..Moment::default()
     }
 }
 
@@ -120,7 +129,7 @@ mod tests {
 
     #[test]
     fn shares_and_rates_are_those_of_the_last_two_seconds() {
-        let mut history = History::new();
+        let mut history = History::new(RunSample::default());
         let requests = |tokens| RequestSample { tokens, ..RequestSample::default() };
         // Ten idle seconds, then busy ones.
         for step in 0..=20 {
