@@ -81,7 +81,7 @@ fn token_times(cores: &[u32]) -> (Vec<f64>, f64) {
     let weights = RandomWeights::parse("random:7", WeightFormat::Bf16).expect("a seed");
     let schedule = Schedule::from_spec(&spec.schedule).expect("a built-in schedule");
     let graph = StageGraph::build(&spec, &shape, KindRegistry::shared()).expect("the graph above unrolls");
-    let options = AssembleOptions { learn: false, spans_per_lane: 1 << 16, probe: None };
+    let options = AssembleOptions { learn: false, spans_per_lane: 1 << 16, ..AssembleOptions::default() };
     let parts = assemble(&spec, graph, &shape, &weights, &schedule, &StageRegistry::builtin(), options);
     let engine = Engine::start(parts.expect("the graph above can run")).expect("threads can be had");
     let mut at: Vec<Instant> = Vec::with_capacity(TOKENS);

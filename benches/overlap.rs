@@ -99,7 +99,7 @@ fn run(dense_width: usize, schedule: &str) -> Run {
     let weights = RandomWeights::new(7, WeightFormat::Bf16);
     let schedule = Schedule::parse(schedule, &spec.schedule).expect("a built-in schedule");
     let graph = StageGraph::build(&spec, &shape, KindRegistry::shared()).expect("the graph above unrolls");
-    let options = AssembleOptions { learn: false, spans_per_lane: SPANS, probe: None };
+    let options = AssembleOptions { learn: false, spans_per_lane: SPANS, ..AssembleOptions::default() };
     let parts = assemble(&spec, graph, &shape, &weights, &schedule, &StageRegistry::builtin(), options)
         .expect("the graph above can run");
     let (plan, planner, attention) = (Arc::clone(&parts.plan), parts.planner, parts.attention.clone());

@@ -17,7 +17,7 @@ const SEQUENCES: u64 = 3;
 
 /// Seconds from submission to the last token, and what the lanes left.
 fn run(deployment: &Deployment, spans_per_lane: usize) -> (f64, RunReport) {
-    let options = AssembleOptions { learn: false, spans_per_lane, probe: None };
+    let options = AssembleOptions { learn: false, spans_per_lane, ..AssembleOptions::default() };
     let parts = deployment.assemble(&StageRegistry::builtin(), options).expect("the graph can run");
     let engine = Engine::start(parts).expect("threads can be had");
     let request = |id| SequenceRequest {

@@ -15,7 +15,7 @@ const ALLOWED: [(&str, &[&str]); 12] = [
     ("rally-metrics", &[]),
     ("rally-engine", &["rally-schedule", "rally-graph", "rally-kernels", "rally-metrics"]),
     ("rally-trace", &["rally-schedule", "rally-graph"]),
-    ("rally-stages", &["rally-graph", "rally-engine", "rally-kernels", "rally-ffi"]),
+    ("rally-stages", &["rally-graph", "rally-engine", "rally-kernels", "rally-cuda", "rally-ffi"]),
     (
         "rally-cli",
         &[

@@ -154,7 +154,7 @@ struct Observed {
 fn observed(layout: &Layout) -> Observed {
     let (spec, shape) = (layout.spec(), small_shape());
     let weights = RandomWeights::new(3, shape.weight_format);
-    let options = AssembleOptions { learn: false, spans_per_lane: 1 << 16, probe: None };
+    let options = AssembleOptions { learn: false, spans_per_lane: 1 << 16, ..AssembleOptions::default() };
     let parts = parts_with(&spec, &shape, &weights, options);
     let plan = parts.plan.clone();
     let engine = Engine::start(parts).expect("threads can be had");

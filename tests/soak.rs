@@ -43,7 +43,7 @@ fn held() -> f64 {
 fn engine(shape: &ModelShape) -> Engine {
     let layout = Layout { policy: "ping_pong", micro_batches: 2, ..Layout::default() };
     let weights = RandomWeights::new(3, shape.weight_format);
-    let options = AssembleOptions { learn: false, spans_per_lane: SPANS_PER_LANE, probe: None };
+    let options = AssembleOptions { learn: false, spans_per_lane: SPANS_PER_LANE, ..AssembleOptions::default() };
     start_with(&layout.spec(), shape, &weights, options)
 }
 

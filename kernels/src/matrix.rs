@@ -31,6 +31,22 @@ pub(crate) enum Storage {
     Fp8 { codes: AlignedBuffer<u8>, scales: Vec<f32> },
 }
 
+/// A matrix's numbers, `[rows, stride]`, zero from a row's columns to its stride.
+#[derive(Clone, Copy, Debug)]
+pub enum Stored<'a> {
+    /// Singles.
+    F32(&'a [f32]),
+    /// bf16 bit patterns.
+    Bf16(&'a [u16]),
+    /// e4m3 codes, and scales `[ceil(rows/128), ceil(cols/128)]`.
+    Fp8 {
+        /// The codes.
+        codes: &'a [u8],
+        /// The scales.
+        scales: &'a [f32],
+    },
+}
+
 impl Matrix {
     /// A matrix of singles; `values` is `[rows, cols]`.
     pub fn from_f32(rows: usize, cols: usize, values: Vec<f32>) -> Matrix {
@@ -94,12 +110,21 @@ impl Matrix {
         }
     }
 
+    /// The numbers as they lie in memory, to be copied elsewhere.
+    pub fn stored(&self) -> Stored<'_> {
+        match &*self.storage {
+            Storage::F32(values) => Stored::F32(values),
+            Storage::Bf16(values) => Stored::Bf16(values),
+            Storage::Fp8 { codes, scales } => Stored::Fp8 { codes, scales },
+        }
+    }
+
     pub(crate) fn storage(&self) -> &Storage {
         &self.storage
     }
 
-    /// Elements from one row to the next: at least `cols` rounded up to 16.
-    pub(crate) fn stride(&self) -> usize {
+    /// Elements from one row to the next: `cols` rounded up to whole cache lines of 64 bytes.
+    pub fn stride(&self) -> usize {
         self.stride
     }
 }

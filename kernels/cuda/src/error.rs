@@ -70,6 +70,12 @@ pub enum CudaError {
         /// Bytes free.
         free: usize,
     },
+    /// The processor cannot stand in for a card.
+    #[error("no stand-in for a CUDA device: {problem}; it needs a C compiler, `cc` or what CC names")]
+    StandIn {
+        /// What went wrong.
+        problem: String,
+    },
     /// An operation was given what it cannot take.
     #[error("{operation}: {problem}")]
     Shape {

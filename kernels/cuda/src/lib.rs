@@ -4,20 +4,24 @@
 //! time: the crate builds, and its callers start, on a machine without either, and [`probe::probe`] says what is missing.
 //!
 //! Kernels live in `cu/`, one operation a file with its contract at the top; they are embedded as text and compiled by
-//! NVRTC for the card that is there ([`compile`]). [`mfa`] is the one operation so far; [`split`] plans its work.
+//! NVRTC for the card that is there ([`compile`]). [`ops`] are those of every stage, of any shape, on a [`machine`]: a card, or
+//! the processor standing in for one. [`mfa`] is decode attention at the speed of Hopper's memory; [`split`] plans its work.
 
 pub mod cache;
 pub mod compile;
 pub mod device;
 pub mod error;
 pub mod graph;
+pub mod machine;
 pub mod memory;
 pub mod mfa;
 pub mod module;
+pub mod ops;
 pub mod plain;
 pub mod probe;
 pub mod source;
 pub mod split;
+mod stand_in;
 pub mod stream;
 mod tensor_map;
 

@@ -43,10 +43,15 @@ impl Drop for Allocation {
     }
 }
 
+/// What keeps memory from being freed.
+pub(crate) trait Keeper: std::fmt::Debug + Send + Sync {}
+impl Keeper for Allocation {}
+
 /// A device's memory, taken at once and handed out from the front. Nothing is given back before the whole arena is.
 #[derive(Debug)]
 pub struct Arena {
-    allocation: Arc<Allocation>,
+    allocation: Arc<dyn Keeper>,
+    address: u64,
     used: usize,
     bytes: usize,
 }
@@ -64,7 +69,12 @@ impl Arena {
         // SAFETY: freed in `Allocation::drop`.
         let address = unsafe { result::malloc_sync(bytes.max(1)) }.during("allocating device memory")?;
         let allocation = Arc::new(Allocation { device: device.clone(), address });
-        Ok(Arena { allocation, used: 0, bytes })
+        Ok(Arena::over(allocation, address, bytes))
+    }
+
+    /// Over memory that `allocation` keeps.
+    pub(crate) fn over(allocation: Arc<dyn Keeper>, address: u64, bytes: usize) -> Arena {
+        Arena { allocation, address, used: 0, bytes }
     }
 
     /// The next `count` elements, uninitialised, aligned to [`ALIGNMENT`].
@@ -79,7 +89,7 @@ impl Arena {
             return Err(CudaError::Arena { wanted, left, total: self.bytes });
         }
         self.used = start + wanted;
-        let address = self.allocation.address + start as u64;
+        let address = self.address + start as u64;
         Ok(DeviceSlice { allocation: self.allocation.clone(), address, count, elements: PhantomData })
     }
 
@@ -92,8 +102,8 @@ impl Arena {
 /// `count` elements of an arena. Clones are the same memory: ordering its users is the caller's, by streams and events.
 #[derive(Debug, Clone)]
 pub struct DeviceSlice<T> {
-    allocation: Arc<Allocation>,
-    address: sys::CUdeviceptr,
+    allocation: Arc<dyn Keeper>,
+    address: u64,
     count: usize,
     elements: PhantomData<T>,
 }
@@ -129,6 +139,27 @@ impl<T: Plain> DeviceSlice<T> {
         let address = self.address + (start * size_of::<T>()) as u64;
         DeviceSlice { allocation: self.allocation.clone(), address, count, elements: PhantomData }
     }
+}
+
+impl<T: Plain> DeviceSlice<T> {
+    /// The same memory as bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> DeviceSlice<u8> {
+        let (allocation, address, count) = (self.allocation.clone(), self.address, self.bytes());
+        DeviceSlice { allocation, address, count, elements: PhantomData }
+    }
+}
+
+/// The bytes of plain elements.
+pub fn bytes_of<T: Plain>(elements: &[T]) -> &[u8] {
+    // SAFETY: plain types have no padding, and bytes need no alignment.
+    unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements)) }
+}
+
+/// The bytes of plain elements, to be written.
+pub(crate) fn bytes_of_mut<T: Plain>(elements: &mut [T]) -> &mut [u8] {
+    // SAFETY: as above, and any bytes are a value of a plain type.
+    unsafe { std::slice::from_raw_parts_mut(elements.as_mut_ptr().cast(), size_of_val(elements)) }
 }
 
 impl DeviceSlice<u8> {

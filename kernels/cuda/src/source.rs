@@ -26,15 +26,44 @@ pub const MFA_DECODE_PLAIN: Source = source!("mfa_decode_plain.cu", false);
 /// Random data and the read ceiling, for tests and benchmarks.
 pub const MEASURE: Source = source!("measure.cu", false);
 
+/// Products with weights as stored.
+pub const MATMUL: Source = source!("matmul.cu", false);
+/// Embedding, norms, sums.
+pub const ROWS: Source = source!("rows.cu", false);
+/// Rope, and k and v into their pages.
+pub const ROPE_APPEND: Source = source!("rope_append.cu", false);
+/// Attention over pages, prefill and decode.
+pub const ATTENTION: Source = source!("attention.cu", false);
+/// Choice of experts.
+pub const ROUTER: Source = source!("router.cu", false);
+/// Rows by expert, and the sum of their answers.
+pub const EXPERTS: Source = source!("experts.cu", false);
+/// Rows as they cross an edge.
+pub const WIRE: Source = source!("wire.cu", false);
+
 /// Every kernel file.
-pub const SOURCES: [Source; 4] = [MFA_DECODE_BF16, MFA_DECODE_FP8, MFA_DECODE_PLAIN, MEASURE];
+pub const SOURCES: [Source; 11] = [
+    MFA_DECODE_BF16,
+    MFA_DECODE_FP8,
+    MFA_DECODE_PLAIN,
+    MEASURE,
+    MATMUL,
+    ROWS,
+    ROPE_APPEND,
+    ATTENTION,
+    ROUTER,
+    EXPERTS,
+    WIRE,
+];
 
 /// Files that kernels include, by the name they include them by.
-pub const HEADERS: [(&str, &str); 4] = [
+pub const HEADERS: [(&str, &str); 6] = [
     ("common.cuh", include_str!("../cu/common.cuh")),
     ("hopper.cuh", include_str!("../cu/hopper.cuh")),
     ("wgmma.cuh", include_str!("../cu/wgmma.cuh")),
     ("mfa_work.cuh", include_str!("../cu/mfa_work.cuh")),
+    ("warp.cuh", include_str!("../cu/warp.cuh")),
+    ("weights.cuh", include_str!("../cu/weights.cuh")),
 ];
 
 /// Architectures that every kernel which claims them is compiled for in checks: A100, L40 and H100.

@@ -77,6 +77,17 @@ impl Stream {
         self.synchronize()
     }
 
+    /// Copies ordinary host memory in, which may be let go at once: the driver has read it when the call returns.
+    ///
+    /// # Errors
+    /// As [`Stream::write`].
+    pub(crate) fn write_staged(&self, from: &[u8], to: &DeviceSlice<u8>) -> Result<(), CudaError> {
+        equal_lengths("write_staged", from.len(), to.len())?;
+        // SAFETY: lengths agree. Pageable memory is read, or staged by the driver, before the call returns; page-locked memory
+        // is only ours (`PinnedBuffer`), and is written by `enqueue_write`.
+        unsafe { result::memcpy_htod_async(to.address(), from, self.handle) }.during("copying to the device")
+    }
+
     /// Copies device data out, behind all work so far, and waits for it.
     ///
     /// # Errors

@@ -8,6 +8,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rally_engine::EngineParts;
 use rally_engine::schedule::policy::Schedule;
 use rally_stages::checkpoint::WeightSource;
+#[cfg(feature = "cuda")]
+use rally_stages::deployment::Machines;
 use rally_stages::deployment::{AssembleError, AssembleOptions, Choices, Deployment, GraphError};
 use rally_stages::kinds::StageRegistry;
 use std::io::IsTerminal;
@@ -72,6 +74,8 @@ pub fn assemble_with(
     weights: &dyn WeightSource,
     options: AssembleOptions,
 ) -> Result<EngineParts, CliError> {
+    #[cfg(feature = "cuda")]
+    let options = AssembleOptions { machines: Machines::from_environment(), ..options };
     let registry = StageRegistry::builtin();
     let build = || deployment.assemble_with(schedule, weights, &registry, options);
     let built = match deployment.progress() {

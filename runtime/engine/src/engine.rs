@@ -4,6 +4,7 @@ use crate::control::{Control, RunEvent, Surroundings};
 use crate::figures::{LaneMeter, RunFigures, counts_routing};
 use crate::lane::{Lane, Position, stand_apart};
 use crate::outbox::{Inbox, outbox};
+use crate::remote::RemoteValues;
 use crate::slot::{Header, SlotError};
 use crate::span::{CounterSample, LaneReport, Recorder};
 use crate::stage::{Probe, Stage, StageError};
@@ -51,6 +52,9 @@ pub enum EngineError {
     /// The plan let two tasks at one slot, or one at what a lane left half done. A fault of ours.
     #[error(transparent)]
     Slot(#[from] SlotError),
+    /// Rows could not be brought to or from a device's own memory.
+    #[error(transparent)]
+    Remote(#[from] StageError),
     /// A slot held rows of another step or layer. A fault of ours.
     #[error("a transfer delivered {got:?} where {want:?} was due: the plan is wrong")]
     WrongRows {
@@ -88,6 +92,24 @@ pub enum EngineError {
 pub struct DeviceParts {
     /// Implementations of its stages, by stage index.
     pub stages: HashMap<StageIndex, Box<dyn Stage>>,
+    /// Its values, if they live in memory of its own.
+    pub remote: Option<Box<dyn RemoteValues>>,
+}
+
+impl EngineParts {
+    /// What the run is on, for people: devices with memory of their own by name, and the processor where it has a device too.
+    pub fn on_what(&self, cores: usize) -> String {
+        let mut named: Vec<String> = Vec::new();
+        for name in self.devices.iter().filter_map(|device| device.remote.as_ref().map(|remote| remote.name())) {
+            if !named.contains(&name) {
+                named.push(name);
+            }
+        }
+        if self.devices.iter().any(|device| device.remote.is_none()) {
+            named.push(format!("{cores} CPU cores"));
+        }
+        named.join(" and ")
+    }
 }
 
 /// What a run is made of.
@@ -329,6 +351,7 @@ fn build_lane(
     for (stage, work) in parts.devices[device].stages.drain() {
         stages[stage] = Some(work);
     }
+    let remote = parts.devices[device].remote.take();
     let planned_tasks = planned.tasks.iter();
     let positions = planned_tasks.map(|task| position(parts, &stages, task, wiring)).collect::<Result<Vec<_>, _>>()?;
     let routes = |stage: usize| {
@@ -348,6 +371,7 @@ fn build_lane(
         attention: parts.attention.iter().position(|attention| *attention == device),
         last_tokens: vec![0; parts.planner.sequences_per_device],
         samples: Vec::with_capacity(rows),
+        remote,
         scratch: Scratch::new(parts.planner.rows_per_device, parts.widths),
         team: Team::pinned(&cores),
         cores,

@@ -3,6 +3,7 @@
 use crate::control::Control;
 use crate::engine::EngineError;
 use crate::exchange::{Exchange, Legs};
+use crate::remote::RemoteValues;
 use crate::slot::Header;
 use crate::span::{LaneReport, Recorder, Span};
 use crate::stage::{Probe, Sample, Stage, TaskContext};
@@ -42,6 +43,8 @@ pub(crate) struct Lane {
     pub(crate) counts_routing: Vec<bool>,
     /// By micro-batch.
     pub(crate) values: Vec<Values>,
+    /// Where the numbers of `values` are, if the device has memory of its own.
+    pub(crate) remote: Option<Box<dyn RemoteValues>>,
     /// By micro-batch.
     pub(crate) batches: Vec<DeviceBatch>,
     /// Index among the attention devices.
@@ -167,8 +170,9 @@ impl Lane {
                 header.rows = self.batches[m].rows;
                 let position = &self.positions[at];
                 let (values, scratch) = (&mut self.values[m], &mut self.scratch);
-                Transfer { values, scratch, dtype: position.dtype, payload: template.payload, header }
-                    .run(&position.moves)?
+                let remote = self.remote.as_mut().map(|remote| &mut **remote as &mut dyn RemoteValues);
+                let (dtype, payload) = (position.dtype, template.payload);
+                Transfer { values, remote, micro_batch: m, scratch, dtype, payload, header }.run(&position.moves)?
             }
         };
         let inside = template.role == TaskRole::Exchange && template.payload != Payload::None;
@@ -178,6 +182,9 @@ impl Lane {
             && !is_part
             && let Some(probe) = &self.probe
         {
+            if let Some(remote) = &mut self.remote {
+                remote.fetch(m, &mut self.values[m])?;
+            }
             probe.after(&self.graph.stages[template.stage].id, template.layer, &self.batches[m], &self.values[m]);
         }
         Ok((moved.rows, moved.bytes))

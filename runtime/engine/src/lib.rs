@@ -14,6 +14,7 @@ mod lane;
 pub mod meter;
 mod outbox;
 mod primitives;
+pub mod remote;
 pub mod slot;
 pub mod span;
 pub mod stage;

@@ -6,6 +6,8 @@
 //! around a slot is never contended; if it is, an order is wrong, and [`SlotError::Busy`] says so instead of corrupting rows.
 
 use crate::primitives::{Mutex, MutexGuard};
+use crate::remote::{Field, RemoteRows, RemoteValues};
+use crate::stage::StageError;
 use crate::values::{Origin, Values, Widths};
 use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::Payload;
@@ -94,6 +96,28 @@ impl Slot {
         bytes + count * 8
     }
 
+    /// [`Slot::send`] of values that live elsewhere.
+    pub fn send_remote(
+        &mut self,
+        remote: &mut dyn RemoteValues,
+        at: RemoteRows,
+        widths: Widths,
+        dtype: WireDtype,
+        payload: Payload,
+        header: Header,
+    ) -> Result<usize, StageError> {
+        let bytes = wire::encoded_bytes(storage_dtype(dtype), at.rows, widths.hidden);
+        let field = if payload == Payload::Output { Field::Output } else { Field::Input };
+        self.header = header;
+        remote.encode(field, at, storage_dtype(dtype), &mut self.rows[..bytes])?;
+        if payload != Payload::RoutedInput {
+            return Ok(bytes);
+        }
+        let count = at.rows * widths.top_k;
+        remote.read_routing(at, &mut self.expert_ids[..count], &mut self.expert_weights[..count])?;
+        Ok(bytes + count * 8)
+    }
+
     /// Encodes the first `header.rows` rows of `source`. Returns the bytes that would cross.
     pub fn send_rows(&mut self, source: &[f32], hidden: usize, dtype: WireDtype, header: Header) -> usize {
         let bytes = wire::encoded_bytes(storage_dtype(dtype), header.rows, hidden);
@@ -158,6 +182,40 @@ impl Slot {
         }
         values.origins.push(Origin { device: from, first_row, rows });
         values.rows += rows;
+    }
+
+    /// [`Slot::receive_input`] where the values live elsewhere.
+    pub fn receive_input_remote(
+        &self,
+        remote: &mut dyn RemoteValues,
+        micro_batch: usize,
+        values: &mut Values,
+        from: usize,
+        dtype: WireDtype,
+        payload: Payload,
+    ) -> Result<(), StageError> {
+        let at = RemoteRows { micro_batch, first: values.rows, rows: self.header.rows };
+        let bytes = wire::encoded_bytes(storage_dtype(dtype), at.rows, values.widths.hidden);
+        remote.decode(Field::Input, at, storage_dtype(dtype), &self.rows[..bytes])?;
+        if payload == Payload::RoutedInput {
+            let count = at.rows * values.widths.top_k;
+            remote.write_routing(at, &self.expert_ids[..count], &self.expert_weights[..count])?;
+        }
+        values.origins.push(Origin { device: from, first_row: at.first, rows: at.rows });
+        values.rows += at.rows;
+        Ok(())
+    }
+
+    /// [`Slot::receive_output`] into values that live elsewhere.
+    pub fn receive_output_remote(
+        &self,
+        remote: &mut dyn RemoteValues,
+        at: RemoteRows,
+        hidden: usize,
+        dtype: WireDtype,
+    ) -> Result<(), StageError> {
+        let bytes = wire::encoded_bytes(storage_dtype(dtype), at.rows, hidden);
+        remote.decode(Field::Output, at, storage_dtype(dtype), &self.rows[..bytes])
     }
 
     /// Decodes FFN output into `target`, `[rows, hidden]`.

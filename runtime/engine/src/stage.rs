@@ -87,6 +87,14 @@ pub enum StageError {
     /// A stage that reaches for an exchange which the graph does not give it. A fault of the stage.
     #[error("the stage exchanges rows with other devices, but this graph gives it no such peer")]
     NoExchange,
+    /// A device with memory of its own could not do what was asked.
+    #[error("{device}: {message}")]
+    Device {
+        /// What it is.
+        device: String,
+        /// What went wrong.
+        message: String,
+    },
     /// A fault of a stage that is not built in.
     #[error("{0}")]
     Other(String),

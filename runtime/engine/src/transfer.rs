@@ -4,6 +4,7 @@
 //! the sum of a group that has several: on rails that sum crosses, and a broadcast rounds it alike, so both give the same bits.
 
 use crate::engine::EngineError;
+use crate::remote::{RemoteRows, RemoteValues};
 use crate::slot::{self, Header, storage_dtype};
 use crate::values::{Values, Widths};
 use crate::wiring::{Forward, Moves, Outgoing, Part, Reduce, RowsOf, SharedSlot};
@@ -34,6 +35,9 @@ impl Scratch {
 /// One transfer task at work.
 pub(crate) struct Transfer<'a> {
     pub(crate) values: &'a mut Values,
+    /// Where the numbers are, if not in `values`.
+    pub(crate) remote: Option<&'a mut dyn RemoteValues>,
+    pub(crate) micro_batch: usize,
     pub(crate) scratch: &'a mut Scratch,
     pub(crate) dtype: WireDtype,
     pub(crate) payload: Payload,
@@ -69,7 +73,12 @@ impl Transfer<'_> {
             };
             let header = Header { rows: rows.len(), ..self.header };
             let mut slot = slot::take(slot)?;
-            bytes += slot.send(self.values, rows.start, self.dtype, self.payload, header) as u64;
+            let (dtype, payload, widths) = (self.dtype, self.payload, self.values.widths);
+            let at = RemoteRows { micro_batch: self.micro_batch, first: rows.start, rows: rows.len() };
+            bytes += match &mut self.remote {
+                Some(remote) => slot.send_remote(&mut **remote, at, widths, dtype, payload, header)?,
+                None => slot.send(self.values, rows.start, dtype, payload, header),
+            } as u64;
         }
         Ok(Moved { rows: self.values.rows, bytes })
     }
@@ -125,14 +134,37 @@ impl Transfer<'_> {
         for (device, slot) in sources {
             let slot = slot::take(slot)?;
             expect_header(slot.header(), self.header, None)?;
-            slot.receive_input(self.values, *device, self.dtype, self.payload);
+            let (dtype, payload) = (self.dtype, self.payload);
+            match &mut self.remote {
+                Some(remote) => {
+                    slot.receive_input_remote(&mut **remote, self.micro_batch, self.values, *device, dtype, payload)?;
+                }
+                None => slot.receive_input(self.values, *device, dtype, payload),
+            }
         }
         Ok(Moved { rows: self.values.rows, bytes: 0 })
     }
 
     fn sum(&mut self, groups: &[Vec<Part>]) -> Result<Moved, EngineError> {
-        let (rows, hidden) = (self.header.rows, self.values.widths.hidden);
+        let rows = self.header.rows;
         self.values.rows = rows;
+        if let (Some(remote), [parts]) = (&mut self.remote, groups)
+            && let [sources] = &parts[..]
+        {
+            let hidden = self.values.widths.hidden;
+            place_part(sources, &mut **remote, self.micro_batch, hidden, self.dtype, self.header)?;
+            return Ok(Moved { rows, bytes: 0 });
+        }
+        self.sum_here(groups)?;
+        if let Some(remote) = &mut self.remote {
+            let at = RemoteRows { micro_batch: self.micro_batch, first: 0, rows };
+            remote.write_output(at, &self.values.y[..rows * self.values.widths.hidden])?;
+        }
+        Ok(Moved { rows, bytes: 0 })
+    }
+
+    fn sum_here(&mut self, groups: &[Vec<Part>]) -> Result<(), EngineError> {
+        let (rows, hidden) = (self.header.rows, self.values.widths.hidden);
         let count = rows * hidden;
         for (g, parts) in groups.iter().enumerate() {
             let Scratch { sum, part, bytes } = &mut *self.scratch;
@@ -152,7 +184,7 @@ impl Transfer<'_> {
                 add_in_place(&mut self.values.y[..count], &sum[..count]);
             }
         }
-        Ok(Moved { rows, bytes: 0 })
+        Ok(())
     }
 }
 
@@ -169,6 +201,25 @@ fn receive_part(
         let slot = slot::take(slot)?;
         expect_header(slot.header(), header, Some(rows.len()))?;
         slot.receive_output(&mut target[rows.start * hidden..rows.end * hidden], hidden, dtype);
+    }
+    Ok(())
+}
+
+/// The only part of y to where the values live, each replica's rows to their places.
+fn place_part(
+    sources: &Part,
+    remote: &mut dyn RemoteValues,
+    micro_batch: usize,
+    hidden: usize,
+    dtype: WireDtype,
+    header: Header,
+) -> Result<(), EngineError> {
+    for (share, slot) in sources {
+        let rows = share.of(header.rows);
+        let slot = slot::take(slot)?;
+        expect_header(slot.header(), header, Some(rows.len()))?;
+        let at = RemoteRows { micro_batch, first: rows.start, rows: rows.len() };
+        slot.receive_output_remote(remote, at, hidden, dtype)?;
     }
     Ok(())
 }

@@ -1,20 +1,19 @@
 //! From an unrolled graph to the parts of a run: plan, load each device's weights, make its stages.
 
+use super::devices::{self, Making};
 use super::runnable::{refuse_fields, refuse_ways};
 use crate::checkpoint::WeightSource;
-use crate::kinds::{self, BuildContext, StageRegistry};
+use crate::kinds::{self, StageRegistry};
 use rally_engine::schedule::planner::PlannerConfig;
 use rally_engine::schedule::policy::{Schedule, ScheduleError};
 use rally_engine::stage::Probe;
-use rally_engine::{DeviceParts, EngineParts, Widths};
+use rally_engine::{EngineParts, Widths};
 use rally_graph::kinds::Role;
 use rally_graph::memory::pages_per_device;
 use rally_graph::model::ModelShape;
 use rally_graph::plan::TaskTable;
-use rally_graph::routes::Exchanges;
 use rally_graph::spec::{ComputeDtype, DeploymentSpec, LayersBlock, Limits, StageEntry, StageSpec, WireDtype};
 use rally_graph::stage_graph::{self, StageGraph};
-use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Choices that are not in the graph file.
@@ -26,6 +25,9 @@ pub struct AssembleOptions {
     pub spans_per_lane: usize,
     /// Sees values after each task.
     pub probe: Option<Arc<dyn Probe>>,
+    /// What CUDA devices are.
+    #[cfg(feature = "cuda")]
+    pub machines: super::Machines,
 }
 
 /// Why a deployment cannot run.
@@ -40,6 +42,14 @@ pub enum AssembleError {
     /// A stage cannot be made.
     #[error(transparent)]
     Stage(#[from] kinds::BuildError),
+    /// A device cannot be had.
+    #[error("device `{name}`: {message}")]
+    Device {
+        /// Its name in the graph.
+        name: String,
+        /// Why not, and what would help.
+        message: String,
+    },
     /// A graph that this version can check and plan but not run.
     #[error("{what} can be checked but not run by this version")]
     NotRunnable {
@@ -100,28 +110,11 @@ pub fn assemble(
     let attention = graph.devices_of_role(Role::Embed);
     refuse_ways(&graph, &attention)?;
     let planner = planner_config(&spec.limits, attention.len(), schedule.micro_batches, shape);
-    let mut devices: Vec<DeviceParts> = graph.devices.iter().map(|_| DeviceParts::default()).collect();
-    for (device, parts) in devices.iter_mut().enumerate() {
-        let mut shared = HashMap::new();
-        for (index, stage) in graph.stages.iter().enumerate().filter(|(_, stage)| stage.devices.contains(&device)) {
-            let layers: BTreeSet<usize> =
-                graph.graph.node_weights().filter(|i| i.stage == index).filter_map(|i| i.layer).collect();
-            let exchanges = layers.iter().find_map(|layer| Exchanges::of(&graph, stage, *layer));
-            let mut context = BuildContext {
-                stage,
-                device,
-                peers: exchanges.map(|exchanges| exchanges.peers_of(device).to_vec()).unwrap_or_default(),
-                layers: layers.into_iter().collect(),
-                shape,
-                weights,
-                planner,
-                attention_devices: attention.len(),
-                shared: &mut shared,
-            };
-            parts.stages.insert(index, registry.build(&mut context)?);
-        }
-    }
     let widths = Widths { hidden: shape.hidden, top_k: shape.top_k };
-    let AssembleOptions { learn, spans_per_lane, probe } = options;
+    let making = Making { graph: &graph, shape, weights, planner, widths, attention: attention.len(), registry };
+    let opened = devices::open(spec, &making, &options)?;
+    let devices =
+        opened.into_iter().enumerate().map(|(device, on)| making.device(device, on)).collect::<Result<_, _>>()?;
+    let AssembleOptions { learn, spans_per_lane, probe, .. } = options;
     Ok(EngineParts { graph, plan, planner, widths, devices, attention, learn, spans_per_lane, probe })
 }

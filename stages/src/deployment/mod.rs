@@ -2,9 +2,12 @@
 
 mod assemble;
 mod check;
+mod devices;
 mod open;
 mod runnable;
 
 pub use assemble::{AssembleError, AssembleOptions, assemble, make_exact, planner_config};
 pub use check::{Checked, Choices, check_graph, check_text};
 pub use open::{Deployment, GraphError, with_costs};
+#[cfg(feature = "cuda")]
+pub use rally_cuda::machine::Machines;

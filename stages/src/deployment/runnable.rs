@@ -2,7 +2,7 @@
 
 use super::assemble::AssembleError;
 use rally_graph::routes::{FfnLayout, Rails};
-use rally_graph::spec::{Backend, ComputeDtype, DeploymentSpec};
+use rally_graph::spec::{ComputeDtype, DeploymentSpec};
 use rally_graph::stage_graph::{DeviceIndex, Payload, ResolvedStage, ResolvedTransfer, StageGraph};
 
 fn refuse<T>(what: String) -> Result<T, AssembleError> {
@@ -11,9 +11,6 @@ fn refuse<T>(what: String) -> Result<T, AssembleError> {
 
 /// Refuses fields whose meaning this version does not carry out.
 pub(super) fn refuse_fields(spec: &DeploymentSpec) -> Result<(), AssembleError> {
-    if let Some((name, _)) = spec.devices.iter().find(|(_, device)| device.backend == Backend::Cuda) {
-        return refuse(format!("device `{name}` with backend `cuda`"));
-    }
     if spec.compute != ComputeDtype::F32 {
         return refuse("`compute` other than `f32`".into());
     }

@@ -102,25 +102,25 @@ struct DenseFfn {
 }
 
 /// What a device holds of its stage.
-struct Share {
-    counts: ShardCounts,
-    at: ShardPosition,
+pub(super) struct Share {
+    pub(super) counts: ShardCounts,
+    pub(super) at: ShardPosition,
 }
 
 impl Share {
-    fn of(context: &BuildContext<'_>) -> Self {
+    pub(super) fn of(context: &BuildContext<'_>) -> Self {
         let counts = ShardCounts::of(context.stage.spec.shard.as_ref());
         let device = context.stage.devices.iter().position(|device| *device == context.device);
         Self { counts, at: counts.position(device.unwrap_or(0)) }
     }
 
     /// Of an inner width.
-    fn inner(&self, width: usize) -> Range<usize> {
+    pub(super) fn inner(&self, width: usize) -> Range<usize> {
         part(width, self.counts.tensor, self.at.tensor)
     }
 
     /// The shared expert goes with the first routed ones.
-    fn has_shared(&self) -> bool {
+    pub(super) fn has_shared(&self) -> bool {
         self.at.expert == 0
     }
 }

@@ -1,6 +1,8 @@
 //! The built-in stages, one kind a file, and the registry that makes them.
 
 mod combine;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod embed;
 mod ffn;
 mod mfa_attention;

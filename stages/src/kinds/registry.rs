@@ -30,6 +30,9 @@ pub struct BuildContext<'a> {
     pub peers: Vec<DeviceIndex>,
     /// Matrices that several stages of this device share, by tensor name.
     pub shared: &'a mut HashMap<String, Arc<Matrix>>,
+    /// The device, if its backend is CUDA.
+    #[cfg(feature = "cuda")]
+    pub cuda: Option<Arc<super::cuda::CudaDevice>>,
 }
 
 impl<'a> BuildContext<'a> {
@@ -53,7 +56,19 @@ impl<'a> BuildContext<'a> {
             page_tokens: 64,
             max_positions: shape.max_positions,
         };
-        Self { stage, device: 0, layers, shape, weights, planner, attention_devices: 1, peers: Vec::new(), shared }
+        Self {
+            stage,
+            device: 0,
+            layers,
+            shape,
+            weights,
+            planner,
+            attention_devices: 1,
+            peers: Vec::new(),
+            shared,
+            #[cfg(feature = "cuda")]
+            cuda: None,
+        }
     }
 
     /// Most rows of a micro-batch on a device that holds sequences.
@@ -88,6 +103,14 @@ pub enum BuildError {
     /// A weight is missing or wrong.
     #[error(transparent)]
     Weights(#[from] CheckpointError),
+    /// A device cannot take a stage.
+    #[error("{device}: {message}")]
+    Device {
+        /// What the device is.
+        device: String,
+        /// Why not, and what would help.
+        message: String,
+    },
     /// No factory for a kind.
     #[error("no implementation is registered for stage kind `{kind}`")]
     UnknownKind {
@@ -125,6 +148,10 @@ impl StageRegistry {
 
     /// Makes the stage of `context`.
     pub fn build(&self, context: &mut BuildContext<'_>) -> Result<Box<dyn Stage>, BuildError> {
+        #[cfg(feature = "cuda")]
+        if let Some(device) = context.cuda.clone() {
+            return super::cuda::build(context, &device);
+        }
         let kind = &context.stage.kind;
         let factory = self.factories.get(kind).ok_or_else(|| BuildError::UnknownKind { kind: kind.clone() })?;
         factory(context)

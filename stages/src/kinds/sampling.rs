@@ -63,7 +63,7 @@ impl Stage for Sampling {
     }
 }
 
-fn choose(
+pub(super) fn choose(
     group: &RowGroup,
     spec: &SampleSpec,
     logits: &[f32],

@@ -76,7 +76,7 @@ impl Rounds {
         last: bool,
     ) -> Result<bool, CliError> {
         // As `rally run` has it.
-        let options = AssembleOptions { learn: true, spans_per_lane: SPANS_PER_LANE, probe: None };
+        let options = AssembleOptions { learn: true, spans_per_lane: SPANS_PER_LANE, ..AssembleOptions::default() };
         let weights = contender.weights.assembly();
         let parts = session::assemble_with(&contender.deployment, &contender.schedule, &weights, options)?;
         let lane_plan = Arc::clone(&parts.plan);

@@ -86,14 +86,17 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let outputs = Outputs { out: open(&args.out)?, logits: open(&args.logits)?, trace: open(&args.trace)? };
     let mut observer = Observer::start(&args.observe, &model_name(&deployment, args.session.model.as_deref()))?;
     let spans_per_lane = if outputs.trace.is_some() { summary::SPANS_PER_TRACE } else { summary::SPANS_PER_DIGEST };
-    let parts = session::assemble(&deployment, AssembleOptions { learn: !args.no_learn, spans_per_lane, probe: None })?;
-    let plan = parts.plan.clone();
+    let parts = session::assemble(
+        &deployment,
+        AssembleOptions { learn: !args.no_learn, spans_per_lane, ..AssembleOptions::default() },
+    )?;
+    let (plan, on_what) = (parts.plan.clone(), parts.on_what(crate::doctor::available_cores()));
     let openings = jobs.iter().map(|job| job.opening.clone()).collect();
     let mut console = Console::new(openings, args.format == Format::Json, args.observe.is_live());
     let interrupts = interrupt::channel()?;
     interrupt::begin_work();
     let outcome = decode::decode(parts, &jobs, &deployment, &mut console, &interrupts, &mut observer)?;
-    let summary = Summary { outcome: &outcome, deployment: &deployment, plan: &plan };
+    let summary = Summary { outcome: &outcome, deployment: &deployment, plan: &plan, on_what: &on_what };
     let digest = summary.digest();
     if let (Some(file), Some(form)) = (outputs.trace, trace_form) {
         file.finish(|out| summary.write_trace(form, &digest, out))?;

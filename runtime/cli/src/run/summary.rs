@@ -23,6 +23,8 @@ pub struct Summary<'a> {
     pub deployment: &'a Deployment,
     /// As it was planned.
     pub plan: &'a Plan,
+    /// What it was run on.
+    pub on_what: &'a str,
 }
 
 /// A run in at most 20 lines.
@@ -72,7 +74,7 @@ impl Summary<'_> {
     }
 
     fn setting(&self) -> String {
-        format!("{} on {} CPU cores", self.deployment.schedule.label, crate::doctor::available_cores())
+        format!("{} on {}", self.deployment.schedule.label, self.on_what)
     }
 
     fn speed(&self) -> String {

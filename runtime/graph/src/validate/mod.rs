@@ -5,6 +5,7 @@
 
 mod capacity;
 mod coverage;
+mod cuda;
 mod dataflow;
 mod devices;
 mod limits;
@@ -71,6 +72,7 @@ pub fn validate(input: &Validation<'_>) -> Vec<Diagnostic> {
             if !out.has_errors() {
                 schedule::check_plan(&resolved, input.registry, shape, &mut out);
             }
+            cuda::check(&resolved, shape, &mut out);
             capacity::check(&resolved, input.registry, shape, input.machine, &mut out);
         }
     }

@@ -39,6 +39,18 @@ pub(super) const CASES: &[Case] = &[
         &[("empty-shard", "/stages/1/layers/3/shard/experts", 25)],
     ),
     case(
+        "what CUDA devices do not run",
+        TINY,
+        &[
+            (
+                r#""attn": { "backend": "cpu", "cores": [0] }"#,
+                r#""attn": { "backend": "cuda", "count": 2, "fabric": "nvlink" }"#,
+            ),
+            (ATTENTION, r#"{ "kind": "mfa_attention", "on": "attn", "kv_dtype": "bf16", "shard": { "o_proj": 2 } },"#),
+        ],
+        &[("not-on-cuda", "/stages/1/layers/0/shard/o_proj", 14)],
+    ),
+    case(
         "an o_proj shard that does not divide a group",
         STEP3,
         &[("\"o_proj\": 8", "\"o_proj\": 3")],

@@ -1,0 +1,190 @@
+//! Where plain kernels run: a card, or the processor standing in for one. Owns the way in; what kernels mean is `ops`'.
+//!
+//! A machine is one stream of work in order, and memory. Several machines may be on one card and know nothing of each other.
+
+use crate::device::Device;
+use crate::error::CudaError;
+use crate::memory::{Arena, DeviceSlice, Plain, bytes_of, bytes_of_mut};
+use crate::module::{Kernel, Order, Shape};
+use crate::source::Source;
+use crate::stand_in::StandIn;
+use crate::stream::Stream;
+use std::ffi::c_void;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+/// Warps of a block of the plain kernels.
+const WARPS: u32 = 4;
+
+/// Which machine is meant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Machines {
+    /// The cards that are there.
+    #[default]
+    Cards,
+    /// The processor, with the same kernels compiled as C: for tests, and to try a graph out without a card.
+    StandIn,
+}
+
+/// The environment variable that [`Machines::from_environment`] reads.
+pub const VARIABLE: &str = "RALLY_CUDA";
+
+impl Machines {
+    /// What `RALLY_CUDA` says: `stand-in`, or anything else or nothing for the cards.
+    pub fn from_environment() -> Machines {
+        let wanted = std::env::var(VARIABLE);
+        if wanted.as_deref() == Ok("stand-in") { Machines::StandIn } else { Machines::Cards }
+    }
+
+    /// A machine for the `index`-th device of a deployment; devices take the cards in turn.
+    ///
+    /// # Errors
+    /// What opening a card says, or the C compiler.
+    pub fn open(self, index: usize) -> Result<Arc<dyn Machine>, CudaError> {
+        match self {
+            Machines::StandIn => Ok(Arc::new(StandIn::new()?)),
+            Machines::Cards => {
+                let cards = crate::probe::cards()?.len();
+                let device = Device::open(index % cards)?;
+                Ok(Arc::new(Card { stream: Arc::new(Stream::new(&device)?), device }))
+            }
+        }
+    }
+}
+
+/// A stream and memory.
+pub trait Machine: Debug + Send + Sync {
+    /// What it is, for people: `CUDA device 0 (NVIDIA H100 80GB HBM3)`.
+    fn name(&self) -> String;
+
+    /// Bytes of memory free now; absent where nobody counts them.
+    ///
+    /// # Errors
+    /// The driver's own.
+    fn free_bytes(&self) -> Result<Option<usize>, CudaError>;
+
+    /// Takes memory; what is in it is not said.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`] with both numbers if less is free.
+    fn allocate(&self, bytes: usize) -> Result<Arena, CudaError>;
+
+    /// A kernel of a file of plain kernels.
+    ///
+    /// # Errors
+    /// What compiling and loading say.
+    fn kernel(&self, source: &Source, name: &'static str) -> Result<Box<dyn Launch>, CudaError>;
+
+    /// Copies host bytes in behind all work so far; they may be let go at once. Lengths agree.
+    ///
+    /// # Errors
+    /// The driver's own.
+    fn write_bytes(&self, from: &[u8], to: &DeviceSlice<u8>) -> Result<(), CudaError>;
+
+    /// Copies device bytes out behind all work so far and waits for them. Lengths agree.
+    ///
+    /// # Errors
+    /// The driver's own, a kernel's fault included.
+    fn read_bytes(&self, from: &DeviceSlice<u8>, to: &mut [u8]) -> Result<(), CudaError>;
+
+    /// Sets every byte, behind all work so far.
+    ///
+    /// # Errors
+    /// The driver's own.
+    fn fill(&self, slice: &DeviceSlice<u8>, byte: u8) -> Result<(), CudaError>;
+}
+
+/// [`Machine::write_bytes`] of elements.
+///
+/// # Errors
+/// [`CudaError::Shape`] if the lengths differ; the driver's own.
+pub fn write<T: Plain>(machine: &dyn Machine, from: &[T], to: &DeviceSlice<T>) -> Result<(), CudaError> {
+    equal_lengths("write", from.len(), to.len())?;
+    if from.is_empty() { Ok(()) } else { machine.write_bytes(bytes_of(from), &to.as_bytes()) }
+}
+
+/// [`Machine::read_bytes`] of elements.
+///
+/// # Errors
+/// [`CudaError::Shape`] if the lengths differ; the driver's own.
+pub fn read<T: Plain>(machine: &dyn Machine, from: &DeviceSlice<T>, to: &mut [T]) -> Result<(), CudaError> {
+    equal_lengths("read", from.len(), to.len())?;
+    if to.is_empty() { Ok(()) } else { machine.read_bytes(&from.as_bytes(), bytes_of_mut(to)) }
+}
+
+fn equal_lengths(operation: &'static str, from: usize, to: usize) -> Result<(), CudaError> {
+    if from == to {
+        return Ok(());
+    }
+    Err(CudaError::Shape { operation, problem: format!("{from} elements to {to}; give slices of one length") })
+}
+
+/// A kernel and the stream that its launches go to.
+pub trait Launch: Debug + Send + Sync {
+    /// Enqueues work on `items` items.
+    ///
+    /// # Safety
+    /// `arguments` points to a value of the kernel's parameter structure; memory it names is large enough for `items`, outlives
+    /// the work, and has no other writer meanwhile.
+    ///
+    /// # Errors
+    /// The driver's own; faults of the kernel come later, from whatever waits.
+    unsafe fn launch(&self, items: u32, arguments: *mut c_void) -> Result<(), CudaError>;
+}
+
+/// A card's stream.
+#[derive(Debug)]
+struct Card {
+    device: Arc<Device>,
+    stream: Arc<Stream>,
+}
+
+impl Machine for Card {
+    fn name(&self) -> String {
+        format!("CUDA device {} ({})", self.device.card().ordinal, self.device.card().name)
+    }
+
+    fn free_bytes(&self) -> Result<Option<usize>, CudaError> {
+        self.device.memory().map(|(free, _)| Some(free))
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Arena, CudaError> {
+        Arena::new(&self.device, bytes)
+    }
+
+    fn kernel(&self, source: &Source, name: &'static str) -> Result<Box<dyn Launch>, CudaError> {
+        let kernel = self.device.load(source)?.kernel(name, 0)?;
+        Ok(Box::new(OnCard { kernel, stream: Arc::clone(&self.stream) }))
+    }
+
+    fn write_bytes(&self, from: &[u8], to: &DeviceSlice<u8>) -> Result<(), CudaError> {
+        self.device.bind()?;
+        self.stream.write_staged(from, to)
+    }
+
+    fn read_bytes(&self, from: &DeviceSlice<u8>, to: &mut [u8]) -> Result<(), CudaError> {
+        self.device.bind()?;
+        self.stream.read(from, to)
+    }
+
+    fn fill(&self, slice: &DeviceSlice<u8>, byte: u8) -> Result<(), CudaError> {
+        self.device.bind()?;
+        self.stream.fill(slice, byte)
+    }
+}
+
+#[derive(Debug)]
+struct OnCard {
+    kernel: Kernel,
+    stream: Arc<Stream>,
+}
+
+impl Launch for OnCard {
+    unsafe fn launch(&self, items: u32, arguments: *mut c_void) -> Result<(), CudaError> {
+        self.kernel.device().bind()?;
+        let mut count = items as i32;
+        let shape = Shape { grid: (items.div_ceil(WARPS), 1), block: WARPS * 32, order: Order::After };
+        // SAFETY: a plain kernel has these two parameters, which the launch copies; the rest is the caller's.
+        unsafe { self.kernel.launch(&self.stream, shape, &mut [arguments, (&raw mut count).cast()]) }
+    }
+}

@@ -1,0 +1,281 @@
+//! Weight matrices on a machine as stored, and products with them (`cu/matmul.cu`, `cu/weights.cuh`).
+
+use super::{Ops, Sorted, Stored, TILE_ROWS, holds, launch};
+use crate::error::CudaError;
+use crate::machine::{Machine, write};
+use crate::memory::{Arena, DeviceSlice};
+
+/// Elements that share a scale, down and across.
+const SCALE_TILE: usize = 128;
+
+/// A matrix of the host, `[rows, cols]`, numbers as stored.
+#[derive(Debug, Clone, Copy)]
+pub struct HostMatrix<'a> {
+    /// Output width.
+    pub rows: usize,
+    /// Input width.
+    pub cols: usize,
+    /// Elements from one row to the next: rows begin at multiples of 16 bytes, and what lies between is zero.
+    pub stride: usize,
+    /// The numbers' bytes, little-endian.
+    pub values: &'a [u8],
+    /// `[ceil(rows/128), ceil(cols/128)]` for fp8, else empty.
+    pub scales: &'a [f32],
+    /// The format.
+    pub stored: Stored,
+}
+
+/// Matrices of one shape on a machine, in order: the experts of a layer, or just one.
+#[derive(Debug)]
+pub struct Weights {
+    rows: usize,
+    cols: usize,
+    count: usize,
+    /// What `weights.cuh` calls `Weights`, of each: two addresses, the stride, and above it the format.
+    table: DeviceSlice<u64>,
+    /// Keep what the table names.
+    _values: Vec<DeviceSlice<u8>>,
+    _scales: Vec<DeviceSlice<f32>>,
+    bytes: usize,
+}
+
+impl Weights {
+    /// Copies one matrix in.
+    ///
+    /// # Errors
+    /// As [`Weights::of`].
+    pub fn one(machine: &dyn Machine, matrix: HostMatrix<'_>) -> Result<Weights, CudaError> {
+        let mut only = Some(matrix);
+        Weights::of(machine, 1, matrix.rows, matrix.cols, |take| only.take().map_or(Ok(()), take))
+    }
+
+    /// Copies `count` matrices of `[rows, cols]` in. `each` is called once a matrix, and hands it to what it is given; so that the
+    /// host never holds more than one.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] for another shape; no memory; or what `each` says.
+    pub fn of<E: From<CudaError>>(
+        machine: &dyn Machine,
+        count: usize,
+        rows: usize,
+        cols: usize,
+        mut each: impl FnMut(&mut dyn FnMut(HostMatrix<'_>) -> Result<(), CudaError>) -> Result<(), E>,
+    ) -> Result<Weights, E> {
+        let (mut table, mut all_values, mut all_scales, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for _ in 0..count {
+            each(&mut |matrix| {
+                check(&matrix, rows, cols)?;
+                let scales_bytes = size_of_val(matrix.scales);
+                let mut arena = machine.allocate(Arena::bytes_for([matrix.values.len(), scales_bytes]))?;
+                let values = arena.take::<u8>(matrix.values.len())?;
+                let scales = arena.take::<f32>(matrix.scales.len())?;
+                write(machine, matrix.values, &values)?;
+                write(machine, matrix.scales, &scales)?;
+                let kind = matrix.stride as u64 | (matrix.stored as u64) << 32;
+                table.extend([values.address(), scales.address(), kind]);
+                bytes += matrix.values.len() + scales_bytes;
+                all_values.push(values);
+                all_scales.push(scales);
+                Ok(())
+            })?;
+        }
+        let on_device = machine.allocate(size_of_val(&table[..]))?.take::<u64>(table.len())?;
+        write(machine, &table, &on_device)?;
+        Ok(Weights { rows, cols, count, table: on_device, _values: all_values, _scales: all_scales, bytes })
+    }
+
+    /// Output width.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input width.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Matrices.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Bytes of numbers and scales.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn table(&self) -> u64 {
+        self.table.address()
+    }
+}
+
+fn check(matrix: &HostMatrix<'_>, rows: usize, cols: usize) -> Result<(), CudaError> {
+    let refused = |problem: String| Err(CudaError::Shape { operation: "weights", problem });
+    if (matrix.rows, matrix.cols) != (rows, cols) {
+        return refused(format!("a matrix of {}x{} among those of {rows}x{cols}", matrix.rows, matrix.cols));
+    }
+    if matrix.stride < cols || !(matrix.stride * matrix.stored.bytes()).is_multiple_of(16) {
+        return refused(format!("rows of {} elements do not begin at multiples of 16 bytes", matrix.stride));
+    }
+    if matrix.values.len() != rows * matrix.stride * matrix.stored.bytes() {
+        return refused(format!("{} bytes are not {rows} rows of {}", matrix.values.len(), matrix.stride));
+    }
+    let tiles = rows.div_ceil(SCALE_TILE) * cols.div_ceil(SCALE_TILE);
+    let wanted = if matrix.stored == Stored::Fp8 { tiles } else { 0 };
+    if matrix.scales.len() != wanted {
+        return refused(format!("{} scales where {wanted} belong", matrix.scales.len()));
+    }
+    Ok(())
+}
+
+#[repr(C)]
+struct Matmul {
+    x: u64,
+    y: u64,
+    w: u64,
+    up: u64,
+    tiles: u64,
+    members: u64,
+    rows: i32,
+    inputs: i32,
+    outputs: i32,
+    top_k: i32,
+    gathers: i32,
+}
+
+impl Ops {
+    /// `y = x · Wᵀ`: x `[rows, cols]`, y `[rows, w.rows()]`.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] for slices too short; the driver's own.
+    pub fn matmul(
+        &self,
+        x: &DeviceSlice<f32>,
+        rows: usize,
+        w: &Weights,
+        y: &DeviceSlice<f32>,
+    ) -> Result<(), CudaError> {
+        self.plain(x, rows, w, None, y)
+    }
+
+    /// `y = silu(x · Gᵀ) ⊙ (x · Uᵀ)`, shapes as in [`Ops::matmul`].
+    ///
+    /// # Errors
+    /// As [`Ops::matmul`].
+    pub fn gated(
+        &self,
+        x: &DeviceSlice<f32>,
+        rows: usize,
+        gate: &Weights,
+        up: &Weights,
+        y: &DeviceSlice<f32>,
+    ) -> Result<(), CudaError> {
+        self.plain(x, rows, gate, Some(up), y)
+    }
+
+    fn plain(
+        &self,
+        x: &DeviceSlice<f32>,
+        rows: usize,
+        w: &Weights,
+        up: Option<&Weights>,
+        y: &DeviceSlice<f32>,
+    ) -> Result<(), CudaError> {
+        holds("matmul", "x [rows, inputs]", x, rows * w.cols)?;
+        holds("matmul", "y [rows, outputs]", y, rows * w.rows)?;
+        same_shape(w, up)?;
+        let arguments = Matmul {
+            x: x.address(),
+            y: y.address(),
+            w: w.table(),
+            up: up.map_or(0, Weights::table),
+            tiles: 0,
+            members: 0,
+            rows: rows as i32,
+            inputs: w.cols as i32,
+            outputs: w.rows as i32,
+            top_k: 1,
+            gathers: 0,
+        };
+        let kernel = if up.is_some() { &self.gated } else { &self.matmul };
+        // SAFETY: lengths were checked, and the table names whole matrices of these shapes.
+        unsafe { launch(&**kernel, rows.div_ceil(TILE_ROWS) * w.rows, arguments) }
+    }
+
+    /// The gated product of every row with each of its experts that is held here, by slot: x `[rows, cols]`, y `[slots, w.rows()]`.
+    ///
+    /// # Errors
+    /// As [`Ops::matmul`].
+    pub fn experts_up(
+        &self,
+        x: &DeviceSlice<f32>,
+        sorted: &Sorted,
+        rows: usize,
+        gate: &Weights,
+        up: &Weights,
+        y: &DeviceSlice<f32>,
+    ) -> Result<(), CudaError> {
+        holds("experts_up", "x [rows, inputs]", x, rows * gate.cols)?;
+        holds("experts_up", "y [rows × top_k, outputs]", y, rows * sorted.top_k() * gate.rows)?;
+        self.grouped(x, sorted, rows, gate, Some(up), y)
+    }
+
+    /// From slots back to places in the routing: x `[slots, cols]`, y `[rows × top_k, w.rows()]`.
+    ///
+    /// # Errors
+    /// As [`Ops::matmul`].
+    pub fn experts_down(
+        &self,
+        x: &DeviceSlice<f32>,
+        sorted: &Sorted,
+        rows: usize,
+        down: &Weights,
+        y: &DeviceSlice<f32>,
+    ) -> Result<(), CudaError> {
+        holds("experts_down", "x [rows × top_k, inputs]", x, rows * sorted.top_k() * down.cols)?;
+        holds("experts_down", "y [rows × top_k, outputs]", y, rows * sorted.top_k() * down.rows)?;
+        self.grouped(x, sorted, rows, down, None, y)
+    }
+
+    fn grouped(
+        &self,
+        x: &DeviceSlice<f32>,
+        sorted: &Sorted,
+        rows: usize,
+        w: &Weights,
+        up: Option<&Weights>,
+        y: &DeviceSlice<f32>,
+    ) -> Result<(), CudaError> {
+        same_shape(w, up)?;
+        if w.count != sorted.held() {
+            let problem = format!("{} matrices for {} experts", w.count, sorted.held());
+            return Err(CudaError::Shape { operation: "experts", problem });
+        }
+        let arguments = Matmul {
+            x: x.address(),
+            y: y.address(),
+            w: w.table(),
+            up: up.map_or(0, Weights::table),
+            tiles: sorted.tiles.address(),
+            members: sorted.members.address(),
+            rows: rows as i32,
+            inputs: w.cols as i32,
+            outputs: w.rows as i32,
+            top_k: sorted.top_k() as i32,
+            gathers: i32::from(up.is_some()),
+        };
+        let kernel = if up.is_some() { &self.gated } else { &self.matmul };
+        // SAFETY: lengths were checked for the most slots there can be; tiles and members are `sort_experts`' own.
+        unsafe { launch(&**kernel, sorted.tiles_for(rows) * w.rows, arguments) }
+    }
+}
+
+fn same_shape(w: &Weights, up: Option<&Weights>) -> Result<(), CudaError> {
+    match up {
+        Some(up) if (up.rows, up.cols, up.count) != (w.rows, w.cols, w.count) => {
+            let problem = format!("gates of {}x{} beside ups of {}x{}", w.rows, w.cols, up.rows, up.cols);
+            Err(CudaError::Shape { operation: "gated", problem })
+        }
+        _ => Ok(()),
+    }
+}

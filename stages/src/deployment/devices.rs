@@ -1,0 +1,160 @@
+//! A run's devices: opening those that have memory of their own, and making every device's stages.
+
+use super::assemble::{AssembleError, AssembleOptions};
+use crate::checkpoint::WeightSource;
+#[cfg(feature = "cuda")]
+use crate::kinds::cuda::{CudaDevice, CudaValues};
+use crate::kinds::{BuildContext, BuildError, StageRegistry};
+#[cfg(feature = "cuda")]
+use rally_cuda::CudaError;
+use rally_engine::schedule::planner::PlannerConfig;
+use rally_engine::{DeviceParts, Widths};
+#[cfg(feature = "cuda")]
+use rally_graph::hardware::Machine;
+#[cfg(feature = "cuda")]
+use rally_graph::kinds::KindRegistry;
+#[cfg(feature = "cuda")]
+use rally_graph::memory::{DeviceMemory, device_memory};
+use rally_graph::model::ModelShape;
+use rally_graph::routes::Exchanges;
+use rally_graph::spec::{Backend, DeploymentSpec};
+use rally_graph::stage_graph::{DeviceIndex, StageGraph};
+use std::collections::{BTreeSet, HashMap};
+
+/// What stages are made from.
+pub(super) struct Making<'a> {
+    pub(super) graph: &'a StageGraph,
+    pub(super) shape: &'a ModelShape,
+    pub(super) weights: &'a dyn WeightSource,
+    pub(super) planner: PlannerConfig,
+    pub(super) widths: Widths,
+    /// Attention devices.
+    pub(super) attention: usize,
+    pub(super) registry: &'a StageRegistry,
+}
+
+#[cfg(feature = "cuda")]
+pub(super) type Opened = Option<std::sync::Arc<CudaDevice>>;
+#[cfg(not(feature = "cuda"))]
+pub(super) type Opened = ();
+
+/// Opens every device, in the graph's order; CPU devices need nothing.
+#[cfg(feature = "cuda")]
+pub(super) fn open(
+    spec: &DeploymentSpec,
+    making: &Making<'_>,
+    options: &AssembleOptions,
+) -> Result<Vec<Opened>, AssembleError> {
+    let needed = device_memory(spec, making.shape, KindRegistry::shared(), Machine::default());
+    let rows = making.planner.rows_per_device * making.attention;
+    let (mut opened, mut next, mut promised) = (Vec::new(), 0, HashMap::new());
+    for device in &making.graph.devices {
+        if device.backend != Backend::Cuda {
+            opened.push(None);
+            continue;
+        }
+        let refused = |message: String| AssembleError::Device { name: device.name.clone(), message };
+        let fault = |error: CudaError| refused(error.to_string());
+        let machine = options.machines.open(next).map_err(fault)?;
+        next += 1;
+        if let (Some(free), Some(memory)) =
+            (machine.free_bytes().map_err(fault)?, needed.iter().find(|memory| memory.name == device.name))
+        {
+            let before = promised.entry(machine.name()).or_insert(0);
+            fits(memory, *before, free as u64).map_err(|why| refused(format!("{}: {why}", machine.name())))?;
+            *before += memory.needed_bytes();
+        }
+        let device = CudaDevice::open(machine, &making.planner, rows, making.widths).map_err(fault)?;
+        opened.push(Some(device));
+    }
+    Ok(opened)
+}
+
+/// Whether a device finds room beside the `before` bytes that others were promised of the `free` ones of its card.
+#[cfg(feature = "cuda")]
+fn fits(memory: &DeviceMemory, before: u64, free: u64) -> Result<(), String> {
+    if before.saturating_add(memory.needed_bytes()) <= free {
+        return Ok(());
+    }
+    let gb = |bytes: u64| format!("{:.2} GB", bytes as f64 / 1e9);
+    let beside = if before > 0 { format!(" beside the {} of other devices there", gb(before)) } else { String::new() };
+    Err(format!(
+        "{} are needed ({} of weights, {} of KV, {} of slots){beside}, and {} are free; smaller limits, or more cards",
+        gb(memory.needed_bytes()),
+        gb(memory.weights_bytes),
+        gb(memory.kv_bytes),
+        gb(memory.slots_bytes),
+        gb(free),
+    ))
+}
+
+/// Without the feature `cuda` there are CPU devices alone.
+#[cfg(not(feature = "cuda"))]
+pub(super) fn open(
+    _spec: &DeploymentSpec,
+    making: &Making<'_>,
+    _options: &AssembleOptions,
+) -> Result<Vec<Opened>, AssembleError> {
+    let message = "this program was built without the feature `cuda`";
+    match making.graph.devices.iter().find(|device| device.backend == Backend::Cuda) {
+        Some(device) => Err(AssembleError::Device { name: device.name.clone(), message: message.into() }),
+        None => Ok(vec![(); making.graph.devices.len()]),
+    }
+}
+
+impl Making<'_> {
+    /// The stages of one device.
+    pub(super) fn device(&self, device: DeviceIndex, opened: Opened) -> Result<DeviceParts, BuildError> {
+        let mut parts = DeviceParts::default();
+        let mut shared = HashMap::new();
+        let graph = self.graph;
+        for (index, stage) in graph.stages.iter().enumerate().filter(|(_, stage)| stage.devices.contains(&device)) {
+            let layers: BTreeSet<usize> =
+                graph.graph.node_weights().filter(|i| i.stage == index).filter_map(|i| i.layer).collect();
+            let exchanges = layers.iter().find_map(|layer| Exchanges::of(graph, stage, *layer));
+            let mut context = BuildContext {
+                stage,
+                device,
+                peers: exchanges.map(|exchanges| exchanges.peers_of(device).to_vec()).unwrap_or_default(),
+                layers: layers.into_iter().collect(),
+                shape: self.shape,
+                weights: self.weights,
+                planner: self.planner,
+                attention_devices: self.attention,
+                shared: &mut shared,
+                #[cfg(feature = "cuda")]
+                cuda: opened.clone(),
+            };
+            parts.stages.insert(index, self.registry.build(&mut context)?);
+        }
+        #[cfg(feature = "cuda")]
+        {
+            parts.remote = opened.map(|device| Box::new(CudaValues::new(device)) as _);
+        }
+        Ok(parts)
+    }
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_is_full_when_its_devices_together_need_more_than_is_free() {
+        let memory = DeviceMemory {
+            name: "a".into(),
+            weights_bytes: 3_000_000_000,
+            kv_bytes: 1_500_000_000,
+            slots_bytes: 500_000_000,
+            capacity_bytes: None,
+            capacity_source: None,
+        };
+        assert_eq!(fits(&memory, 0, 5_000_000_000), Ok(()));
+        let alone = fits(&memory, 0, 4_999_999_999).expect_err("a byte short");
+        for number in ["5.00 GB are needed", "3.00 GB of weights", "1.50 GB of KV", "0.50 GB of slots"] {
+            assert!(alone.contains(number), "{alone}");
+        }
+        let beside = fits(&memory, 2_000_000_000, 6_000_000_000).expect_err("taken by others");
+        assert!(beside.contains("beside the 2.00 GB of other devices"), "{beside}");
+    }
+}

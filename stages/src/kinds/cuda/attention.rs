@@ -1,0 +1,143 @@
+//! `mfa_attention` on a CUDA device: the steps of its neighbour for the CPU, kernel by kernel.
+
+use super::super::registry::{BuildContext, BuildError};
+use super::device::CudaDevice;
+use super::load::{self, LoadError, stored};
+use super::{fault, refused};
+use crate::checkpoint::Part;
+use rally_cuda::CudaError;
+use rally_cuda::machine::write;
+use rally_cuda::memory::DeviceSlice;
+use rally_cuda::ops::{KvPages, Weights};
+use rally_engine::slot::storage_dtype;
+use rally_engine::stage::{Stage, StageError, TaskContext};
+use rally_graph::model::ModelShape;
+use std::sync::Arc;
+
+struct Layer {
+    input_norm: DeviceSlice<f32>,
+    q_proj: Weights,
+    inter_norm: DeviceSlice<f32>,
+    wq: Weights,
+    k_proj: Weights,
+    v_proj: Weights,
+    o_proj: Weights,
+    post_norm: DeviceSlice<f32>,
+    kv: KvPages,
+}
+
+struct MfaAttention {
+    device: Arc<CudaDevice>,
+    layers: Vec<Option<Layer>>,
+    heads: usize,
+    eps: f32,
+    /// `[positions, head_dim]`: cosines, then sines.
+    rope: DeviceSlice<f32>,
+    buffers: Buffers,
+}
+
+/// Of one micro-batch at a time.
+struct Buffers {
+    normed: DeviceSlice<f32>,
+    compressed: DeviceSlice<f32>,
+    q: DeviceSlice<f32>,
+    k: DeviceSlice<f32>,
+    v: DeviceSlice<f32>,
+    attended: DeviceSlice<f32>,
+    projected: DeviceSlice<f32>,
+}
+
+pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) -> Result<Box<dyn Stage>, BuildError> {
+    let shape = context.shape;
+    if !context.peers.is_empty() {
+        return Err(refused(device, "`shard.o_proj` runs on CPU devices alone: leave it out".into()));
+    }
+    let mut layers: Vec<Option<Layer>> = shape.layers.iter().map(|_| None).collect();
+    for layer in &context.layers {
+        layers[*layer] = Some(load_layer(context, device, *layer).map_err(LoadError::on(device))?);
+    }
+    let rope = rope_table(context, device).map_err(fault(device))?;
+    let buffers = buffers(context, device).map_err(fault(device))?;
+    let (heads, eps) = (shape.heads, shape.rms_norm_eps);
+    Ok(Box::new(MfaAttention { device: Arc::clone(device), layers, heads, eps, rope, buffers }))
+}
+
+fn buffers(context: &BuildContext<'_>, device: &CudaDevice) -> Result<Buffers, CudaError> {
+    let (shape, rows) = (context.shape, context.attention_rows());
+    let width = shape.heads * shape.head_dim;
+    Ok(Buffers {
+        normed: device.buffer(rows * shape.hidden)?,
+        compressed: device.buffer(rows * shape.query_rank)?,
+        q: device.buffer(rows * width)?,
+        k: device.buffer(rows * shape.head_dim)?,
+        v: device.buffer(rows * shape.head_dim)?,
+        attended: device.buffer(rows * width)?,
+        projected: device.buffer(rows * shape.hidden)?,
+    })
+}
+
+/// Angles in f64, the table in f32; of as many positions as the device has KV for.
+fn rope_table(context: &BuildContext<'_>, device: &CudaDevice) -> Result<DeviceSlice<f32>, CudaError> {
+    let (shape, planner) = (context.shape, context.planner);
+    let positions = shape.max_positions.min(planner.pages_per_device as usize * planner.page_tokens);
+    let d = shape.head_dim;
+    let frequency = |pair: usize| shape.rope_theta.powf(-2.0 * pair as f64 / d as f64);
+    let frequencies: Vec<f64> = (0..d / 2).map(frequency).collect();
+    let mut table = Vec::with_capacity(positions * d);
+    for position in 0..positions {
+        let angles = frequencies.iter().map(|frequency| position as f64 * frequency);
+        table.extend(angles.clone().map(|angle| angle.cos() as f32));
+        table.extend(angles.map(|angle| angle.sin() as f32));
+    }
+    let on_device = device.buffer(table.len())?;
+    write(device.machine(), &table, &on_device)?;
+    Ok(on_device)
+}
+
+fn load_layer(context: &BuildContext<'_>, device: &CudaDevice, layer: usize) -> Result<Layer, LoadError> {
+    let ModelShape { hidden, query_rank, head_dim, heads, .. } = *context.shape;
+    let vector = |name: &str, len| load::vector(context, device, &format!("model.layers.{layer}.{name}.weight"), len);
+    let matrix = |name: &str, rows, cols| {
+        let name = format!("model.layers.{layer}.self_attn.{name}.weight");
+        load::matrix(context, device, &name, rows, cols, Part::all(rows, cols))
+    };
+    let (width, planner) = (heads * head_dim, context.planner);
+    let dtype = stored(storage_dtype(context.stage.spec.kv_dtype.unwrap_or_default()));
+    let pages = planner.pages_per_device as usize;
+    Ok(Layer {
+        input_norm: vector("input_layernorm", hidden)?,
+        q_proj: matrix("q_proj", query_rank, hidden)?,
+        inter_norm: vector("self_attn.inter_norm", query_rank)?,
+        wq: matrix("wq", width, query_rank)?,
+        k_proj: matrix("k_proj", head_dim, hidden)?,
+        v_proj: matrix("v_proj", head_dim, hidden)?,
+        o_proj: matrix("o_proj", hidden, width)?,
+        post_norm: vector("post_attention_layernorm", hidden)?,
+        kv: KvPages::new(device.machine(), pages, planner.page_tokens, head_dim, dtype)?,
+    })
+}
+
+impl Stage for MfaAttention {
+    fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
+        self.enqueue(task).map_err(self.device.fault())
+    }
+}
+
+impl MfaAttention {
+    fn enqueue(&self, task: &TaskContext<'_>) -> Result<(), CudaError> {
+        let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        let (ops, values, to) = (self.device.ops(), self.device.values(task.micro_batch), &self.buffers);
+        let (rows, hidden, eps) = (task.batch.rows, task.values.widths.hidden, self.eps);
+        ops.rms_norm(&values.x, None, rows, &layer.input_norm, eps, &to.normed)?;
+        ops.matmul(&to.normed, rows, &layer.q_proj, &to.compressed)?;
+        ops.rms_norm(&to.compressed, None, rows, &layer.inter_norm, eps, &to.compressed)?;
+        ops.matmul(&to.compressed, rows, &layer.wq, &to.q)?;
+        ops.matmul(&to.normed, rows, &layer.k_proj, &to.k)?;
+        ops.matmul(&to.normed, rows, &layer.v_proj, &to.v)?;
+        ops.rope_append(&to.q, &to.k, &to.v, &self.rope, rows, self.heads, &values.paged, &layer.kv)?;
+        ops.attention(&to.q, rows, self.heads, &values.paged, &layer.kv, &to.attended)?;
+        ops.matmul(&to.attended, rows, &layer.o_proj, &to.projected)?;
+        ops.add(&values.x, &to.projected, rows, hidden)?;
+        ops.rms_norm(&values.x, None, rows, &layer.post_norm, eps, &values.u)
+    }
+}

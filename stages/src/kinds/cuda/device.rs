@@ -1,0 +1,119 @@
+//! A CUDA device of a deployment: its kernels, the values of its micro-batches, and what its stages share.
+
+use rally_cuda::CudaError;
+use rally_cuda::machine::Machine;
+use rally_cuda::memory::{Arena, DeviceSlice, Plain};
+use rally_cuda::ops::{Ops, Paged, Routing, Weights};
+use rally_engine::Widths;
+use rally_engine::schedule::planner::PlannerConfig;
+use rally_engine::stage::StageError;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// One device. Its stages and the rows that cross its edges work on it in the order of its lane, which is its stream's.
+pub struct CudaDevice {
+    ops: Ops,
+    name: String,
+    pub(super) widths: Widths,
+    values: Vec<MicroBatch>,
+    /// Encoded rows on their way in or out.
+    pub(super) wire: DeviceSlice<u8>,
+    /// Matrices that several stages share, by tensor name.
+    shared: Mutex<HashMap<String, Arc<Weights>>>,
+}
+
+/// A micro-batch's values.
+pub(super) struct MicroBatch {
+    /// Residual stream, `[rows, hidden]`.
+    pub(super) x: DeviceSlice<f32>,
+    /// FFN input.
+    pub(super) u: DeviceSlice<f32>,
+    /// FFN output.
+    pub(super) y: DeviceSlice<f32>,
+    /// Chosen experts, `[rows, top_k]`.
+    pub(super) routing: Routing,
+    /// The batch descriptor: the four parts and the page numbers, one after another.
+    pub(super) descriptor: DeviceSlice<i32>,
+    /// Token ids, a part of it.
+    pub(super) tokens: DeviceSlice<i32>,
+    /// Positions and pages.
+    pub(super) paged: Paged,
+    /// Rows that tokens are sampled from.
+    pub(super) sampled: DeviceSlice<i32>,
+}
+
+impl MicroBatch {
+    fn bytes(rows: usize, widths: Widths, pages: usize) -> usize {
+        let (wide, chosen) = (rows * widths.hidden * 4, rows * widths.top_k * 4);
+        Arena::bytes_for([wide, wide, wide, chosen, chosen, (rows * 4 + pages) * 4])
+    }
+
+    fn new(machine: &dyn Machine, rows: usize, widths: Widths, pages: usize) -> Result<Self, CudaError> {
+        let mut arena = machine.allocate(Self::bytes(rows, widths, pages))?;
+        let wide = rows * widths.hidden;
+        let (x, u, y) = (arena.take(wide)?, arena.take(wide)?, arena.take(wide)?);
+        let routing = Routing { ids: arena.take(rows * widths.top_k)?, weights: arena.take(rows * widths.top_k)? };
+        let descriptor: DeviceSlice<i32> = arena.take(rows * 4 + pages)?;
+        let part = |index: usize| descriptor.part(index * rows, rows);
+        let paged = Paged { positions: part(1), first: part(2), pages: descriptor.part(4 * rows, pages) };
+        Ok(Self { x, u, y, routing, tokens: part(0), sampled: part(3), paged, descriptor })
+    }
+}
+
+impl CudaDevice {
+    /// On a machine of its own. `rows`: most rows of a micro-batch.
+    pub fn open(
+        machine: Arc<dyn Machine>,
+        planner: &PlannerConfig,
+        rows: usize,
+        widths: Widths,
+    ) -> Result<Arc<Self>, CudaError> {
+        let ops = Ops::new(machine)?;
+        let machine = Arc::clone(ops.machine());
+        let pages = planner.pages_per_device as usize;
+        let values = (0..planner.micro_batches).map(|_| MicroBatch::new(&*machine, rows, widths, pages));
+        let values = values.collect::<Result<_, _>>()?;
+        // An f32 record is the longest, unless rows are so narrow that a scale outweighs them.
+        let bytes = rows * (widths.hidden * 4).max(widths.hidden + widths.hidden.div_ceil(128) * 4);
+        let wire = machine.allocate(bytes)?.take(bytes)?;
+        Ok(Arc::new(Self { ops, name: machine.name(), widths, values, wire, shared: Mutex::default() }))
+    }
+
+    /// What it is, for people.
+    pub fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    pub(super) fn ops(&self) -> &Ops {
+        &self.ops
+    }
+
+    pub(super) fn machine(&self) -> &dyn Machine {
+        &**self.ops.machine()
+    }
+
+    pub(super) fn values(&self, micro_batch: usize) -> &MicroBatch {
+        &self.values[micro_batch]
+    }
+
+    /// Buffers of a stage, each of so many elements.
+    pub(super) fn buffer<T: Plain>(&self, count: usize) -> Result<DeviceSlice<T>, CudaError> {
+        self.machine().allocate(count * size_of::<T>())?.take(count)
+    }
+
+    /// A fault of the device at work.
+    pub(super) fn fault(&self) -> impl Fn(CudaError) -> StageError {
+        |error| StageError::Device { device: self.name.clone(), message: error.to_string() }
+    }
+
+    /// The matrix `name`, made by `load` when first asked for.
+    pub(super) fn shared<E>(&self, name: &str, load: impl FnOnce() -> Result<Weights, E>) -> Result<Arc<Weights>, E> {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(weights) = shared.get(name) {
+            return Ok(Arc::clone(weights));
+        }
+        let weights = Arc::new(load()?);
+        shared.insert(name.into(), Arc::clone(&weights));
+        Ok(weights)
+    }
+}

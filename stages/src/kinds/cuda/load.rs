@@ -1,0 +1,99 @@
+//! Weights from a checkpoint to a device, one matrix at a time.
+
+use super::super::registry::{BuildContext, BuildError};
+use super::device::CudaDevice;
+use super::fault;
+use crate::checkpoint::{CheckpointError, Part};
+use rally_cuda::CudaError;
+use rally_cuda::machine::write;
+use rally_cuda::memory::DeviceSlice;
+use rally_cuda::ops::{HostMatrix, Stored, Weights};
+use rally_kernels::dtype::StorageDtype;
+use rally_kernels::matrix::{self, Matrix};
+
+/// How a device names a storage format.
+pub(super) fn stored(dtype: StorageDtype) -> Stored {
+    match dtype {
+        StorageDtype::F32 => Stored::F32,
+        StorageDtype::Bf16 => Stored::Bf16,
+        StorageDtype::Fp8E4m3 => Stored::Fp8,
+    }
+}
+
+/// Why weights could not be brought over.
+pub(super) enum LoadError {
+    Weights(CheckpointError),
+    Device(CudaError),
+}
+
+impl From<CheckpointError> for LoadError {
+    fn from(error: CheckpointError) -> Self {
+        Self::Weights(error)
+    }
+}
+
+impl From<CudaError> for LoadError {
+    fn from(error: CudaError) -> Self {
+        Self::Device(error)
+    }
+}
+
+impl LoadError {
+    /// As whoever makes stages reports it.
+    pub(super) fn on(device: &CudaDevice) -> impl Fn(LoadError) -> BuildError {
+        |error| match error {
+            LoadError::Weights(error) => BuildError::Weights(error),
+            LoadError::Device(error) => fault(device)(error),
+        }
+    }
+}
+
+/// A vector.
+pub(super) fn vector(
+    context: &BuildContext<'_>,
+    device: &CudaDevice,
+    name: &str,
+    len: usize,
+) -> Result<DeviceSlice<f32>, LoadError> {
+    let values = context.weights.vector(name, len)?;
+    let on_device = device.buffer(len)?;
+    write(device.machine(), &values, &on_device)?;
+    Ok(on_device)
+}
+
+/// A part of one matrix.
+pub(super) fn matrix(
+    context: &BuildContext<'_>,
+    device: &CudaDevice,
+    name: &str,
+    rows: usize,
+    cols: usize,
+    part: Part,
+) -> Result<Weights, LoadError> {
+    let matrix = context.weights.matrix(name, rows, cols, part)?;
+    Ok(with_host(&matrix, |host| Weights::one(device.machine(), host))?)
+}
+
+/// As many matrices as `experts`, each `read` by expert id; all of the first one's shape.
+pub(super) fn matrices(
+    device: &CudaDevice,
+    experts: &[usize],
+    shape: (usize, usize),
+    read: impl Fn(usize) -> Result<Matrix, CheckpointError>,
+) -> Result<Weights, LoadError> {
+    let mut next = experts.iter();
+    Weights::of(device.machine(), experts.len(), shape.0, shape.1, |take| {
+        let expert = next.next().expect("asked for once an expert");
+        Ok(with_host(&read(*expert)?, take)?)
+    })
+}
+
+fn with_host<T>(matrix: &Matrix, then: impl FnOnce(HostMatrix<'_>) -> T) -> T {
+    let (rows, cols, stride) = (matrix.rows(), matrix.cols(), matrix.stride());
+    let host = |values, scales, stored| HostMatrix { rows, cols, stride, values, scales, stored };
+    match matrix.stored() {
+        matrix::Stored::F32(values) => then(host(rally_cuda::memory::bytes_of(values), &[], Stored::F32)),
+        matrix::Stored::Bf16(values) => then(host(rally_cuda::memory::bytes_of(values), &[], Stored::Bf16)),
+        matrix::Stored::Fp8 { codes, scales } => then(host(codes, scales, Stored::Fp8)),
+    }
+}
