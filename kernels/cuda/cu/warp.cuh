@@ -17,7 +17,7 @@
 #define FN static __device__ __forceinline__
 #define LANES_OF(T, name, n) T name[n]
 #define AT(value) (value)
-#define EACH_LANE for (int lane = threadIdx.x % LANES, once = 1; once; once = 0)
+#define EACH_LANE for (int lane = threadIdx.x % LANES, once = lane + 1; once; once = 0)
 #define KERNEL(name, Arguments)                                                                                          \
     FN void name##_item(const Arguments &a, int item);                                                                   \
     extern "C" __global__ __launch_bounds__(128) void name(const Arguments a, int items) {                               \
