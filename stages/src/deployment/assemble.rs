@@ -13,7 +13,7 @@ use rally_graph::memory::pages_per_device;
 use rally_graph::model::ModelShape;
 use rally_graph::plan::TaskTable;
 use rally_graph::spec::{ComputeDtype, DeploymentSpec, LayersBlock, Limits, StageEntry, StageSpec, WireDtype};
-use rally_graph::stage_graph::{self, StageGraph};
+use rally_graph::stage_graph::StageGraph;
 use std::sync::Arc;
 
 /// Choices that are not in the graph file.
@@ -33,9 +33,6 @@ pub struct AssembleOptions {
 /// Why a deployment cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum AssembleError {
-    /// The graph does not unroll over this model.
-    #[error(transparent)]
-    Graph(#[from] stage_graph::BuildError),
     /// The policy's orders are no plan.
     #[error(transparent)]
     Plan(#[from] ScheduleError),
@@ -97,7 +94,7 @@ pub fn planner_config(limits: &Limits, attention: usize, micro_batches: usize, s
 /// Puts a deployment together. `spec` must have been validated, and `graph` made from it.
 pub fn assemble(
     spec: &DeploymentSpec,
-    graph: StageGraph,
+    graph: impl Into<Arc<StageGraph>>,
     shape: &ModelShape,
     weights: &dyn WeightSource,
     schedule: &Schedule,
@@ -105,7 +102,7 @@ pub fn assemble(
     options: AssembleOptions,
 ) -> Result<EngineParts, AssembleError> {
     refuse_fields(spec)?;
-    let graph = Arc::new(graph);
+    let graph = graph.into();
     let plan = Arc::new(schedule.plan(TaskTable::new(&graph))?);
     let attention = graph.devices_of_role(Role::Embed);
     refuse_ways(&graph, &attention)?;

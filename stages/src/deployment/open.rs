@@ -87,6 +87,7 @@ pub struct Deployment {
     /// The folder of the weights, or the rule that makes them.
     pub weights_source: String,
     schedule_text: Option<String>,
+    graph: Arc<StageGraph>,
     /// The graph file's text and places, for reports.
     pub positions: Positions,
     /// Warnings about the graph.
@@ -115,9 +116,10 @@ impl Deployment {
         };
         let schedule = schedule(&spec, choices.schedule)?;
         let kinds = choices.kinds.unwrap_or(KindRegistry::shared());
-        let graph = StageGraph::build(&spec, &shape, kinds)?;
+        let graph = Arc::new(StageGraph::build(&spec, &shape, kinds)?);
         let schedule = with_costs(schedule, &graph, &spec, &shape, kinds, choices.costs);
         let mut deployment = Self {
+            graph,
             weights: Arc::new(RandomWeights::new(0, shape.weight_format)),
             weights_source: String::new(),
             schedule_text: choices.schedule.map(Into::into),
@@ -171,20 +173,13 @@ impl Deployment {
     pub fn schedule_as(&self, text: Option<&str>) -> Result<Schedule, GraphError> {
         let schedule = schedule(&self.spec, text.or(self.schedule_text.as_deref()))?;
         let kinds = self.kinds.as_ref().unwrap_or(KindRegistry::shared());
-        let graph = StageGraph::build(&self.spec, &self.shape, kinds)?;
-        Ok(with_costs(schedule, &graph, &self.spec, &self.shape, kinds, None))
+        Ok(with_costs(schedule, &self.graph, &self.spec, &self.shape, kinds, None))
     }
 
     /// Sizes the step planner keeps to.
-    pub fn planner_config(&self) -> Result<PlannerConfig, AssembleError> {
-        let graph = self.stage_graph()?;
-        let attention = graph.devices_of_role(Role::Embed).len();
-        Ok(planner_config(&self.spec.limits, attention, self.schedule.micro_batches, &self.shape))
-    }
-
-    fn stage_graph(&self) -> Result<StageGraph, AssembleError> {
-        let kinds = self.kinds.as_ref().unwrap_or(KindRegistry::shared());
-        Ok(StageGraph::build(&self.spec, &self.shape, kinds)?)
+    pub fn planner_config(&self) -> PlannerConfig {
+        let attention = self.graph.devices_of_role(Role::Embed).len();
+        planner_config(&self.spec.limits, attention, self.schedule.micro_batches, &self.shape)
     }
 
     /// Loads the weights and makes the stages.
@@ -200,6 +195,6 @@ impl Deployment {
         stages: &StageRegistry,
         options: AssembleOptions,
     ) -> Result<EngineParts, AssembleError> {
-        assemble::assemble(&self.spec, self.stage_graph()?, &self.shape, weights, schedule, stages, options)
+        assemble::assemble(&self.spec, Arc::clone(&self.graph), &self.shape, weights, schedule, stages, options)
     }
 }

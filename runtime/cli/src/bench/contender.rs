@@ -44,11 +44,11 @@ pub struct Contender {
 
 impl Contender {
     /// Longest sequence it takes.
-    pub fn limits(&self) -> Result<LoadLimits, CliError> {
-        let config = self.deployment.planner_config().or_mistake()?;
+    pub fn limits(&self) -> LoadLimits {
+        let config = self.deployment.planner_config();
         let capacity = config.device_kv_tokens();
         // The last token is never fed back, so it needs no place in the cache.
-        Ok(LoadLimits { total_tokens: config.max_positions.min(capacity.saturating_add(1)) })
+        LoadLimits { total_tokens: config.max_positions.min(capacity.saturating_add(1)) }
     }
 
     /// Short name. `alone`: all contenders are schedules of one graph.
@@ -118,7 +118,7 @@ pub fn measured_costs(
 ) -> Result<(), CliError> {
     let mut taken = false;
     for contender in contenders {
-        let planner = contender.deployment.planner_config().or_mistake()?;
+        let planner = contender.deployment.planner_config();
         let most = load.max_concurrency.unwrap_or(usize::MAX).min(load.requests.len()).min(planner.sequences);
         let rows = most.div_ceil(contender.schedule.micro_batches);
         let identity = Identity::of(machine, &contender.deployment, &contender.path);

@@ -137,7 +137,7 @@ fn make_load(args: &BenchArgs, contenders: &[Contender]) -> Result<MadeLoad, Cli
     let mut load = args.load.make()?;
     let mut smallest: Option<LoadLimits> = None;
     for contender in contenders {
-        let limits = contender.limits()?;
+        let limits = contender.limits();
         smallest = smallest.filter(|smallest| smallest.total_tokens <= limits.total_tokens).or(Some(limits));
         let sequences = contender.deployment.spec.limits.sequences;
         if let Some(batch) = args.load.fixed_batch().filter(|batch| *batch > sequences as usize) {

@@ -3,7 +3,6 @@
 //! A point that the deployment can never have (more sequences than it holds, a context longer than its cache, more experts than
 //! its rows reach) is left out, so a grid depends on the graph and the flags alone.
 
-use crate::error::{Blame, CliError};
 use rally_engine::schedule::cost_table::CostAxis;
 use rally_engine::schedule::planner::PlannerConfig;
 use rally_engine::stage_timer::TimedLayer;
@@ -68,9 +67,9 @@ pub struct Bounds<'a> {
 
 impl<'a> Bounds<'a> {
     /// Of a deployment.
-    pub fn of(deployment: &'a Deployment) -> Result<Self, CliError> {
-        let planner = deployment.planner_config().or_mistake()?;
-        Ok(Self { shape: &deployment.shape, attention_devices: planner.devices, planner })
+    pub fn of(deployment: &'a Deployment) -> Self {
+        let planner = deployment.planner_config();
+        Self { shape: &deployment.shape, attention_devices: planner.devices, planner }
     }
 
     /// Most rows a task of a device may have that holds sequences, or that gets those of all which do.

@@ -66,7 +66,7 @@ const MOST_SAMPLES: usize = 2000;
 /// Runs the command.
 pub fn run(args: &ProfileArgs) -> Result<ExitCode, CliError> {
     let deployment = session::open(&args.session)?;
-    let bounds = Bounds::of(&deployment)?;
+    let bounds = Bounds::of(&deployment);
     let axes = axes(args, &bounds);
     let (graph, model) = (&args.session.graph, &deployment.weights_source);
     FilesInUse::new(graph, model).writes("--out", Some(&args.out)).check()?;

@@ -57,7 +57,7 @@ pub fn make(args: &RunArgs, deployment: &Deployment) -> Result<Vec<Job>, CliErro
             spec.id
         )));
     }
-    let planner = StepPlanner::new(deployment.planner_config().or_mistake()?);
+    let planner = StepPlanner::new(deployment.planner_config());
     specs.into_iter().enumerate().map(|(index, spec)| job(index, spec, args, deployment, &planner)).collect()
 }
 

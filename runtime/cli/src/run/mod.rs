@@ -9,7 +9,7 @@ mod summary;
 
 use crate::Format;
 use crate::cost_args::{CostArgs, Costs};
-use crate::error::{Blame, CliError};
+use crate::error::CliError;
 use crate::identity::Identity;
 use crate::interrupt;
 use crate::machine::Machine;
@@ -144,7 +144,7 @@ fn write_results(
 
 /// Makes `greedy` order by `costs`, for micro-batches as `jobs` fill them.
 fn order_by(costs: &Costs<'_>, deployment: &mut Deployment, identity: &Identity, jobs: &[Job]) -> Result<(), CliError> {
-    let most = jobs.len().min(deployment.planner_config().or_mistake()?.sequences);
+    let most = jobs.len().min(deployment.planner_config().sequences);
     let rows = most.div_ceil(deployment.schedule.micro_batches);
     // A sequence's context grows from its prompt on by a token a step; most runs end where they must.
     let context = |job: &Job| job.sequence.prompt.len() as f64 + job.sequence.max_new_tokens as f64 / 2.0;
