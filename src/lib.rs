@@ -4,11 +4,13 @@
 //! programs that embed rally. It owns no logic of its own.
 
 pub use rally_cli as cli;
+pub use rally_cost as cost;
 pub use rally_engine as engine;
 pub use rally_graph as graph;
 pub use rally_kernels as kernels;
 pub use rally_load as load;
 pub use rally_metrics as metrics;
+pub use rally_recommend as recommend;
 pub use rally_schedule as schedule;
 pub use rally_stages as stages;
 pub use rally_trace as trace;

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 /// What each crate may depend on, dev-dependencies aside.
-const ALLOWED: [(&str, &[&str]); 12] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
     ("rally-ffi", &[]),
     ("rally-kernels", &[]),
     ("rally-cuda", &[]),
     ("rally-graph", &[]),
     ("rally-load", &[]),
     ("rally-cost", &["rally-graph"]),
+    ("rally-recommend", &["rally-cost"]),
     ("rally-schedule", &["rally-graph"]),
     ("rally-metrics", &[]),
     ("rally-engine", &["rally-schedule", "rally-graph", "rally-kernels", "rally-metrics"]),
@@ -23,6 +24,7 @@ const ALLOWED: [(&str, &[&str]); 12] = [
             "rally-schedule",
             "rally-load",
             "rally-cost",
+            "rally-recommend",
             "rally-engine",
             "rally-kernels",
             "rally-cuda",

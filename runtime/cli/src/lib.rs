@@ -17,6 +17,7 @@ mod machine;
 pub mod observe;
 pub mod output;
 pub mod profile;
+pub mod recommend;
 mod report;
 pub mod requests;
 pub mod run;
@@ -60,6 +61,8 @@ enum Command {
     Profile(Box<profile::ProfileArgs>),
     /// Say what decoding costs in theory: models on accelerators, and what a network and a time per token allow.
     Cost(Box<cost::CostArgs>),
+    /// Search layouts of a pool of accelerators for the cheapest tokens within a time per token, disaggregated or not.
+    Recommend(Box<recommend::RecommendArgs>),
     /// Say what this machine has, what is missing, and what that means.
     Doctor(doctor::DoctorArgs),
 }
@@ -108,6 +111,7 @@ fn dispatch(command: Command) -> Result<ExitCode, CliError> {
         Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Cost(args) => cost::run(&args),
+        Command::Recommend(args) => recommend::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

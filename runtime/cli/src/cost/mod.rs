@@ -15,6 +15,7 @@ use rally_cost::Dtype;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use study::Study;
+pub(crate) use study::at_prices;
 
 /// Arguments of `rally cost`.
 #[derive(Clone, Debug, Args)]
@@ -84,12 +85,12 @@ pub enum Figure {
     Context,
 }
 
-fn dtype(text: &str) -> Result<Dtype, String> {
+pub(crate) fn dtype(text: &str) -> Result<Dtype, String> {
     let names = Dtype::ALL.map(Dtype::name);
     Dtype::named(text).ok_or_else(|| rally_graph::words::suggest(text, names))
 }
 
-fn milliseconds(text: &str) -> Result<f64, String> {
+pub(crate) fn milliseconds(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|value| (1e-3..=1e6).contains(value)).ok_or("a time in ms, from 0.001 to 1e6".into())
 }
 

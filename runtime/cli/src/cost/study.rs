@@ -116,9 +116,13 @@ fn priced(args: &CostArgs) -> Result<Vec<Hardware>, CliError> {
         true => REPORT_HARDWARE.to_vec(),
         false => args.hardware.iter().map(String::as_str).collect(),
     };
-    let mut hardware = names.into_iter().map(hardware_named).collect::<Result<Vec<_>, _>>().or_mistake()?;
+    at_prices(names.into_iter().map(hardware_named).collect::<Result<_, _>>().or_mistake()?, &args.prices)
+}
+
+/// `hardware`, of different names, at `prices` of the form NAME=USD.
+pub fn at_prices(mut hardware: Vec<Hardware>, prices: &[String]) -> Result<Vec<Hardware>, CliError> {
     distinct("--hardware", hardware.iter().map(|hardware| hardware.name.as_str()))?;
-    for price in &args.prices {
+    for price in prices {
         let wrong = |why: &str| CliError::Mistake(format!("--price {}: {why}", words::printable(price)));
         let (name, usd) = price.rsplit_once('=').ok_or_else(|| wrong("expected NAME=USD"))?;
         let usd: f64 = usd.parse().map_err(|_| wrong("expected NAME=USD, such as H800=2.5"))?;

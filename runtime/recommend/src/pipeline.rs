@@ -1,0 +1,265 @@
+//! A layer's way through attention and FFN instances, as seven resources that micro-batches pass one behind the other:
+//!
+//! ```text
+//! attention → o_proj exchange (fabric of A) → network → gather (fabric of F) → FFN → scatter (fabric of F) → network → next layer
+//! ```
+//!
+//! Each serves one micro-batch at a time, in order. Instances of a kind do the same at the same time, so one of each stands for
+//! all: exact for equal rows, and the reason why a prediction does not grow with the number of accelerators. Left out: embedding,
+//! head and sampling, jitter, uneven experts and sequences, and fixed times of the FFN, for which table 9 has no figure.
+
+use crate::calibration::Calibration;
+use rally_cost::{Dtype, Hardware, Model, SpecError};
+
+/// Share of an accelerator's memory, as sold, that weights and cache may take; the rest is for slots and workspaces. vLLM's default
+/// comes to 0.96 of it, since drivers report more than is sold; the report's 3A2F takes 0.903.
+pub(crate) const MEMORY_SHARE: f64 = 0.92;
+
+/// Names of the resources, in order.
+pub const RESOURCES: [&str; 7] =
+    ["attention", "o_proj exchange", "network A to F", "gather", "FFN", "scatter", "network F to A"];
+
+/// A deployment on attention and FFN instances.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layout {
+    /// Attention instances.
+    pub attention: u32,
+    /// FFN instances.
+    pub ffn: u32,
+    /// Accelerators of an instance, on one server.
+    pub devices: u32,
+    /// Micro-batches that rotate.
+    pub micro_batches: u32,
+    /// Accelerators over which the output projection is divided: 1 or all of an instance.
+    pub o_proj: u32,
+    /// Whether FFN instances hold all experts each and divide the rows, instead of dividing the experts and seeing all rows.
+    pub replicas: bool,
+    /// What rows are sent in, attention to FFN. They come back in bf16.
+    pub wire: Dtype,
+}
+
+impl Layout {
+    /// Accelerators it takes.
+    pub fn total_devices(&self) -> u32 {
+        (self.attention + self.ffn) * self.devices
+    }
+
+    /// `2A2F`.
+    pub fn name(&self) -> String {
+        format!("{}A{}F", self.attention, self.ffn)
+    }
+}
+
+/// What is decoded: the model, and contexts with their shares.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// The model, with its cache's dtypes.
+    pub model: Model,
+    /// Tokens and shares; shares add up to anything.
+    pub contexts: Vec<(u64, f64)>,
+    /// What attention proper is computed in.
+    pub attention_dtype: Option<Dtype>,
+}
+
+impl Workload {
+    /// One context for all.
+    pub fn at(model: Model, context: u64) -> Self {
+        Self { model, contexts: vec![(context, 1.0)], attention_dtype: None }
+    }
+
+    /// A mean over the contexts.
+    fn mean(&self, of: impl Fn(u64) -> f64) -> f64 {
+        let shares: f64 = self.contexts.iter().map(|(_, share)| share).sum();
+        self.contexts.iter().map(|(tokens, share)| of(*tokens) * share).sum::<f64>() / shares
+    }
+
+    /// Bytes of cache that a sequence keeps.
+    pub fn kept_bytes(&self) -> f64 {
+        self.mean(|tokens| self.model.kept_bytes(tokens))
+    }
+
+    /// Time of one layer's attention of `rows` rows on one accelerator, its output projection divided by `o_proj`.
+    ///
+    /// # Errors
+    /// [`SpecError`] where the spec has no such peak.
+    pub fn attention_s(&self, hardware: &Hardware, rows: f64, o_proj: f64) -> Result<f64, SpecError> {
+        let calibration = Calibration::of(hardware);
+        let layers = self.model.layer_count() as f64;
+        let dtype = hardware.decode_dtype();
+        let bytes = self.mean(|tokens| self.model.decode_cost(tokens).kv_bytes) / layers;
+        let flops = self.mean(|tokens| self.model.decode_cost(tokens).attention_flops) / layers;
+        let core_peak = hardware.peak(self.attention_dtype.unwrap_or(dtype))?;
+        let core = (rows * bytes / hardware.memory_bytes_per_s).max(rows * flops / core_peak);
+        let (all, output) = (self.model.attention_parameters(), self.output_parameters());
+        let weights = (all - output + output / o_proj) / layers;
+        // Divided, a device multiplies its part for the rows of all.
+        let projections =
+            (weights / hardware.memory_bytes_per_s).max(2.0 * rows * all / layers / hardware.peak(dtype)?);
+        Ok((core + projections) / calibration.efficiency + calibration.layer_s)
+    }
+
+    /// Time of one layer's FFN of `rows` rows, its weights over `devices` accelerators.
+    ///
+    /// # Errors
+    /// [`SpecError`] where the spec has no such peak.
+    pub fn ffn_s(&self, hardware: &Hardware, rows: f64, devices: f64) -> Result<f64, SpecError> {
+        let layers = self.model.layer_count() as f64;
+        let bytes = self.ffn_bytes_read(rows) / layers / devices;
+        let flops = 2.0 * rows * self.model.ffn_active_parameters() / layers / devices;
+        let peak = hardware.peak(hardware.decode_dtype())?;
+        Ok((bytes / hardware.memory_bytes_per_s).max(flops / peak) / Calibration::of(hardware).efficiency)
+    }
+
+    /// 8-bit weights that `rows` rows touch when every expert is as likely as any other.
+    fn ffn_bytes_read(&self, rows: f64) -> f64 {
+        let touched = |ffn: rally_cost::model::Ffn| match ffn {
+            rally_cost::model::Ffn::Moe { experts, top_k, expert_width, shared_width } => {
+                let missed = (1.0 - top_k as f64 / experts as f64).powf(rows);
+                experts as f64 * (1.0 - missed) * expert_width as f64 + shared_width as f64
+            }
+            rally_cost::model::Ffn::Dense { width } => width as f64,
+        };
+        let matrices = 3.0 * self.model.hidden as f64;
+        self.model.layers.iter().map(|layers| layers.count as f64 * matrices * touched(layers.ffn)).sum()
+    }
+
+    /// Weights of all output projections.
+    pub fn output_parameters(&self) -> f64 {
+        let of = |layers: &rally_cost::model::Layers| layers.attention.output_parameters(self.model.hidden);
+        self.model.layers.iter().map(|layers| layers.count as f64 * of(layers)).sum()
+    }
+}
+
+/// Seconds of each of [`RESOURCES`] for one layer of one micro-batch.
+///
+/// # Errors
+/// [`SpecError`] where a spec has no such peak.
+pub fn stage_seconds(
+    workload: &Workload,
+    (on_attention, on_ffn): (&Hardware, &Hardware),
+    layout: &Layout,
+    rows: f64,
+) -> Result<[f64; 7], SpecError> {
+    let (a, f, g) = (f64::from(layout.attention), f64::from(layout.ffn), f64::from(layout.devices));
+    let hidden = workload.model.hidden as f64;
+    let (sent, answered) = (hidden * layout.wire.bytes(), hidden * Dtype::Bf16.bytes());
+    let (a_rows, f_rows) = (rows / (a * g), if layout.replicas { rows / f } else { rows });
+    let (a_links, f_links) = (on_attention.links(), on_ffn.links());
+    // Divided by heads: parts of the sums of everyone else's rows leave each device.
+    let exchanged = if layout.o_proj > 1 { (g - 1.0) * a_rows * answered } else { 0.0 };
+    // An attention device sends each row to every FFN instance that divides the experts.
+    let copies = if layout.replicas { 1.0 } else { f };
+    let network = |bytes: f64| {
+        let a_side = a_rows * copies * bytes / a_links.network_bytes_per_s_per_device();
+        a_side.max(f_rows / g * bytes / f_links.network_bytes_per_s_per_device())
+    };
+    let fabric = |bytes: f64| f_rows * bytes * (g - 1.0) / g / f_links.fabric_bytes_per_s.value;
+    let ffn_devices = if layout.replicas { g } else { f * g };
+    Ok([
+        workload.attention_s(on_attention, a_rows, f64::from(layout.o_proj))?,
+        exchanged / a_links.fabric_bytes_per_s.value,
+        network(sent),
+        fabric(sent),
+        workload.ffn_s(on_ffn, f_rows, ffn_devices)?,
+        fabric(answered),
+        network(answered),
+    ])
+}
+
+/// Time per token of `micro_batches` that rotate through `stages`, `layers` layers a token: micro-batches pass the resources on
+/// virtual time, in order, until two tokens take the same.
+pub fn time_per_token_s(stages: &[f64], micro_batches: u32, layers: u64) -> f64 {
+    let mut free = vec![0.0; stages.len()];
+    let mut ready = vec![0.0; micro_batches as usize];
+    let mut begun = 0.0;
+    // The pipeline is filled during the first token; the second is steady.
+    for token in 0..2 {
+        if token == 1 {
+            begun = ready[0];
+        }
+        for _ in 0..layers {
+            for ready in &mut ready {
+                for (stage, free) in stages.iter().zip(&mut free) {
+                    *ready = f64::max(*ready, *free) + stage;
+                    *free = *ready;
+                }
+            }
+        }
+    }
+    ready[0] - begun
+}
+
+/// A deployment with what it does.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Which.
+    pub layout: Layout,
+    /// Sequences under way in all micro-batches.
+    pub batch: f64,
+    /// Seconds of each of [`RESOURCES`].
+    pub stages: [f64; 7],
+    /// Time per token.
+    pub tpot_s: f64,
+    /// Tokens a second of the deployment.
+    pub tokens_per_s: f64,
+    /// USD an hour of the accelerators used.
+    pub usd_per_hour: f64,
+    /// Share of an attention device's memory that weights and cache take.
+    pub attention_memory: f64,
+    /// Share of an FFN device's memory that weights take.
+    pub ffn_memory: f64,
+}
+
+impl Outcome {
+    /// Of `layout` with `rows` rows a micro-batch.
+    ///
+    /// # Errors
+    /// [`SpecError`] where a spec lacks a peak or a price.
+    pub fn of(workload: &Workload, on: (&Hardware, &Hardware), layout: &Layout, rows: f64) -> Result<Self, SpecError> {
+        let stages = stage_seconds(workload, on, layout, rows)?;
+        let tpot_s = time_per_token_s(&stages, layout.micro_batches, workload.model.layer_count());
+        let batch = rows * f64::from(layout.micro_batches);
+        let (a, f, g) = (f64::from(layout.attention), f64::from(layout.ffn), f64::from(layout.devices));
+        let output = workload.output_parameters();
+        let model = &workload.model;
+        let ends = 2.0 * Dtype::Bf16.bytes() * (model.hidden * model.vocab) as f64;
+        let weights = model.attention_parameters() - output + output / f64::from(layout.o_proj) + ends;
+        let attention_bytes = weights + batch * workload.kept_bytes() / (a * g);
+        let ffn_bytes = model.ffn_parameters() / if layout.replicas { g } else { f * g };
+        Ok(Self {
+            layout: layout.clone(),
+            batch,
+            stages,
+            tpot_s,
+            tokens_per_s: batch / tpot_s,
+            usd_per_hour: g * (a * on.0.price()? + f * on.1.price()?),
+            attention_memory: attention_bytes / on.0.memory_bytes,
+            ffn_memory: ffn_bytes / on.1.memory_bytes,
+        })
+    }
+
+    /// Whether all fits into memory and the time per token into `tpot_s`.
+    pub fn holds(&self, tpot_s: f64) -> bool {
+        self.tpot_s <= tpot_s && self.attention_memory <= MEMORY_SHARE && self.ffn_memory <= MEMORY_SHARE
+    }
+
+    /// Tokens a second and accelerator.
+    pub fn tgs(&self) -> f64 {
+        self.tokens_per_s / f64::from(self.layout.total_devices())
+    }
+
+    /// USD per million tokens.
+    pub fn usd_per_mtok(&self) -> f64 {
+        self.usd_per_hour / 3600.0 / self.tokens_per_s * 1e6
+    }
+
+    /// What bounds it: the slowest resource, or, where that stands idle, a micro-batch's own way through all of them.
+    pub fn bound(&self) -> &'static str {
+        let (slowest, longest) =
+            (self.stages.iter().enumerate()).max_by(|left, right| left.1.total_cmp(right.1)).expect("there are seven");
+        match self.stages.iter().sum::<f64>() > f64::from(self.layout.micro_batches) * longest {
+            true => "a micro-batch's way through all stages",
+            false => RESOURCES[slowest],
+        }
+    }
+}
