@@ -2,11 +2,12 @@
 
 #![no_main]
 
+mod shape;
+
 use libfuzzer_sys::fuzz_target;
 use rally_graph::diagnostic::{Diagnostic, MAX_DIAGNOSTICS};
 use rally_graph::hardware::Machine;
 use rally_graph::kinds::KindRegistry;
-use rally_graph::model::ModelShape;
 use rally_graph::parse::parse_graph;
 use rally_graph::plan::TaskTable;
 use rally_graph::spec::DeploymentSpec;
@@ -14,14 +15,7 @@ use rally_graph::stage_graph::{StageGraph, expand_devices};
 use rally_graph::validate::{Validation, validate};
 use rally_graph::{memory, render};
 use rally_schedule::policy::Schedule;
-use rally_stages::config::parse_model_shape;
-use std::path::Path;
-use std::sync::LazyLock;
-
-static SHAPE: LazyLock<ModelShape> = LazyLock::new(|| {
-    let text = include_str!("../../models/tiny-step3/config.json");
-    parse_model_shape(text, Path::new("config.json")).expect("the committed configuration is in order")
-});
+use shape::SHAPE;
 
 /// What is drawn and planned is kept small, so that a minute sees many files; checking is not.
 const MOST_DEVICES: usize = 16;

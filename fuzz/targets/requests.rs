@@ -2,18 +2,13 @@
 
 #![no_main]
 
+mod shape;
+
 use libfuzzer_sys::fuzz_target;
 use rally_cli::requests::{Prompt, check_against, parse_requests};
-use rally_graph::model::ModelShape;
-use rally_stages::config::parse_model_shape;
+use shape::SHAPE;
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::LazyLock;
-
-static SHAPE: LazyLock<ModelShape> = LazyLock::new(|| {
-    let text = include_str!("../../models/tiny-step3/config.json");
-    parse_model_shape(text, Path::new("config.json")).expect("the committed configuration is in order")
-});
 
 fuzz_target!(|bytes: &[u8]| {
     let path = Path::new("requests.jsonl");

@@ -3,6 +3,8 @@
 
 #![no_main]
 
+mod shape;
+
 use libfuzzer_sys::fuzz_target;
 use rally_graph::kinds::KindRegistry;
 use rally_graph::order::{CustomOrder, expand};
@@ -10,14 +12,11 @@ use rally_graph::plan::TaskTable;
 use rally_graph::spec::{DeploymentSpec, PolicyKind, ScheduleSpec};
 use rally_graph::stage_graph::StageGraph;
 use rally_schedule::policy::{Schedule, ScheduleError};
-use rally_stages::config::parse_model_shape;
-use std::path::Path;
+use shape::SHAPE;
 use std::sync::LazyLock;
 
 /// One of each way to lay a model out.
 static TABLES: LazyLock<Vec<TaskTable>> = LazyLock::new(|| {
-    let shape = parse_model_shape(include_str!("../../models/tiny-step3/config.json"), Path::new("config.json"));
-    let shape = shape.expect("the committed configuration is in order");
     let graphs = [
         include_str!("../../graphs/tiny-ping-pong.json"),
         include_str!("../../graphs/one-device.json"),
@@ -26,7 +25,7 @@ static TABLES: LazyLock<Vec<TaskTable>> = LazyLock::new(|| {
     ];
     let table = |text: &&str| {
         let spec: DeploymentSpec = serde_json::from_str(text).expect("committed graphs parse");
-        TaskTable::new(&StageGraph::build(&spec, &shape, KindRegistry::shared()).expect("committed graphs unroll"))
+        TaskTable::new(&StageGraph::build(&spec, &SHAPE, KindRegistry::shared()).expect("committed graphs unroll"))
     };
     graphs.iter().map(table).collect()
 });

@@ -27,6 +27,7 @@ pub(super) struct Making<'a> {
     pub(super) shape: &'a ModelShape,
     pub(super) weights: &'a dyn WeightSource,
     pub(super) planner: PlannerConfig,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a card asks"))]
     pub(super) widths: Widths,
     /// Attention devices.
     pub(super) attention: usize,
@@ -104,6 +105,7 @@ pub(super) fn open(
 
 impl Making<'_> {
     /// The stages of one device.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "a CPU device needs nothing opened"))]
     pub(super) fn device(&self, device: DeviceIndex, opened: Opened) -> Result<DeviceParts, BuildError> {
         let mut parts = DeviceParts::default();
         let mut shared = HashMap::new();
