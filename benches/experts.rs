@@ -128,6 +128,7 @@ fn main() {
 
 fn run(stage: &mut dyn Stage, values: &mut Values, team: &Team) {
     let mut task = TaskContext {
+        effort: values.rows,
         layer: 0,
         micro_batch: 0,
         batch: &DeviceBatch::default(),

@@ -37,6 +37,7 @@ fn main() -> anyhow::Result<()> {
         values: &mut values,
         last_tokens: &mut [],
         samples: &mut Vec::new(),
+        effort: 2,
         team: &Team::serial(),
         exchange: Exchange::ALONE,
     })?;

@@ -39,6 +39,7 @@ fn main() -> anyhow::Result<()> {
             values: &mut values,
             last_tokens: &mut [],
             samples: &mut Vec::new(),
+            effort: 4,
             team: &Team::serial(),
             exchange: Exchange::ALONE,
         })?;

@@ -7,6 +7,7 @@ mod support;
 use rally::engine::Engine;
 use rally::engine::figures::{LaneSample, RunSample};
 use rally::engine::schedule::batch::SequenceRequest;
+use rally::engine::schedule::span::Span;
 use rally::graph::plan::TaskRole;
 use rally::metrics::names::FAMILIES;
 use rally::metrics::{Bound, BubbleCause, Exposition, Identity, Label, Source};
@@ -69,6 +70,7 @@ fn bounded(page: &Page) {
                 (Label::Engine, _) => value == "0",
                 (Label::Schedule, _) => false,
                 (Label::Device | Label::Lane, _) => devices.contains(value.as_str()),
+                (Label::Stage, _) if family.name() == "rally_straggler" && value == "all" => true,
                 (Label::Stage | Label::Edge, _) => stages.contains(&value.as_str()),
                 (Label::Layer | Label::Expert, _) => value.parse::<usize>().is_ok_and(|index| index < 64),
                 (_, Bound::Enumerated(values)) => values.contains(&value.as_str()),
@@ -149,6 +151,8 @@ struct Observed {
     analysis: Analysis,
     /// By lane, from the begin of the run to the end of its own last task: what its figures account for.
     lanes: Vec<LaneTimes>,
+    /// What experts did, over all devices.
+    expert_effort: f64,
 }
 
 fn observed(layout: &Layout) -> Observed {
@@ -157,6 +161,7 @@ fn observed(layout: &Layout) -> Observed {
     let options = AssembleOptions { learn: false, spans_per_lane: 1 << 16, ..AssembleOptions::default() };
     let parts = parts_with(&spec, &shape, &weights, options);
     let plan = parts.plan.clone();
+    let expert_stage = plan.table.stages.iter().position(|stage| stage.kind == "expert_ffn").expect("there is one");
     let engine = Engine::start(parts).expect("threads can be had");
     let figures = engine.figures();
     let asks = (0..6u32).map(|id| Ask::greedy(&[id + 1; 9], 24));
@@ -176,7 +181,12 @@ fn observed(layout: &Layout) -> Observed {
         Analysis::of(&recording, window).lanes.swap_remove(lane)
     };
     let lanes = sample.lanes.iter().enumerate().map(own).collect();
-    Observed { page, sample, analysis, lanes }
+    let experts = |lane: usize, span: &Span| recording.template(lane, span).stage == expert_stage;
+    let effort = |lane: usize| {
+        recording.spans(lane).iter().filter(move |span| experts(lane, span)).map(|span| f64::from(span.effort))
+    };
+    let expert_effort = (0..sample.lanes.len()).flat_map(effort).sum();
+    Observed { page, sample, analysis, lanes, expert_effort }
 }
 
 #[test]
@@ -239,11 +249,14 @@ fn all_parts_of_a_stage_are_computing() {
 fn every_routed_row_is_counted_once_wherever_the_router_stands() {
     let places = |f: Vec<usize>, expert, dense| Places { a: vec![2], f, expert, dense, ..Places::default() };
     let experts = |layout: &Layout| {
-        let Observed { page, sample, .. } = observed(layout);
+        let Observed { page, sample, expert_effort, .. } = observed(layout);
         let rows = page.total("rally_micro_batch_tokens_sum");
         let routed: f64 = page.total("rally_expert_tokens_total");
         // One layer of experts, of which each row gets two.
         assert_eq!(routed, rows * 2.0, "{layout:?} {sample:?}");
+        // The shared one is as large as a routed one. Every tensor shard does its part of all.
+        let tensor = layout.places.as_ref().map_or(1, |places| places.expert[1]) as f64;
+        assert_eq!(expert_effort, rows * 3.0 * tensor, "{layout:?}");
         let imbalance = page.total("rally_expert_imbalance_ratio");
         assert!((1.0..=4.0).contains(&imbalance), "{imbalance}");
         page.samples.into_iter().filter(|s| s.name == "rally_expert_tokens_total").collect::<Vec<_>>()

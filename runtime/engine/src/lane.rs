@@ -131,10 +131,10 @@ impl Lane {
         let step = if task.behind { cycle.wrapping_sub(1) } else { cycle };
         let start_ns = self.recorder.begin(position as u32);
         let done = cycle * plan.lanes[self.index].tasks.len() as u64 + position as u64 + 1;
-        let (rows, bytes) = self.execute(plan, position, task, step)?;
+        let Moved { rows, effort, bytes } = self.execute(plan, position, task, step)?;
         if rows > 0 {
-            let (position, rows) = (position as u32, rows as u32);
-            let span = Span { position, step, rows, bytes, start_ns, ..Span::default() };
+            let (position, rows, effort) = (position as u32, rows as u32, effort as u32);
+            let span = Span { position, step, rows, effort, bytes, start_ns, ..Span::default() };
             let took_ns = self.recorder.record(span, done);
             if let Some(work) = &self.work
                 && plan.table.tasks[task.task].computes()
@@ -153,8 +153,7 @@ impl Lane {
         Ok(())
     }
 
-    /// Returns the rows of the task and the bytes it moved.
-    fn execute(&mut self, plan: &Plan, at: usize, task: &PlannedTask, step: u64) -> Result<(usize, u64), EngineError> {
+    fn execute(&mut self, plan: &Plan, at: usize, task: &PlannedTask, step: u64) -> Result<Moved, EngineError> {
         let template = &plan.table.tasks[task.task];
         let m = task.micro_batch;
         if self.positions[at].begins_step
@@ -187,7 +186,7 @@ impl Lane {
             }
             probe.after(&self.graph.stages[template.stage].id, template.layer, &self.batches[m], &self.values[m]);
         }
-        Ok((moved.rows, moved.bytes))
+        Ok(moved)
     }
 
     fn compute(&mut self, m: usize, at: usize, stage: usize, header: Header) -> Result<Moved, EngineError> {
@@ -205,10 +204,13 @@ impl Lane {
             values: &mut self.values[m],
             last_tokens: &mut self.last_tokens,
             samples: &mut self.samples,
+            effort: rows,
             team: &self.team,
             exchange: Exchange::new(legs),
         };
-        work.run(&mut context).map_err(|source| EngineError::Stage {
+        let done = work.run(&mut context);
+        let effort = context.effort;
+        done.map_err(|source| EngineError::Stage {
             stage: self.graph.stages[stage].id.clone(),
             layer: header.layer,
             source,
@@ -217,7 +219,7 @@ impl Lane {
             let values = &self.values[m];
             self.recorder.routed(header.layer, &values.expert_ids[..values.rows * values.widths.top_k]);
         }
-        Ok(Moved { rows, bytes: legs.map_or(Ok(0), Legs::bytes)? })
+        Ok(Moved { rows, effort, bytes: legs.map_or(Ok(0), Legs::bytes)? })
     }
 }
 

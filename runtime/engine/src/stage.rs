@@ -41,6 +41,9 @@ pub struct TaskContext<'a> {
     pub last_tokens: &'a mut [u32],
     /// Where a sampling stage leaves tokens.
     pub samples: &'a mut Vec<Sample>,
+    /// What the task's time should follow. It comes as the number of rows; a stage that does more for some rows than for others, or
+    /// nothing for rows that are not its own, leaves how much it did.
+    pub effort: usize,
     /// Threads of this device.
     pub team: &'a Team,
     /// What the stage's devices hand each other; [`Exchange::ALONE`] for most.

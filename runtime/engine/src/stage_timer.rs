@@ -100,6 +100,7 @@ pub fn time_stage(
                 values: &mut workload.values,
                 last_tokens: &mut workload.last_tokens,
                 samples: &mut samples,
+                effort: rows,
                 team,
                 exchange: Exchange::new(legs),
             };

@@ -49,7 +49,16 @@ pub(crate) struct Transfer<'a> {
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Moved {
     pub(crate) rows: usize,
+    /// What its time should follow.
+    pub(crate) effort: usize,
     pub(crate) bytes: u64,
+}
+
+impl Moved {
+    /// Rows that were carried.
+    fn carried(rows: usize, bytes: u64) -> Self {
+        Self { rows, effort: rows, bytes }
+    }
 }
 
 impl Transfer<'_> {
@@ -80,7 +89,7 @@ impl Transfer<'_> {
                 None => slot.send(self.values, rows.start, dtype, payload, header),
             } as u64;
         }
-        Ok(Moved { rows: self.values.rows, bytes })
+        Ok(Moved::carried(self.values.rows, bytes))
     }
 
     /// y goes home: each attention device gets the rows it sent, in the order it sent them.
@@ -142,7 +151,7 @@ impl Transfer<'_> {
                 None => slot.receive_input(self.values, *device, dtype, payload),
             }
         }
-        Ok(Moved { rows: self.values.rows, bytes: 0 })
+        Ok(Moved::carried(self.values.rows, 0))
     }
 
     fn sum(&mut self, groups: &[Vec<Part>]) -> Result<Moved, EngineError> {
@@ -153,14 +162,14 @@ impl Transfer<'_> {
         {
             let hidden = self.values.widths.hidden;
             place_part(sources, &mut **remote, self.micro_batch, hidden, self.dtype, self.header)?;
-            return Ok(Moved { rows, bytes: 0 });
+            return Ok(Moved::carried(rows, 0));
         }
         self.sum_here(groups)?;
         if let Some(remote) = &mut self.remote {
             let at = RemoteRows { micro_batch: self.micro_batch, first: 0, rows };
             remote.write_output(at, &self.values.y[..rows * self.values.widths.hidden])?;
         }
-        Ok(Moved { rows, bytes: 0 })
+        Ok(Moved::carried(rows, 0))
     }
 
     fn sum_here(&mut self, groups: &[Vec<Part>]) -> Result<(), EngineError> {

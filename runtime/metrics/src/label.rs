@@ -25,6 +25,25 @@ impl BubbleCause {
     }
 }
 
+/// What is slow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StragglerCause {
+    /// Most of what a device does.
+    Device,
+    /// Its computing of one stage.
+    Stage,
+    /// Its part of one transfer.
+    Transfer,
+}
+
+impl StragglerCause {
+    /// As a label value.
+    pub fn name(self) -> &'static str {
+        STRAGGLER_CAUSES[self as usize]
+    }
+}
+
+const STRAGGLER_CAUSES: &[&str] = &["device", "stage", "transfer"];
 const CAUSES: &[&str] = &["attention", "ffn", "transfer", "admission", "host"];
 const LAYER_KINDS: &[&str] = &["dense", "moe", "none"];
 const FINISHED_REASONS: &[&str] = &["stop", "length", "abort"];
@@ -48,6 +67,8 @@ pub enum Label {
     Lane,
     /// Why a lane did nothing.
     Cause,
+    /// What is slow.
+    StragglerCause,
     /// A transfer's id.
     Edge,
     /// A layer's index.
@@ -84,7 +105,7 @@ impl Label {
             Self::LayerKind => "layer_kind",
             Self::Device => "device",
             Self::Lane => "lane",
-            Self::Cause => "cause",
+            Self::Cause | Self::StragglerCause => "cause",
             Self::Edge => "edge",
             Self::Layer => "layer",
             Self::Expert => "expert",
@@ -101,6 +122,7 @@ impl Label {
             Self::Layer | Self::Expert => Bound::Model,
             Self::LayerKind => Bound::Enumerated(LAYER_KINDS),
             Self::Cause => Bound::Enumerated(CAUSES),
+            Self::StragglerCause => Bound::Enumerated(STRAGGLER_CAUSES),
             Self::FinishedReason => Bound::Enumerated(FINISHED_REASONS),
         }
     }

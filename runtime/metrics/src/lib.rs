@@ -23,5 +23,5 @@ pub use family::{
     SampledHistogram, Unit,
 };
 pub use histogram::AtomicHistogram;
-pub use label::{Bound, BubbleCause, Label};
+pub use label::{Bound, BubbleCause, Label, StragglerCause};
 pub use server::{MetricsServer, ServerError};

@@ -103,6 +103,8 @@ families! {
         "Tokens routed to an expert; only for models of at most 4096 layer and expert pairs.";
     EXPERT_IMBALANCE: SampledGauge("rally_expert_imbalance_ratio", Ratio, [Layer], NO_EDGES)
         "Tokens of a layer's busiest expert since the start, divided by the mean over its experts.";
+    STRAGGLER: SampledGauge("rally_straggler", Ratio, [Device, Stage, StragglerCause], NO_EDGES)
+        "How many times as long as its siblings would a device has taken for the same work since the start, if it is slow; else 0. Cause device stands for all stages.";
 }
 
 #[cfg(test)]

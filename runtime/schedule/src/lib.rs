@@ -10,4 +10,5 @@ pub mod pages;
 pub mod planner;
 pub mod policy;
 pub mod span;
+pub mod straggler;
 pub mod virtual_lanes;

@@ -9,6 +9,9 @@ pub struct Span {
     pub step: u64,
     /// Rows it had.
     pub rows: u32,
+    /// What its time should follow: its rows, or in a stage whose devices do unequal work for the same rows how many it really did,
+    /// a row counted once for every expert that worked on it here.
+    pub effort: u32,
     /// Bytes it put on or took off an edge.
     pub bytes: u64,
     /// For how long before `ready_ns` the lane had nothing to do at all: no sequence was there to be decoded.

@@ -316,7 +316,7 @@ impl<'a> World<'a> {
         }
         let Running { start_ns, step, .. } = running;
         let (position, rows) = (lane.position as u32, running.load.rows as u32);
-        let span = Span { position, step, rows, start_ns, end_ns, ..Span::default() };
+        let span = Span { position, step, rows, effort: rows, start_ns, end_ns, ..Span::default() };
         lane.report.spans.push(lane.gap.end(span));
         lane.report.busy_ns += end_ns - start_ns;
         lane.report.tasks += 1;

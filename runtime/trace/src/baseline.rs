@@ -4,9 +4,11 @@ use crate::recording::Recording;
 use crate::stages::percentile;
 use crate::window::Window;
 use rally_graph::stage_graph::StageIndex;
+use rally_schedule::span::Span;
+use rally_schedule::straggler::{Line, Tasks};
 use std::collections::BTreeMap;
 
-/// Times of a recording by lane, stage, part and rows: what another window is held against.
+/// Times of a recording by lane, stage, part and size: what another window is held against.
 #[derive(Clone, Debug, Default)]
 pub struct Baseline {
     pub(crate) cells: BTreeMap<(usize, StageIndex, u8), Vec<Point>>,
@@ -17,14 +19,24 @@ pub struct Baseline {
 /// Tasks of one size.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Point {
-    pub(crate) rows: u32,
+    /// Effort or rows, as the baseline was asked for.
+    pub(crate) size: u32,
     pub(crate) count: usize,
     pub(crate) median_ns: f64,
 }
 
 impl Baseline {
-    /// Medians of `window`.
+    /// Medians of `window`, by effort.
     pub fn of(recording: &Recording<'_>, window: &Window) -> Self {
+        Self::by(recording, window, |span| span.effort)
+    }
+
+    /// Medians by rows: for other plans, which say nothing of effort.
+    pub(crate) fn by_rows(recording: &Recording<'_>, window: &Window) -> Self {
+        Self::by(recording, window, |span| span.rows)
+    }
+
+    fn by(recording: &Recording<'_>, window: &Window, size: fn(&Span) -> u32) -> Self {
         let mut durations: BTreeMap<(usize, StageIndex, u8), BTreeMap<u32, Vec<u64>>> = BTreeMap::new();
         let mut host_ns = Vec::new();
         for lane in 0..recording.lanes.len() {
@@ -32,7 +44,7 @@ impl Baseline {
             for span in recording.spans(lane).iter().filter(|span| inside(window, span.start_ns)) {
                 let template = recording.template(lane, span);
                 let cell = durations.entry((lane, template.stage, template.role as u8)).or_default();
-                cell.entry(span.rows).or_default().push(span.end_ns - span.start_ns);
+                cell.entry(size(span)).or_default().push(span.end_ns - span.start_ns);
                 host += last_ns.map_or(0, |last: u64| span.ready_ns.saturating_sub(last + span.admission_ns));
                 last_ns = Some(span.end_ns);
                 count += 1;
@@ -40,18 +52,27 @@ impl Baseline {
             host_ns.push(host as f64 / count.max(1) as f64);
         }
         let points =
-            |sizes: BTreeMap<u32, Vec<u64>>| sizes.into_iter().map(|(rows, list)| Point::of(rows, list)).collect();
+            |sizes: BTreeMap<u32, Vec<u64>>| sizes.into_iter().map(|(size, list)| Point::of(size, list)).collect();
         Self { cells: durations.into_iter().map(|(key, sizes)| (key, points(sizes))).collect(), host_ns }
     }
 
-    /// Nanoseconds of a task with `rows` rows, between known sizes on the line between them.
-    pub(crate) fn expected(&self, lane: usize, stage: StageIndex, part: u8, rows: u32) -> Option<f64> {
+    /// The line through the lane's times of this stage and part.
+    pub(crate) fn line(&self, lane: usize, stage: StageIndex, part: u8) -> Option<Line> {
+        let mut tasks = Tasks::default();
+        for point in self.cells.get(&(lane, stage, part))? {
+            tasks.add(point.count as f64, f64::from(point.size), point.median_ns);
+        }
+        Line::through(&tasks)
+    }
+
+    /// Nanoseconds of a task of this size, between known sizes on the line between them.
+    pub(crate) fn expected(&self, lane: usize, stage: StageIndex, part: u8, size: u32) -> Option<f64> {
         let points = self.cells.get(&(lane, stage, part))?;
-        let above = points.partition_point(|point| point.rows < rows);
+        let above = points.partition_point(|point| point.size < size);
         let below = above.checked_sub(1).map(|below| points[below]);
         match (below, points.get(above)) {
             (Some(low), Some(high)) => {
-                let share = f64::from(rows - low.rows) / f64::from(high.rows - low.rows);
+                let share = f64::from(size - low.size) / f64::from(high.size - low.size);
                 Some(low.median_ns + (high.median_ns - low.median_ns) * share)
             }
             (Some(nearest), None) => Some(nearest.median_ns),
@@ -72,15 +93,15 @@ impl Baseline {
     pub(crate) fn cautious_ns(&self, lane: usize, stage: StageIndex, part: u8, rows: u32) -> f64 {
         let expected = self.expected(lane, stage, part, rows).unwrap_or(0.0);
         let most =
-            self.cells.get(&(lane, stage, part)).and_then(|points| points.last()).map_or(rows, |point| point.rows);
+            self.cells.get(&(lane, stage, part)).and_then(|points| points.last()).map_or(rows, |point| point.size);
         if rows > most { expected * f64::from(rows) / f64::from(most.max(1)) } else { expected }
     }
 }
 
 impl Point {
-    pub(crate) fn of(rows: u32, mut durations_ns: Vec<u64>) -> Self {
+    pub(crate) fn of(size: u32, mut durations_ns: Vec<u64>) -> Self {
         durations_ns.sort_unstable();
-        Self { rows, count: durations_ns.len(), median_ns: percentile(&durations_ns, 0.5) as f64 }
+        Self { size, count: durations_ns.len(), median_ns: percentile(&durations_ns, 0.5) as f64 }
     }
 }
 

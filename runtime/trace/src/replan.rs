@@ -86,7 +86,7 @@ impl<'a> Trial<'a> {
             return None;
         }
         let sequences = sequences.min(MOST_SEQUENCES);
-        let (times, wake_ns) = (Baseline::of(recording, window), wake_ns(recording, window));
+        let (times, wake_ns) = (Baseline::by_rows(recording, window), wake_ns(recording, window));
         Some(Self { recording, times, wake_ns, sequences, attention })
     }
 

@@ -2,8 +2,9 @@
 //!
 //! Times are compared on one host and within one recording at a time, so no clocks need to agree. "Should" comes from a baseline
 //! (the same lanes at another time) where there is one, else from peers: the same stage on the other devices of the group, and
-//! the other layers of the same stage. Peers convict only where they do the same work: shards of experts never do, and
-//! much more is asked for than against a baseline. What is slow *together* says what is at fault:
+//! the other layers of the same stage. Peers convict by effort where they do different work for the same rows, as shards of experts
+//! do: what one takes is held against the line through what the others take for theirs. And much more is asked for than against a
+//! baseline. What is slow *together* says what is at fault:
 //!
 //! | slow | fault |
 //! |---|---|
@@ -21,6 +22,9 @@ use crate::window::Window;
 use crate::work::Side;
 use rally_graph::plan::TaskRole;
 use rally_graph::stage_graph::StageIndex;
+use rally_schedule::straggler::{
+    FEWEST_TASKS, Held, SHORTEST_TASK_NS, SLOW_BESIDE_OTHERS, device_is_slow, lower_median,
+};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,15 +33,8 @@ pub const SLOW: f64 = 1.5;
 /// And only if it costs at least this share of what the busiest lane works: a stage of a microsecond may well take three. (Of work,
 /// not of the window: a machine that others use as well stretches waits, and would hide what is slow.)
 pub const WORTH_NAMING: f64 = 0.02;
-/// Without a baseline more is asked for: peers share caches, cores and hosts unequally, and layers route rows unequally.
-pub const SLOW_BESIDE_OTHERS: f64 = 2.5;
 /// Likewise a larger share of what the busiest lane works.
 pub const WORTH_NAMING_BESIDE_OTHERS: f64 = 0.05;
-/// Tasks that must have been seen of whatever is held against others of the same recording.
-pub const FEWEST_TASKS: usize = 50;
-/// Whatever is held against others must take this long at least: caches and clocks make more of a difference to what is shorter.
-pub const SHORTEST_TASK_NS: f64 = 5_000.0;
-
 /// Who is slow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -135,12 +132,6 @@ struct Cell {
     expected_ns: f64,
 }
 
-impl Cell {
-    fn excess_ns(&self) -> f64 {
-        self.actual_ns - self.expected_ns
-    }
-}
-
 /// Who was slow while the run was settled; nobody in a run too short to say.
 pub fn while_settled(recording: &Recording<'_>) -> Vec<Straggler> {
     let window = Window::settled(recording);
@@ -186,7 +177,7 @@ impl Trial<'_> {
             let (_, stage, part) = *key;
             let (mut tasks, mut actual_ns, mut expected_ns) = (0, 0.0, 0.0);
             for point in points {
-                let expected = self.expected(lane, stage, part, point.rows)?;
+                let expected = self.expected(lane, stage, part, point.size)?;
                 tasks += point.count;
                 actual_ns += point.median_ns * point.count as f64;
                 expected_ns += expected * point.count as f64;
@@ -196,16 +187,19 @@ impl Trial<'_> {
         own.filter_map(cell).collect()
     }
 
-    fn expected(&self, lane: usize, stage: StageIndex, part: u8, rows: u32) -> Option<f64> {
+    fn expected(&self, lane: usize, stage: StageIndex, part: u8, size: u32) -> Option<f64> {
+        // Where devices do unequal work, sizes seen on one need not be near those of another, or of another time.
+        let uneven = self.recording.plan.table.uneven[stage];
+        let of = |known: &Baseline, lane: usize| match uneven {
+            true => Some(known.line(lane, stage, part)?.at(f64::from(size))),
+            false => known.expected(lane, stage, part, size),
+        };
         if let Some(baseline) = self.baseline {
-            return baseline.expected(lane, stage, part, rows);
+            return of(baseline, lane);
         }
         let lanes = &self.recording.plan.table.lanes;
-        if self.recording.plan.table.uneven[stage] {
-            return None;
-        }
         let siblings = (0..lanes.len()).filter(|other| *other != lane && lanes[*other].group == lanes[lane].group);
-        let times = siblings.filter_map(|other| self.now.expected(other, stage, part, rows));
+        let times = siblings.filter_map(|other| of(self.now, other));
         lower_median(times.collect())
     }
 
@@ -222,7 +216,7 @@ impl Trial<'_> {
     /// Whether the difference is large, worth a word, and no accident.
     fn matters(&self, actual_ns: f64, expected_ns: f64, tasks: usize) -> bool {
         let known = self.baseline.is_some();
-        let sure = known || (tasks >= FEWEST_TASKS && actual_ns >= SHORTEST_TASK_NS * tasks as f64);
+        let sure = known || (tasks as u64 >= FEWEST_TASKS && actual_ns >= SHORTEST_TASK_NS * tasks as f64);
         sure && actual_ns >= self.slow() * expected_ns && actual_ns - expected_ns >= self.worth_ns
     }
 
@@ -233,11 +227,13 @@ impl Trial<'_> {
 
     /// A device is slow if what it does beside its slowest stage is slow as well.
     fn device(&self, lane: usize, cells: &[Cell]) -> Option<Straggler> {
-        let slow = cells.iter().filter(|cell| self.is_slow(cell));
-        let worst = slow.max_by(|a, b| a.excess_ns().total_cmp(&b.excess_ns()))?;
-        let rest: Vec<&Cell> = cells.iter().filter(|cell| cell.stage != worst.stage).collect();
-        let (actual, expected) = sums(rest);
-        if expected == 0.0 || actual < self.slow() * expected {
+        let held = cells.iter().map(|cell| Held {
+            stage: cell.stage,
+            actual_ns: cell.actual_ns,
+            expected_ns: cell.expected_ns,
+            slow: self.is_slow(cell),
+        });
+        if !device_is_slow(held, self.slow()) {
             return None;
         }
         let (actual, expected) = sums(cells);
@@ -345,10 +341,4 @@ fn sums<'c>(cells: impl IntoIterator<Item = impl std::borrow::Borrow<Cell> + 'c>
         let cell = cell.borrow();
         (actual + cell.actual_ns, expected + cell.expected_ns)
     })
-}
-
-/// The lower one of two in the middle: half of all may be slow, and the others still show it.
-fn lower_median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len().saturating_sub(1) / 2).copied()
 }

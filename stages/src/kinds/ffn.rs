@@ -198,6 +198,8 @@ struct ExpertWork {
     shared_cost: f64,
     /// By shard, rows taken of those that it sent.
     taken: Vec<usize>,
+    /// Rows that experts worked on in the task at hand, the shared one at its cost.
+    effort: usize,
 }
 
 pub(super) fn build_expert(context: &mut BuildContext<'_>) -> Result<Box<dyn Stage>, BuildError> {
@@ -218,6 +220,7 @@ pub(super) fn build_expert(context: &mut BuildContext<'_>) -> Result<Box<dyn Sta
         spread: Spread::new(if lent > 0 { rows } else { 0 }, shape.top_k, shards),
         shared_cost: shape.shared_width as f64 / shape.expert_width as f64,
         taken: vec![0; shards],
+        effort: 0,
     };
     let exchange = ExchangeSize { rows: rows * lent, width: shape.hidden, own: false };
     Ok(Box::new(ExpertFfn { layers, work, exchange }))
@@ -226,11 +229,14 @@ pub(super) fn build_expert(context: &mut BuildContext<'_>) -> Result<Box<dyn Sta
 impl Stage for ExpertFfn {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
         let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        self.work.effort = 0;
         match (task.exchange.peers(), task.exchange.part()) {
             (0, _) => self.work.all(layer, task),
             (_, 0) => self.work.lend(layer, task),
             _ => self.work.settle(layer, task),
-        }
+        }?;
+        task.effort = self.work.effort;
+        Ok(())
     }
 
     fn exchanges(&self) -> Vec<ExchangeSize> {
@@ -287,7 +293,12 @@ impl ExpertWork {
     }
 
     fn level(&mut self, layer: &MoeLayer, values: &Values) {
-        self.spread.level(&layer.placed, values, (values.rows as f64 * self.shared_cost).round() as usize);
+        self.spread.level(&layer.placed, values, self.shared_rows(values.rows));
+    }
+
+    /// What the shared expert costs for so many rows, in rows of a routed one.
+    fn shared_rows(&self, rows: usize) -> usize {
+        (rows as f64 * self.shared_cost).round() as usize
     }
 
     /// Notes the rows that go to `expert` and that `wanted` takes, in row order. It gets the place in the routing.
@@ -306,6 +317,7 @@ impl ExpertWork {
     /// The expert's answers to the noted rows of u, into `scratch.out`.
     fn compute(&mut self, expert: &SwiGlu, task: &TaskContext<'_>) {
         let (count, hidden) = (self.members.len(), task.values.widths.hidden);
+        self.effort += count;
         for (target, (row, _)) in self.gathered.chunks_exact_mut(hidden).zip(&self.members) {
             target.copy_from_slice(&task.values.u[row * hidden..(row + 1) * hidden]);
         }
@@ -327,6 +339,7 @@ impl ExpertWork {
     fn add_shared(&mut self, layer: &MoeLayer, task: &mut TaskContext<'_>) {
         let count = task.values.rows * task.values.widths.hidden;
         if let Some(shared) = &layer.shared {
+            self.effort += self.shared_rows(task.values.rows);
             let Scratch { gate, up, out } = &mut self.scratch;
             shared.run(task.team, &task.values.u[..count], task.values.rows, gate, up, out);
             add_in_place(&mut task.values.y[..count], &out[..count]);

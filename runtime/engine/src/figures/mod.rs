@@ -8,6 +8,7 @@
 mod page;
 mod pieces;
 mod series;
+mod stragglers;
 mod waits;
 
 pub(crate) use series::{Series, counts_routing};
@@ -22,6 +23,7 @@ use rally_schedule::batch::DeviceBatch;
 use rally_schedule::planner::StepPlanner;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
+use stragglers::Efforts;
 
 /// Nanoseconds in a second, as histograms of seconds count.
 const NS_PER_S: f64 = 1e9;
@@ -59,6 +61,8 @@ pub struct RunFigures {
     planner: PlannerFigures,
     /// Ids, by stage.
     stages: Vec<String>,
+    /// By stage: whether its devices do unequal work for the same rows.
+    uneven: Vec<bool>,
     /// Which stages are transfers.
     edges: Vec<usize>,
 }
@@ -68,6 +72,8 @@ pub struct RunFigures {
 struct LaneFigures {
     name: String,
     device: String,
+    /// The group that its device is one of.
+    group: String,
     /// By [`Work`].
     work_ns: [AtomicU64; 3],
     /// By [`BubbleCause`].
@@ -80,6 +86,8 @@ struct LaneFigures {
     series: Vec<Series>,
     /// By series.
     durations: Vec<AtomicHistogram>,
+    /// By series.
+    efforts: Vec<Efforts>,
     /// Of waits for transfers, by stage.
     exposed_ns: Vec<AtomicU64>,
     /// Experts of a layer; 0: nothing is routed on this lane.
@@ -157,6 +165,7 @@ impl RunFigures {
                 rows: AtomicHistogram::new(names::MICRO_BATCH_TOKENS.edges(), 1.0),
             },
             stages: graph.stages.iter().map(|stage| stage.id.clone()).collect(),
+            uneven: plan.table.uneven.clone(),
             edges: (0..graph.stages.len()).filter(|stage| graph.stages[*stage].transfer.is_some()).collect(),
         }
     }
@@ -207,12 +216,14 @@ impl LaneFigures {
         Self {
             name: plan.lanes[index].name.clone(),
             device: graph.devices[plan.lanes[index].device].name.clone(),
+            group: graph.devices[plan.lanes[index].device].group.clone(),
             work_ns: Default::default(),
             bubble_ns: Default::default(),
             tasks: AtomicU64::new(0),
             accounted_ns: AtomicU64::new(0),
             pieces: Pieces::new((PIECES_PER_TASK * plan.lanes[index].tasks.len()).max(FEWEST_PIECES)),
             durations: series.iter().map(|series| AtomicHistogram::new(series.edges(), NS_PER_S)).collect(),
+            efforts: series.iter().map(|_| Efforts::default()).collect(),
             series,
             exposed_ns: zeros(graph.stages.len()),
             experts,

@@ -19,6 +19,7 @@ impl Source for RunFigures {
         self.write_lanes(page);
         self.write_durations(page);
         self.write_experts(page);
+        self.write_stragglers(page);
     }
 }
 

@@ -139,6 +139,7 @@ impl LaneMeter {
         let duration_ns = span.end_ns - span.start_ns;
         add(&own.work_ns[work as usize], duration_ns);
         own.durations[series].record(duration_ns);
+        own.efforts[series].record(u64::from(span.effort), duration_ns);
         add(&own.tasks, 1);
         own.accounted_ns.store(span.end_ns, Ordering::Relaxed);
         own.pieces.push(Piece { to_ns: span.end_ns, cause: work.cause(), task: Some(completed) });
