@@ -37,7 +37,7 @@ const CHANGES_PER_CALL: usize = 8;
 const FILL: f64 = 0.05;
 /// The same beside the steps in flight, which are what they are: by so much more than their mean a step may cost, or
 /// prompts would never get going.
-const FILL_IN_FLIGHT: f64 = 0.10;
+const FILL_IN_FLIGHT: f64 = 0.07;
 /// A step that costs at most this share more than the mean is level.
 const LEVEL: f64 = 0.15;
 /// Where no rows of prompts make a step level, and prompts at their floor are more than this share of all cost, reading
