@@ -438,7 +438,7 @@ fn json_is_one_object_on_stdout() {
     let result = object(&arguments);
     results::fits(&result);
     assert_eq!((&result["graph"]["name"], &result["model"]["family"]), (&"tiny-ping-pong".into(), &"step3".into()));
-    assert!(result["digest"][0].as_str().is_some_and(|line| line.starts_with("1 requests, 2 tokens")), "{result}");
+    assert!(result["digest"][0].as_str().is_some_and(|line| line.starts_with("1 request, 2 tokens")), "{result}");
     assert_eq!(result["results"][0]["id"], 7);
     assert_eq!(result["results"][0]["completion_tokens"], 2);
     assert!(["row_us", "context_us"].iter().all(|key| result["costs"][key].as_f64().is_some_and(|cost| cost >= 0.0)));

@@ -95,7 +95,7 @@ fn cells(measurement: &Measurement<'_>, first: &Measurement<'_>, merit: Merit) -
         measurement.name.clone(),
         ranged(&measurement.each(Summary::output_throughput), 0),
         merit.duel(measurement, first).map_or("–".into(), |duel| format!("{:.2}", duel.ratio.median)),
-        ranged(&measurement.each(|summary| mean(summary.tpot_ms)), 2),
+        ranged(&measurement.each_mean(|summary| summary.tpot_ms), 2),
         two_digits(summary.tpot_ms.map(|latency| latency.p99)),
         two_digits(summary.ttft_ms.map(|latency| latency.median)),
         two_digits(summary.ttft_ms.map(|latency| latency.p99)),

@@ -1,6 +1,6 @@
 //! The comparison as a picture: tokens per second with their range, time per token against its bound, lanes busy and idle.
 
-use super::result::{Measurement, mean};
+use super::result::Measurement;
 use crate::chart::{Canvas, FIGURES, Form, LINE, MARGIN, NAME, ROW, WIDTH};
 use rally_load::statistics::Spread;
 use rally_load::summary::Summary;
@@ -36,7 +36,7 @@ fn tpot(canvas: &mut Canvas, measurements: &[Measurement<'_>]) {
     let bars: Vec<Bar> = measurements
         .iter()
         .filter_map(|measurement| {
-            let spread = Spread::of(&measurement.each(|summary| mean(summary.tpot_ms)))?;
+            let spread = Spread::of(&measurement.each_mean(|summary| summary.tpot_ms))?;
             let bound = measurement.rounds.measured.bound_tpot_ms();
             Some(Bar { name: measurement.name.clone(), spread, bound, digits: 3 })
         })

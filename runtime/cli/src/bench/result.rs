@@ -28,6 +28,11 @@ impl Measurement<'_> {
         self.rounds.summaries.iter().map(of).collect()
     }
 
+    /// The mean of a latency in each round that has one.
+    pub fn each_mean(&self, of: impl Fn(&Summary) -> Option<Distribution>) -> Vec<f64> {
+        self.rounds.summaries.iter().filter_map(of).map(|latency| latency.mean).collect()
+    }
+
     fn json(&self) -> Value {
         let mut run = Map::new();
         run.insert("schedule".into(), json!(self.contender.schedule.label));
@@ -42,8 +47,8 @@ impl Measurement<'_> {
             "spread".into(),
             json!({
                 "output_throughput": spread_json(&self.each(Summary::output_throughput)),
-                "mean_tpot_ms": spread_json(&self.each(|summary| mean(summary.tpot_ms))),
-                "mean_ttft_ms": spread_json(&self.each(|summary| mean(summary.ttft_ms))),
+                "mean_tpot_ms": spread_json(&self.each_mean(|summary| summary.tpot_ms)),
+                "mean_ttft_ms": spread_json(&self.each_mean(|summary| summary.ttft_ms)),
             }),
         );
         Value::Object(run)

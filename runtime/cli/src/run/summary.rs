@@ -4,6 +4,7 @@ use super::collect::Collector;
 use super::decode::Outcome;
 use crate::trace_form::TraceForm;
 use rally_graph::plan::Plan;
+use rally_graph::words::plural;
 use rally_stages::deployment::Deployment;
 use rally_trace::html::PageText;
 use rally_trace::{Recording, digest};
@@ -83,7 +84,8 @@ impl Summary<'_> {
         let mut tpots: Vec<f64> = collectors.iter().filter_map(Collector::tpot_ms).collect();
         tpots.sort_by(f64::total_cmp);
         let (requests, rate) = (collectors.len(), tokens as f64 / elapsed_s);
-        let mut line = format!("{requests} requests, {tokens} tokens in {elapsed_s:.2} s: {rate:.0} tokens/s");
+        let (requests, tokens) = (plural(requests as u64, "request"), plural(tokens as u64, "token"));
+        let mut line = format!("{requests}, {tokens} in {elapsed_s:.2} s: {rate:.0} tokens/s");
         if let Some(median) = tpots.get(tpots.len() / 2) {
             line.push_str(&format!(", median TPOT {median:.2} ms"));
             if let Some(slo) = self.deployment.spec.slo {
