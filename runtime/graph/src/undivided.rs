@@ -13,8 +13,10 @@ use std::collections::BTreeSet;
 /// Why there is no undivided form.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UndividedError {
-    /// The graph is that already.
-    #[error("the graph has one CPU device, so it is not divided: there is nothing to compare it with")]
+    /// The graph is that already, or its devices are cards.
+    #[error(
+        "an undivided form is made of a graph's CPU devices, and this one has fewer than two: there is nothing to compare it with"
+    )]
     OneDevice,
     /// The graph is that already, on several devices.
     #[error(
