@@ -10,6 +10,7 @@ pub use rally_graph as graph;
 pub use rally_kernels as kernels;
 pub use rally_load as load;
 pub use rally_metrics as metrics;
+pub use rally_predict as predict;
 pub use rally_recommend as recommend;
 pub use rally_schedule as schedule;
 pub use rally_stages as stages;

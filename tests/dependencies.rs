@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 /// What each crate may depend on, dev-dependencies aside.
-const ALLOWED: [(&str, &[&str]); 13] = [
+const ALLOWED: [(&str, &[&str]); 14] = [
     ("rally-ffi", &[]),
     ("rally-kernels", &[]),
     ("rally-cuda", &[]),
@@ -13,6 +13,7 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("rally-cost", &["rally-graph"]),
     ("rally-recommend", &["rally-cost"]),
     ("rally-schedule", &["rally-graph"]),
+    ("rally-predict", &["rally-schedule", "rally-graph", "rally-load", "rally-cost"]),
     ("rally-metrics", &[]),
     ("rally-engine", &["rally-schedule", "rally-graph", "rally-kernels", "rally-metrics"]),
     ("rally-trace", &["rally-schedule", "rally-graph"]),
@@ -24,6 +25,7 @@ const ALLOWED: [(&str, &[&str]); 13] = [
             "rally-schedule",
             "rally-load",
             "rally-cost",
+            "rally-predict",
             "rally-recommend",
             "rally-engine",
             "rally-kernels",

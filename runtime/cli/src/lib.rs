@@ -16,6 +16,7 @@ pub mod logging;
 mod machine;
 pub mod observe;
 pub mod output;
+pub mod predict;
 pub mod profile;
 pub mod recommend;
 mod report;
@@ -61,6 +62,8 @@ enum Command {
     Profile(Box<profile::ProfileArgs>),
     /// Say what decoding costs in theory: models on accelerators, and what a network and a time per token allow.
     Cost(Box<cost::CostArgs>),
+    /// Say what a load will do on a deployment: its plan and planner on virtual time.
+    Predict(Box<predict::PredictArgs>),
     /// Search layouts of a pool of accelerators for the cheapest tokens within a time per token, disaggregated or not.
     Recommend(Box<recommend::RecommendArgs>),
     /// Say what this machine has, what is missing, and what that means.
@@ -111,6 +114,7 @@ fn dispatch(command: Command) -> Result<ExitCode, CliError> {
         Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Cost(args) => cost::run(&args),
+        Command::Predict(args) => predict::run(&args),
         Command::Recommend(args) => recommend::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }

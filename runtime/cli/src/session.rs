@@ -7,6 +7,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use rally_engine::EngineParts;
 use rally_engine::schedule::policy::Schedule;
+use rally_load::LoadLimits;
 use rally_stages::checkpoint::WeightSource;
 #[cfg(feature = "cuda")]
 use rally_stages::deployment::Machines;
@@ -60,6 +61,14 @@ pub fn open(args: &SessionArgs) -> Result<Deployment, CliError> {
         }
         Err(error) => Err(CliError::Mistake(error.to_string())),
     }
+}
+
+/// Longest sequence that a deployment takes.
+pub fn load_limits(deployment: &Deployment) -> LoadLimits {
+    let config = deployment.planner_config();
+    let capacity = config.device_kv_tokens();
+    // The last token is never fed back, so it needs no place in the cache.
+    LoadLimits { total_tokens: config.max_positions.min(capacity.saturating_add(1)) }
 }
 
 /// Loads the weights and puts the run together, with a progress bar on a terminal.

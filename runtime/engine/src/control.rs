@@ -7,6 +7,7 @@ use crate::engine::EngineError;
 use crate::figures::RunFigures;
 use crate::outbox::Outbox;
 use crate::primitives::{Condvar, Mutex, MutexGuard};
+use crate::rehearsal::FixedBatches;
 use crate::stage::Sample;
 use crate::step_work::StepWork;
 use crate::sync::LaneSync;
@@ -73,6 +74,8 @@ pub(crate) struct Control {
     /// Times count from here.
     origin: Instant,
     figures: Arc<RunFigures>,
+    /// Present in a rehearsal: its steps are not planned.
+    fixed: Option<FixedBatches>,
 }
 
 /// What a run's control works with.
@@ -86,6 +89,8 @@ pub(crate) struct Surroundings {
     pub(crate) figures: Arc<RunFigures>,
     /// Present if costs are learned.
     pub(crate) work: Option<Arc<StepWork>>,
+    /// Present in a rehearsal.
+    pub(crate) fixed: Option<FixedBatches>,
 }
 
 /// A lane that panicked while it held a lock has already aborted the run; the data is only looked at to shut down.
@@ -95,7 +100,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Control {
     pub(crate) fn new(planner: StepPlanner, plan: &Plan, surroundings: Surroundings) -> Self {
-        let Surroundings { sync, events, origin, counters, figures, work } = surroundings;
+        let Surroundings { sync, events, origin, counters, figures, work, fixed } = surroundings;
         let config = *planner.config();
         let exits = plan.table.exits.len();
         let micro_batch = |m: usize| MicroBatchState {
@@ -120,6 +125,7 @@ impl Control {
             events,
             origin,
             figures,
+            fixed,
         }
     }
 
@@ -207,6 +213,13 @@ impl Control {
         }
         micro_batch_state.arrived = 0;
         let MicroBatchState { batches, samples, load, .. } = &mut *micro_batch_state;
+        if let Some(fixed) = &self.fixed {
+            samples.clear();
+            if fixed.put(micro_batch, cycle, batches) {
+                self.sync.finish_after(cycle + 1);
+            }
+            return None;
+        }
         let mut state = self.observe(samples);
         if let Some(work) = &self.work {
             state.planner.learn(load.0, load.1, work.take_s(micro_batch));
@@ -284,7 +297,7 @@ mod tests {
         let origin = Instant::now();
         let figures = Arc::new(RunFigures::new(origin, &parts.plan, &parts.graph, &planner, &[0]));
         let sync = Arc::new(LaneSync::new(1, false));
-        let surroundings = Surroundings { sync, events, origin, counters: 0, figures, work: None };
+        let surroundings = Surroundings { sync, events, origin, counters: 0, figures, work: None, fixed: None };
         (Arc::new(Control::new(planner, &parts.plan, surroundings)), inbox)
     }
 

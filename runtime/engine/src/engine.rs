@@ -4,6 +4,7 @@ use crate::control::{Control, RunEvent, Surroundings};
 use crate::figures::{LaneMeter, RunFigures, counts_routing};
 use crate::lane::{Lane, Position, stand_apart};
 use crate::outbox::{Inbox, outbox};
+use crate::rehearsal::FixedBatches;
 use crate::remote::RemoteValues;
 use crate::slot::{Header, SlotError};
 use crate::span::{CounterSample, LaneReport, Recorder};
@@ -202,37 +203,10 @@ const MOST_COUNTERS: usize = 65_536;
 impl Engine {
     /// Allocates slots and values, and starts one thread a lane. Lanes wait, parked, until something is submitted.
     pub fn start(mut parts: EngineParts) -> Result<Self, EngineError> {
-        let sync = Arc::new(LaneSync::new(parts.plan.lanes.len(), stand_apart(&parts.plan, &parts.graph)));
-        let (outbox, inbox) = outbox(parts.planner.sequences)
-            .map_err(|error| EngineError::Thread { lane: "events".into(), message: error.to_string() })?;
-        let planner = StepPlanner::new(parts.planner);
-        let work = parts.learn.then(|| Arc::new(StepWork::new(parts.plan.micro_batches)));
-        let started = Instant::now();
-        // A micro-batch's step has several spans on every lane and one sample, so this many reach back further than the spans.
-        let counters = parts.spans_per_lane.min(MOST_COUNTERS);
-        let experts = experts_by_lane(&parts);
-        let figures = Arc::new(RunFigures::new(started, &parts.plan, &parts.graph, &planner, &experts));
-        let surroundings = Surroundings {
-            sync: Arc::clone(&sync),
-            events: outbox,
-            origin: started,
-            counters,
-            figures: Arc::clone(&figures),
-            work: work.clone(),
-        };
-        let control = Control::new(planner, &parts.plan, surroundings);
-        let control = Arc::new(control);
-        let (graph, attention) = (Arc::clone(&parts.graph), parts.attention.clone());
-        let shared = Shared { sync, control, started, figures, work };
-        let mut wiring = Wiring::new(&graph, &attention, parts.planner.rows_per_device, parts.widths);
-        let mut ready = Vec::new();
-        for index in 0..parts.plan.lanes.len() {
-            ready.push(build_lane(&mut parts, index, &shared, &mut wiring)?);
-        }
-        let Shared { control, figures, .. } = shared;
+        let Prepared { lanes, control, inbox, started, figures } = prepare(&mut parts, None)?;
         // Dropped on the way out, it ends and joins the lanes that have started.
         let mut engine = Self { control, lanes: Vec::new(), inbox, started, figures };
-        for lane in ready {
+        for lane in lanes {
             let name = parts.plan.lanes[lane.index].name.clone();
             let spawned = std::thread::Builder::new().name(format!("lane {name}")).spawn(move || lane.run());
             let handle = spawned.map_err(|error| EngineError::Thread { lane: name, message: error.to_string() })?;
@@ -322,6 +296,48 @@ fn experts_by_lane(parts: &EngineParts) -> Vec<usize> {
     let of_device =
         |device: DeviceIndex| parts.devices[device].stages.values().map(|stage| stage.routed_experts()).max();
     parts.plan.lanes.iter().map(|lane| of_device(lane.device).unwrap_or(0)).collect()
+}
+
+/// Lanes that have not started.
+pub(crate) struct Prepared {
+    pub(crate) lanes: Vec<Lane>,
+    pub(crate) control: Arc<Control>,
+    pub(crate) inbox: Inbox,
+    started: Instant,
+    figures: Arc<RunFigures>,
+}
+
+/// Allocates slots and values of every lane, and takes the stages out of `parts`. `fixed`: what steps work on in a rehearsal.
+pub(crate) fn prepare(parts: &mut EngineParts, fixed: Option<FixedBatches>) -> Result<Prepared, EngineError> {
+    let sync = Arc::new(LaneSync::new(parts.plan.lanes.len(), stand_apart(&parts.plan, &parts.graph)));
+    let (events, inbox) = outbox(parts.planner.sequences)
+        .map_err(|error| EngineError::Thread { lane: "events".into(), message: error.to_string() })?;
+    let planner = StepPlanner::new(parts.planner);
+    let work = parts.learn.then(|| Arc::new(StepWork::new(parts.plan.micro_batches)));
+    let started = Instant::now();
+    // A micro-batch's step has several spans on every lane and one sample, so this many reach back further than the spans.
+    let counters = parts.spans_per_lane.min(MOST_COUNTERS);
+    let experts = experts_by_lane(parts);
+    let figures = Arc::new(RunFigures::new(started, &parts.plan, &parts.graph, &planner, &experts));
+    let surroundings = Surroundings {
+        sync: Arc::clone(&sync),
+        events,
+        origin: started,
+        counters,
+        figures: Arc::clone(&figures),
+        work: work.clone(),
+        fixed,
+    };
+    let control = Arc::new(Control::new(planner, &parts.plan, surroundings));
+    let (graph, attention) = (Arc::clone(&parts.graph), parts.attention.clone());
+    let shared = Shared { sync, control, started, figures, work };
+    let mut wiring = Wiring::new(&graph, &attention, parts.planner.rows_per_device, parts.widths);
+    let mut lanes = Vec::new();
+    for index in 0..parts.plan.lanes.len() {
+        lanes.push(build_lane(parts, index, &shared, &mut wiring)?);
+    }
+    let Shared { control, figures, .. } = shared;
+    Ok(Prepared { lanes, control, inbox, started, figures })
 }
 
 /// What all lanes of a run have in common.

@@ -81,7 +81,12 @@ impl From<EngineError> for LaneEnd {
 
 impl Lane {
     /// Runs until the run ends. A failure or a panic ends the run for all lanes.
-    pub(crate) fn run(mut self) -> LaneReport {
+    pub(crate) fn run(self) -> LaneReport {
+        self.run_and_return().0
+    }
+
+    /// The same; gives its stages back, by stage index, unless one panicked.
+    pub(crate) fn run_and_return(mut self) -> (LaneReport, Vec<Option<Box<dyn Stage>>>) {
         let control = Arc::clone(&self.control);
         let name = self.plan.lanes[self.index].name.clone();
         self.sync.register(self.index);
@@ -91,10 +96,13 @@ impl Lane {
         match walked {
             Ok(LaneEnd::Stopped) => {}
             Ok(LaneEnd::Failed(error)) => control.fail(error),
-            Err(panic) => control.fail(EngineError::LanePanicked { lane: name, message: panic_message(&*panic) }),
+            Err(panic) => {
+                control.fail(EngineError::LanePanicked { lane: name, message: panic_message(&*panic) });
+                self.stages.clear();
+            }
         }
         self.sync.end(self.index);
-        self.recorder.into_report()
+        (self.recorder.into_report(), self.stages)
     }
 
     fn walk(&mut self) -> LaneEnd {

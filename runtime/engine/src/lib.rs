@@ -14,11 +14,11 @@ mod lane;
 pub mod meter;
 mod outbox;
 mod primitives;
+pub mod rehearsal;
 pub mod remote;
 pub mod slot;
 pub mod span;
 pub mod stage;
-pub mod stage_timer;
 mod step_work;
 mod sync;
 #[cfg(test)]

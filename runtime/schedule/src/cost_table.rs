@@ -4,7 +4,7 @@
 //! [`CostTable::stage_costs`] is what the policy `greedy` orders by. Nothing here reads a file or a clock.
 
 use crate::costs::StageCosts;
-use rally_graph::plan::TaskRole;
+use rally_graph::plan::{TaskRole, TaskTemplate};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -53,9 +53,17 @@ pub enum CostPart {
     Send,
     /// Decoding them.
     Receive,
+    /// Handing rows on inside a group, on rails.
+    Exchange,
+    /// Of a stage that ends a step: what the host does until the next step is planned. Rows are those of the step that ended.
+    Plan,
 }
 
 impl CostPart {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Compute, Self::Second, Self::Third, Self::Send, Self::Receive, Self::Exchange, Self::Plan];
+
     /// The parts of a stage that computes, in order: a plan has no stage of more.
     pub const OF_STAGE: [Self; 3] = [Self::Compute, Self::Second, Self::Third];
 
@@ -64,13 +72,37 @@ impl CostPart {
         Self::OF_STAGE.iter().position(|part| *part == self).unwrap_or(0)
     }
 
-    /// The same as a plan names it.
-    pub fn role(self) -> TaskRole {
+    /// The same as a plan names it; `None` for what is no task.
+    pub fn role(self) -> Option<TaskRole> {
         match self {
-            Self::Compute => TaskRole::Compute,
-            Self::Second | Self::Third => TaskRole::Exchange,
-            Self::Send => TaskRole::Send,
-            Self::Receive => TaskRole::Receive,
+            Self::Compute => Some(TaskRole::Compute),
+            Self::Second | Self::Third | Self::Exchange => Some(TaskRole::Exchange),
+            Self::Send => Some(TaskRole::Send),
+            Self::Receive => Some(TaskRole::Receive),
+            Self::Plan => None,
+        }
+    }
+
+    /// Which part of its stage a task does.
+    pub fn of(task: &TaskTemplate) -> Self {
+        match task.role {
+            TaskRole::Send => Self::Send,
+            TaskRole::Receive => Self::Receive,
+            TaskRole::Exchange if !task.computes() => Self::Exchange,
+            TaskRole::Compute | TaskRole::Exchange => Self::OF_STAGE.get(task.part).copied().unwrap_or(Self::Third),
+        }
+    }
+
+    /// Its word, as in the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Compute => "compute",
+            Self::Second => "second",
+            Self::Third => "third",
+            Self::Send => "send",
+            Self::Receive => "receive",
+            Self::Exchange => "exchange",
+            Self::Plan => "plan",
         }
     }
 }
@@ -87,6 +119,9 @@ pub struct StageCost {
     pub part: CostPart,
     /// The device it was measured on: the first of its group.
     pub device: String,
+    /// Whether the device had just done the same stage in the same layer for another micro-batch, whose weights it then finds near by.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub warm: bool,
     /// What `along` counts.
     pub axis: CostAxis,
     /// Experts the device holds; 0 where that does not matter.
@@ -105,7 +140,8 @@ pub struct CostPoint {
     pub rows: usize,
     /// Context of each row, or experts hit; 0 without an axis.
     pub along: usize,
-    /// Median seconds.
+    /// Seconds: the mean of those between the 10th and the 90th percentile. Layers differ, so the median would be one of them; and
+    /// what the system interrupts says nothing of the stage.
     pub seconds: f64,
     /// Mean seconds.
     pub mean_s: f64,
@@ -169,21 +205,28 @@ impl CostTable {
         serde_json::to_string_pretty(self).expect("a table has text keys and finite numbers")
     }
 
-    /// Seconds of a part of a stage: on `device` if it was measured there, else on any; `None` where it never was.
+    /// Seconds of a part of a stage whose weights come from afar: on `device` if it was measured there, else on any; `None` where it
+    /// never was.
     pub fn seconds(&self, stage: &str, part: CostPart, device: &str, size: TaskSize) -> Option<f64> {
         let here = |cost: &&StageCost| cost.stage == stage && cost.part == part;
-        let exact = self.stages.iter().filter(here).find(|cost| cost.device == device);
-        exact.or_else(|| self.stages.iter().find(here)).map(|cost| cost.seconds(size))
+        let there = |warm: bool| self.stages.iter().filter(here).filter(move |cost| cost.warm == warm);
+        let on_device = |warm: bool| there(warm).find(|cost| cost.device == device);
+        let found =
+            on_device(false).or_else(|| there(false).next()).or_else(|| on_device(true)).or_else(|| there(true).next());
+        found.map(|cost| cost.seconds(size))
     }
 
     /// What `greedy` orders by: every stage at the measured numbers of rows, each of which attends to `context` positions, with
     /// experts hit as even routing hits them.
     pub fn stage_costs(&self, context: f64) -> StageCosts {
         let mut costs = StageCosts::assumed();
-        for cost in &self.stages {
+        // What comes from afar replaces what does not.
+        let of = |warm: bool| self.stages.iter().filter(move |cost| cost.warm == warm);
+        for cost in of(true).chain(of(false)) {
+            let Some(role) = cost.part.role() else { continue };
             for rows in cost.rows() {
                 let seconds = cost.seconds(TaskSize { rows, context, experts: None });
-                costs.set_part(&cost.kind, cost.part.role(), cost.part.index(), rows, seconds);
+                costs.set_part(&cost.kind, role, cost.part.index(), rows, seconds);
             }
         }
         costs

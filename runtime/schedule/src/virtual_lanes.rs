@@ -4,8 +4,13 @@
 //! for other lanes by their progress counters, and the lane that ends a micro-batch's step last plans its next one. What comes
 //! out has the shape of a run's report. Nothing here looks at a clock: the same inputs give the same report.
 
+mod links;
+mod near_by;
 mod rows;
 
+use self::links::Links;
+pub use self::links::Transit;
+pub use self::near_by::NearBy;
 use self::rows::RowFlow;
 use crate::batch::{DeviceBatch, SequenceId, SequenceRequest};
 use crate::planner::{FinishReason, PlannerConfig, PlannerEvent, StepPlanner, SubmitError};
@@ -38,6 +43,10 @@ pub struct VirtualTask<'a> {
     pub step: u64,
     /// On what.
     pub load: Load,
+    /// Rows that a token is sampled after; of a sampling stage, else 0.
+    pub sampled: usize,
+    /// Whether another micro-batch has just used the same weights ([`NearBy`]).
+    pub warm: bool,
 }
 
 /// How long things take. A closure from task to nanoseconds is one.
@@ -48,6 +57,33 @@ pub trait VirtualCosts {
     /// Nanoseconds from a task's end until a lane that waited for it goes on.
     fn wake_ns(&self) -> u64 {
         0
+    }
+
+    /// Nanoseconds that the lane which ends a step last plans the next one for; `exit` is the task that ended it.
+    fn plan_ns(&self, _exit: &VirtualTask<'_>) -> u64 {
+        0
+    }
+
+    /// What rows do after a send or an exchange until they are there; `None`: they are there at its end.
+    fn transit(&self, _task: &VirtualTask<'_>) -> Option<Transit> {
+        None
+    }
+}
+
+/// What a virtual run does beside walking its plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VirtualOptions {
+    /// Most requests under way at once: what arrives later waits outside. `None`: no bound.
+    pub max_under_way: Option<usize>,
+    /// Whether the step planner learns what steps cost, as in a run that does.
+    pub learns: bool,
+    /// Whether spans and counters are kept; else only sums, and memory does not grow with steps.
+    pub keeps_spans: bool,
+}
+
+impl Default for VirtualOptions {
+    fn default() -> Self {
+        Self { max_under_way: None, learns: false, keeps_spans: true }
     }
 }
 
@@ -120,17 +156,34 @@ pub struct VirtualReport {
 
 impl VirtualRun<'_> {
     /// Runs all `arrivals` to their ends. Of those that come at the same time, the first in the list is queued first.
-    pub fn run(&self, mut arrivals: Vec<Arrival>) -> Result<VirtualReport, SubmitError> {
+    pub fn run(&self, arrivals: Vec<Arrival>) -> Result<VirtualReport, SubmitError> {
+        self.run_with(arrivals, VirtualOptions::default())
+    }
+
+    /// The same with `options`.
+    pub fn run_with(&self, mut arrivals: Vec<Arrival>, options: VirtualOptions) -> Result<VirtualReport, SubmitError> {
         arrivals.sort_by_key(|arrival| arrival.at_ns);
-        let mut world = World::new(self, arrivals);
+        let mut world = World::new(self, arrivals, options);
         for lane in 0..world.lanes.len() {
             world.try_start(lane, 0, lane);
         }
-        while let Some(Reverse((now, _, lane))) = world.events.pop() {
-            world.end_task(lane, now)?;
+        while let Some(Reverse((now, _, event))) = world.events.pop() {
+            match event {
+                Event::Ended(lane) => world.end_task(lane, now)?,
+                Event::Delivered(lane, done) => world.deliver(lane, done, now),
+            }
         }
         Ok(world.into_report())
     }
+}
+
+/// What happens at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    /// The task of this lane is over, or what kept it from going on.
+    Ended(usize),
+    /// What this lane had sent when it had completed so many tasks is there.
+    Delivered(usize, u64),
 }
 
 /// A task that runs.
@@ -139,6 +192,10 @@ struct Running {
     start_ns: u64,
     step: u64,
     load: Load,
+    sampled: usize,
+    warm: bool,
+    /// It is over and the next step is planned: what is left is the host's time for that.
+    planned: bool,
     /// It is over, and since then its lane waits for work to plan.
     held_from_ns: Option<u64>,
 }
@@ -158,16 +215,35 @@ struct LaneState {
     last_ns: u64,
     bubble_ns: u64,
     samples: Vec<(SequenceId, u32)>,
+    near_by: NearBy,
 }
 
 struct MicroBatchState {
     planned: Vec<DeviceBatch>,
     samples: Vec<(SequenceId, u32)>,
     arrived: usize,
+    /// Rows of this step and what they attend to, and how long its stages have worked: what costs are learned from.
+    load: (usize, usize),
+    work_ns: u64,
+}
+
+/// What came of the end of an exit task.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum StepEnd {
+    /// Other exits of the step are not over.
+    Open,
+    /// There is nothing to plan yet.
+    Idle,
+    /// The next step is planned.
+    Planned,
 }
 
 struct World<'a> {
     run: &'a VirtualRun<'a>,
+    options: VirtualOptions,
+    /// Requests submitted that have not ended.
+    under_way: usize,
+    links: Links,
     plan: &'a Plan,
     planner: StepPlanner,
     planner_events: Vec<PlannerEvent>,
@@ -181,13 +257,13 @@ struct World<'a> {
     counters: Vec<CounterSample>,
     sequences: BTreeMap<SequenceId, SequenceTimes>,
     /// Ends of tasks: time, then in the order in which they were found.
-    events: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     found: u64,
     final_cycle: u64,
 }
 
 impl<'a> World<'a> {
-    fn new(run: &'a VirtualRun<'a>, arrivals: Vec<Arrival>) -> Self {
+    fn new(run: &'a VirtualRun<'a>, arrivals: Vec<Arrival>, options: VirtualOptions) -> Self {
         let (plan, config) = (run.plan, run.planner);
         let lane = |name: &String| LaneState {
             cycle: 0,
@@ -201,14 +277,20 @@ impl<'a> World<'a> {
             last_ns: 0,
             bubble_ns: 0,
             samples: Vec::new(),
+            near_by: NearBy::default(),
         };
         let micro_batch = |m: usize| MicroBatchState {
             planned: vec![DeviceBatch::default(); config.devices],
             samples: Vec::new(),
             arrived: plan.exits_at_start(m),
+            load: (0, 0),
+            work_ns: 0,
         };
         Self {
             run,
+            options,
+            under_way: 0,
+            links: Links::default(),
             plan,
             planner: StepPlanner::new(config),
             planner_events: Vec::new(),
@@ -225,8 +307,8 @@ impl<'a> World<'a> {
         }
     }
 
-    fn schedule(&mut self, at: u64, lane: usize) {
-        self.events.push(Reverse((at, self.found, lane)));
+    fn schedule(&mut self, at: u64, event: Event) {
+        self.events.push(Reverse((at, self.found, event)));
         self.found += 1;
     }
 
@@ -235,8 +317,10 @@ impl<'a> World<'a> {
         let (plan, lane) = (self.plan, &self.lanes[index]);
         let planned = &plan.lanes[index].tasks[lane.position];
         let cycle = lane.cycle;
-        let reached =
-            |wait: &rally_graph::plan::Wait| self.lanes[wait.lane].done as i64 >= plan.wait_target(wait, cycle as i64);
+        let reached = |wait: &rally_graph::plan::Wait| {
+            let target = plan.wait_target(wait, cycle as i64);
+            self.lanes[wait.lane].done as i64 >= target && !self.links.is_under_way(wait.lane, target as u64)
+        };
         if lane.running.is_some() || cycle > self.final_cycle || !planned.waits.iter().all(reached) {
             return;
         }
@@ -248,16 +332,16 @@ impl<'a> World<'a> {
             gap.waited(by);
         }
         let step = if planned.behind { cycle.wrapping_sub(1) } else { cycle };
-        let load = self.begin(index, planned);
-        let (task, micro_batch) = (planned.task, planned.micro_batch);
-        let task = VirtualTask { table: &plan.table, task, micro_batch, step, load };
-        let duration = if load.rows == 0 { 0 } else { self.run.costs.task_ns(&task) };
-        self.lanes[index].running = Some(Running { start_ns, step, load, held_from_ns: None });
-        self.schedule(start_ns + duration, index);
+        let (load, sampled) = self.begin(index, planned);
+        let warm = load.rows > 0 && self.lanes[index].near_by.begin(&plan.table, planned.task);
+        let running = Running { start_ns, step, load, sampled, warm, planned: false, held_from_ns: None };
+        let duration = if load.rows == 0 { 0 } else { self.run.costs.task_ns(&virtual_task(plan, planned, &running)) };
+        self.lanes[index].running = Some(running);
+        self.schedule(start_ns + duration, Event::Ended(index));
     }
 
-    /// What the task works on, found as a real lane finds it: in descriptors and slots.
-    fn begin(&mut self, lane: usize, planned: &PlannedTask) -> Load {
+    /// What the task works on, found as a real lane finds it: in descriptors and slots. And how many tokens it samples.
+    fn begin(&mut self, lane: usize, planned: &PlannedTask) -> (Load, usize) {
         let template = &self.plan.table.tasks[planned.task];
         let (device, m) = (template.device, planned.micro_batch);
         let attention = self.run.attention.iter().position(|attention| *attention == device);
@@ -267,16 +351,18 @@ impl<'a> World<'a> {
             std::mem::swap(&mut self.micro_batches[m].planned[own], &mut self.batches[own][m]);
             self.rows.begin_step(device, m, batch_load(&self.batches[own][m]));
         }
+        let mut sampled = 0;
         if let (TaskRole::Compute, Some(own)) = (template.role, attention)
             && self.plan.table.stages[template.stage].role == Role::Sampling
         {
             for group in &self.batches[own][m].groups {
                 let sample = group.sample.map(|s| (group.sequence, (self.run.token)(group.sequence, s.token_index)));
+                sampled += usize::from(sample.is_some());
                 self.lanes[lane].samples.extend(sample);
             }
         }
         let own = attention.map(|own| batch_load(&self.batches[own][m]));
-        self.rows.of_task(planned.task, m, own)
+        (self.rows.of_task(planned.task, m, own), sampled)
     }
 
     fn end_task(&mut self, index: usize, now: u64) -> Result<(), SubmitError> {
@@ -284,14 +370,7 @@ impl<'a> World<'a> {
         let lane = &self.lanes[index];
         let planned = &plan.lanes[index].tasks[lane.position];
         let Some(running) = lane.running else { return Ok(()) };
-        match running.held_from_ns {
-            None => self.record(index, running, now),
-            Some(from_ns) => {
-                self.lanes[index].gap.admission(from_ns, now);
-            }
-        }
-        let exits = plan.table.exits.contains(&planned.task);
-        if exits && !self.end_step(index, planned.micro_batch, running, now)? {
+        if !running.planned && !self.is_over(index, planned, running, now)? {
             return Ok(());
         }
         let lane = &mut self.lanes[index];
@@ -302,11 +381,64 @@ impl<'a> World<'a> {
         if lane.position == plan.lanes[index].tasks.len() {
             (lane.position, lane.cycle) = (0, lane.cycle + 1);
         }
+        self.send(index, planned, running, now);
         self.try_start(index, now, index);
         for waiter in &planned.wakes {
             self.try_start(*waiter, now, index);
         }
         Ok(())
+    }
+
+    /// A task has run to its end. Whether its lane goes on now.
+    fn is_over(
+        &mut self,
+        index: usize,
+        planned: &PlannedTask,
+        running: Running,
+        now: u64,
+    ) -> Result<bool, SubmitError> {
+        match running.held_from_ns {
+            None => self.record(index, running, now),
+            Some(from_ns) => {
+                self.lanes[index].gap.admission(from_ns, now);
+            }
+        }
+        if !self.plan.table.exits.contains(&planned.task) {
+            return Ok(true);
+        }
+        match self.end_step(index, planned.micro_batch, running, now)? {
+            StepEnd::Open => Ok(true),
+            StepEnd::Idle => Ok(false),
+            StepEnd::Planned => {
+                let host_ns = self.run.costs.plan_ns(&virtual_task(self.plan, planned, &running));
+                if host_ns > 0 {
+                    self.lanes[index].running = Some(Running { planned: true, ..running });
+                    self.schedule(now + host_ns, Event::Ended(index));
+                }
+                Ok(host_ns == 0)
+            }
+        }
+    }
+
+    /// What the task that has just ended sent is on its way.
+    fn send(&mut self, index: usize, planned: &PlannedTask, running: Running, now: u64) {
+        let role = self.plan.table.tasks[planned.task].role;
+        if running.load.rows == 0 || !matches!(role, TaskRole::Send | TaskRole::Exchange) {
+            return;
+        }
+        if let Some(transit) = self.run.costs.transit(&virtual_task(self.plan, planned, &running)) {
+            let done = self.lanes[index].done;
+            let there_ns = self.links.send(index, done, now, &transit);
+            self.schedule(there_ns, Event::Delivered(index, done));
+        }
+    }
+
+    fn deliver(&mut self, index: usize, done: u64, now: u64) {
+        self.links.deliver(index, done);
+        let tasks = &self.plan.lanes[index].tasks;
+        for waiter in &tasks[((done - 1) % tasks.len() as u64) as usize].wakes {
+            self.try_start(*waiter, now, index);
+        }
     }
 
     fn record(&mut self, index: usize, running: Running, end_ns: u64) {
@@ -315,9 +447,16 @@ impl<'a> World<'a> {
             return;
         }
         let Running { start_ns, step, .. } = running;
+        let planned = &self.plan.lanes[index].tasks[lane.position];
+        if self.plan.table.tasks[planned.task].computes() {
+            self.micro_batches[planned.micro_batch].work_ns += end_ns - start_ns;
+        }
         let (position, rows) = (lane.position as u32, running.load.rows as u32);
         let span = Span { position, step, rows, effort: rows, start_ns, end_ns, ..Span::default() };
-        lane.report.spans.push(lane.gap.end(span));
+        let span = lane.gap.end(span);
+        if self.options.keeps_spans {
+            lane.report.spans.push(span);
+        }
         lane.report.busy_ns += end_ns - start_ns;
         lane.report.tasks += 1;
         lane.bubble_ns += start_ns - lane.last_ns;
@@ -325,9 +464,9 @@ impl<'a> World<'a> {
         lane.last_ns = end_ns;
     }
 
-    /// An exit task is over; the last one of the step plans the next. `false`: there is nothing to plan yet, and the lane waits
-    /// for the next arrival.
-    fn end_step(&mut self, index: usize, m: usize, exit: Running, now: u64) -> Result<bool, SubmitError> {
+    /// An exit task is over; the last one of the step plans the next. Where there is nothing to plan yet, the lane waits for the
+    /// next arrival.
+    fn end_step(&mut self, index: usize, m: usize, exit: Running, now: u64) -> Result<StepEnd, SubmitError> {
         let lane = &mut self.lanes[index];
         let micro_batch = &mut self.micro_batches[m];
         let step = exit.step.wrapping_add(1);
@@ -335,37 +474,49 @@ impl<'a> World<'a> {
             micro_batch.samples.append(&mut lane.samples);
             micro_batch.arrived += 1;
             if micro_batch.arrived < self.plan.table.exits.len() {
-                return Ok(true);
+                return Ok(StepEnd::Open);
             }
             micro_batch.arrived = 0;
             for (sequence, token) in micro_batch.samples.drain(..) {
                 self.planner.observe(sequence, token, &mut self.planner_events);
             }
+            if self.options.learns {
+                let (load, seconds) = (micro_batch.load, micro_batch.work_ns as f64 * 1e-9);
+                self.planner.learn(load.0, load.1, seconds);
+            }
+            micro_batch.work_ns = 0;
         }
+        self.publish(now);
         self.submit(now)?;
         if self.planner.only_retired() {
             if let Some(next) = self.arrivals.front().map(|arrival| arrival.at_ns) {
-                self.publish(now);
                 self.lanes[index].running = self.lanes[index].running.map(|r| Running { held_from_ns: Some(now), ..r });
-                self.schedule(next, index);
-                return Ok(false);
+                self.schedule(next, Event::Ended(index));
+                return Ok(StepEnd::Idle);
             }
             // Nothing comes any more: a cycle more lets all lanes see the last descriptors through.
             self.final_cycle = self.final_cycle.min(self.lanes[index].cycle + 1);
         }
         self.planner.plan(m, &mut self.micro_batches[m].planned, &mut self.planner_events);
-        self.counters.push(self.planner.sample(now, step, m, &self.micro_batches[m].planned));
+        let planned = &self.micro_batches[m].planned;
+        let sum = |of: fn(&DeviceBatch) -> usize| planned.iter().map(of).sum();
+        self.micro_batches[m].load = (sum(|batch| batch.rows), sum(DeviceBatch::context));
+        if self.options.keeps_spans {
+            self.counters.push(self.planner.sample(now, step, m, &self.micro_batches[m].planned));
+        }
         self.publish(now);
-        Ok(true)
+        Ok(StepEnd::Planned)
     }
 
-    /// Queues what has come by now.
+    /// Queues what has come by now, as far as so many may be under way.
     fn submit(&mut self, now: u64) -> Result<(), SubmitError> {
-        while self.arrivals.front().is_some_and(|arrival| arrival.at_ns <= now) {
+        let most = self.options.max_under_way.unwrap_or(usize::MAX);
+        while self.under_way < most && self.arrivals.front().is_some_and(|arrival| arrival.at_ns <= now) {
             let Some(Arrival { at_ns, request }) = self.arrivals.pop_front() else { break };
             let times = SequenceTimes { arrived_ns: at_ns, ..SequenceTimes::default() };
             let id = request.id;
             self.planner.submit(request)?;
+            self.under_way += 1;
             self.sequences.insert(id, times);
         }
         Ok(())
@@ -379,6 +530,7 @@ impl<'a> World<'a> {
                     self.sequences.entry(sequence).or_default().tokens.push((token, now));
                 }
                 PlannerEvent::Finished(id, reason) => {
+                    self.under_way -= 1;
                     self.sequences.entry(id).or_default().finished = Some((reason, now));
                 }
             }
@@ -395,6 +547,12 @@ impl<'a> World<'a> {
         let lanes = self.lanes.into_iter().map(lane).collect();
         VirtualReport { lanes, wall_ns, counters: self.counters, sequences: self.sequences, free_pages }
     }
+}
+
+/// The task that a lane runs, as costs see it.
+fn virtual_task<'a>(plan: &'a Plan, planned: &PlannedTask, running: &Running) -> VirtualTask<'a> {
+    let Running { step, load, sampled, warm, .. } = *running;
+    VirtualTask { table: &plan.table, task: planned.task, micro_batch: planned.micro_batch, step, load, sampled, warm }
 }
 
 fn batch_load(batch: &DeviceBatch) -> Load {

@@ -18,6 +18,7 @@ fn cost(kind: &str, axis: CostAxis, points: Vec<CostPoint>) -> StageCost {
         stage: kind.into(),
         kind: kind.into(),
         part: CostPart::Compute,
+        warm: false,
         device: "d".into(),
         axis,
         experts: 8,

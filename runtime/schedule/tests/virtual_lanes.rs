@@ -197,7 +197,9 @@ fn critical_path(table: &TaskTable, costs: &dyn VirtualCosts) -> u64 {
     for (task, template) in table.tasks.iter().enumerate() {
         let load = rally_schedule::virtual_lanes::Load { rows: 1, context: 1 };
         let start = template.after.iter().map(|before| ends[*before]).max().unwrap_or(0);
-        ends.push(start + costs.task_ns(&VirtualTask { table, task, micro_batch: 0, step: 0, load }));
+        ends.push(
+            start + costs.task_ns(&VirtualTask { table, task, micro_batch: 0, step: 0, load, sampled: 0, warm: false }),
+        );
     }
     ends.into_iter().max().unwrap_or(0)
 }

@@ -176,6 +176,11 @@ impl Deployment {
         Ok(with_costs(schedule, &self.graph, &self.spec, &self.shape, kinds, None))
     }
 
+    /// The stage graph, unrolled over the model's layers.
+    pub fn stage_graph(&self) -> &StageGraph {
+        &self.graph
+    }
+
     /// Sizes the step planner keeps to.
     pub fn planner_config(&self) -> PlannerConfig {
         let attention = self.graph.devices_of_role(Role::Embed).len();

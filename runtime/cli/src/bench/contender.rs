@@ -45,10 +45,7 @@ pub struct Contender {
 impl Contender {
     /// Longest sequence it takes.
     pub fn limits(&self) -> LoadLimits {
-        let config = self.deployment.planner_config();
-        let capacity = config.device_kv_tokens();
-        // The last token is never fed back, so it needs no place in the cache.
-        LoadLimits { total_tokens: config.max_positions.min(capacity.saturating_add(1)) }
+        session::load_limits(&self.deployment)
     }
 
     /// Short name. `alone`: all contenders are schedules of one graph.

@@ -165,8 +165,15 @@ impl Measured {
         for lane in &mut report.lanes {
             lane.spans.retain(|span| span.start_ns >= load.from_ns);
         }
-        let recording = Recording::new(plan, &report.lanes, &report.counters);
-        let analysis = Analysis::of(&recording, Window::all(&recording));
+        let cores = last.then(crate::doctor::available_cores);
+        self.add_recording(&Recording::new(plan, &report.lanes, &report.counters), load.drain_ns, last, cores);
+    }
+
+    /// Adds what real or virtual lanes did, draining from `drain_ns` on. The `last` leaves a digest, which advises no more lanes than
+    /// there are `cores`.
+    pub fn add_recording(&mut self, recording: &Recording<'_>, drain_ns: u64, last: bool, cores: Option<usize>) {
+        let plan = recording.plan;
+        let analysis = Analysis::of(recording, Window::all(recording));
         self.lanes.resize_with(analysis.lanes.len(), LaneSum::default);
         for (sum, lane) in self.lanes.iter_mut().zip(&analysis.lanes) {
             sum.name.clone_from(&lane.name);
@@ -174,7 +181,7 @@ impl Measured {
             sum.transfer_ns += lane.transfer_ns;
             sum.bubble_ns.iter_mut().zip(lane.bubble_ns).for_each(|(sum, ns)| *sum += ns);
         }
-        for (lane, report) in report.lanes.iter().enumerate() {
+        for (lane, report) in recording.lanes.iter().enumerate() {
             for span in &report.spans {
                 let task = recording.template(lane, span);
                 let key = (plan.table.stages[task.stage].id.clone(), task.role.name());
@@ -183,14 +190,14 @@ impl Measured {
         }
         let Analysis { overlap, transfers, window, .. } = &analysis;
         self.steps += window.count as u64;
-        self.decoding.add(&recording, load.drain_ns);
+        self.decoding.add(recording, drain_ns);
         self.exposed_ns += transfers.exposed_ns;
         self.transfer_ns += transfers.a_to_f_ns + transfers.f_to_a_ns;
         self.hidden.push(overlap.hidden_share);
         self.dropped_spans += recording.dropped_spans();
         if last {
-            self.digest = digest(&recording, Some(crate::doctor::available_cores()));
-            self.stragglers = crate::stragglers::json(&recording);
+            self.digest = digest(recording, cores);
+            self.stragglers = crate::stragglers::json(recording);
         }
     }
 

@@ -3,14 +3,15 @@
 //! Contenders take turns, round by round, each round in another order, on weights that are read once: what drifts on a machine
 //! drifts for all of them.
 
+mod against;
 mod client;
 mod compare;
 mod contender;
-mod measure;
+pub mod measure;
 mod plot;
 mod result;
-mod round;
-mod text;
+pub mod round;
+pub mod text;
 
 use crate::Format;
 use crate::chart::Form;
@@ -23,6 +24,7 @@ use crate::observe::{ObserveArgs, Observer, model_name};
 use crate::output::{FilesInUse, OutputFile, print};
 use crate::session::SessionArgs;
 use crate::trace_form::TraceForm;
+use against::Prediction;
 use clap::{Args, ValueEnum};
 use compare::Merit;
 use contender::Contender;
@@ -64,6 +66,9 @@ pub struct BenchArgs {
     /// What a good request keeps, in milliseconds: `tpot:50 ttft:2000`; the graph's `slo` if not given.
     #[arg(long, value_name = "GOAL:MS", num_args = 1..)]
     goodput: Vec<Goal>,
+    /// Hold a result of `rally predict` for the same graph, schedule and load against what is measured.
+    #[arg(long, value_name = "PREDICTION.json", conflicts_with_all = ["compare", "against_graph", "baseline"])]
+    against: Option<PathBuf>,
     /// Write the result here, as JSON.
     #[arg(long, value_name = "F.json")]
     save_result: Option<PathBuf>,
@@ -109,6 +114,7 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
         contender::measured_costs(&mut contenders, &costs, &machine, &load.load)?;
     }
     let goals = goals(args, &contenders[0]);
+    let prediction = args.against.as_deref().map(|path| Prediction::read(path, &contenders[0], &load)).transpose()?;
     let outputs = open_outputs(args, &contenders)?;
     let model_name = model_name(&contenders[0].deployment, args.session.model.as_deref());
     let mut observer = Observer::start(&args.observe, &model_name)?;
@@ -128,7 +134,8 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
     let (rounds, interrupted) = measure(&contenders, &plan, repeats, &mut observer)?;
     let cut_short = interrupted.then(|| interruption(&contenders, &rounds, repeats));
     let measurements = gather(&contenders, rounds, &goals);
-    report(args, &machine, &load, &goals, &measurements, outputs, cut_short.as_deref())?;
+    let known = Known { machine: &machine, load: &load, goals: &goals, prediction: prediction.as_ref() };
+    report(args, &known, &measurements, outputs, cut_short.as_deref())?;
     if interrupted { Err(CliError::Interrupted) } else { Ok(ExitCode::SUCCESS) }
 }
 
@@ -166,6 +173,7 @@ fn open_outputs(args: &BenchArgs, contenders: &[Contender]) -> Result<Outputs, C
         FilesInUse::new(&contender.path, &contender.deployment.weights_source)
             .reads("the --costs table", args.costs.path())
             .reads("the --trace-file", args.load.trace_file())
+            .reads("the prediction of --against", args.against.as_deref())
             .writes("--save-result", args.save_result.as_deref())
             .writes("--plot", args.plot.as_deref())
             .writes("--trace", args.trace.as_deref())
@@ -242,15 +250,22 @@ fn gather<'a>(contenders: &'a [Contender], rounds: Vec<Rounds>, goals: &[Goal]) 
         .collect()
 }
 
+/// What is known beside the measurements.
+struct Known<'a> {
+    machine: &'a Machine,
+    load: &'a MadeLoad,
+    goals: &'a [Goal],
+    prediction: Option<&'a Prediction>,
+}
+
 fn report(
     args: &BenchArgs,
-    machine: &Machine,
-    load: &MadeLoad,
-    goals: &[Goal],
+    known: &Known<'_>,
     measurements: &[Measurement<'_>],
     outputs: Outputs,
     cut_short: Option<&str>,
 ) -> Result<(), CliError> {
+    let Known { machine, load, goals, prediction } = *known;
     // Where arrivals set what comes out, throughput says nothing about the system.
     let open = load.load.requests.iter().any(|request| request.arrival_s > 0.0);
     let merit = if open { Merit::Tpot } else { Merit::Throughput };
@@ -258,6 +273,12 @@ fn report(
     let mut result = result::result(machine, load, args.warmup, goals, measurements, &verdict);
     if let Some(cut_short) = cut_short {
         result["interruption"] = cut_short.into();
+    }
+    let mut said_of_prediction = String::new();
+    if let Some(prediction) = prediction {
+        let differences = prediction.differences(&result["runs"][0]);
+        said_of_prediction = format!("\n{}", prediction.table(&differences));
+        result["against"] = prediction.json(&differences);
     }
     if let Some(file) = outputs.result {
         file.finish(|out| writeln!(out, "{result:#}"))?;
@@ -273,7 +294,9 @@ fn report(
     let mut text = match (args.format, measurements) {
         (Format::Json, _) => format!("{result}\n"),
         (Format::Text, []) => String::new(),
-        (Format::Text, [only]) => format!("{}\n\n{}", heading.join("\n"), text::report(only, goals)),
+        (Format::Text, [only]) => {
+            format!("{}\n\n{}{said_of_prediction}", heading.join("\n"), text::report(&only.told(), goals))
+        }
         (Format::Text, several) => {
             let verdict: String = verdict.iter().map(|sentence| format!("{sentence}\n")).collect();
             format!("{}\n\n{}\n{verdict}", heading.join("\n"), compare::table(several, merit))

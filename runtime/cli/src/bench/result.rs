@@ -2,6 +2,7 @@
 
 use super::contender::Contender;
 use super::round::Rounds;
+use super::text::Told;
 use crate::identity::{GraphIdentity, ModelIdentity};
 use crate::load_args::MadeLoad;
 use crate::machine::Machine;
@@ -23,6 +24,16 @@ pub struct Measurement<'a> {
 }
 
 impl Measurement<'_> {
+    /// As it is told to people.
+    pub fn told(&self) -> Told<'_> {
+        Told {
+            summary: &self.summary,
+            measured: &self.rounds.measured,
+            rounds: self.rounds.summaries.len(),
+            preemptions: self.rounds.preemptions,
+        }
+    }
+
     /// A figure of each round.
     pub fn each(&self, of: impl Fn(&Summary) -> f64) -> Vec<f64> {
         self.rounds.summaries.iter().map(of).collect()

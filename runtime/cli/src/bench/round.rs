@@ -119,7 +119,7 @@ impl Rounds {
 }
 
 /// When the load began to drain, in seconds since it began: all that had begun had their first tokens, and the next one ended.
-fn drain_s(timings: &[RequestTiming]) -> f64 {
+pub fn drain_s(timings: &[RequestTiming]) -> f64 {
     let began_last = timings.iter().filter_map(|timing| timing.token_s.first().copied()).fold(0.0, f64::max);
     let ends = timings.iter().filter_map(|timing| timing.token_s.last().copied());
     ends.filter(|end_s| *end_s >= began_last).fold(f64::INFINITY, f64::min)

@@ -1,27 +1,40 @@
-//! One contender's result for people, under the words of `vllm bench serve`.
+//! One result for people, measured or predicted, under the words of `vllm bench serve`.
 
-use super::result::Measurement;
+use super::measure::Measured;
 use crate::table::Table;
 use rally_load::goodput::Goal;
 use rally_load::statistics::Distribution;
+use rally_load::summary::Summary;
 use std::fmt::Write;
 
+/// What is told.
+pub struct Told<'a> {
+    /// Of all rounds.
+    pub summary: &'a Summary,
+    /// What the lanes did.
+    pub measured: &'a Measured,
+    /// How many rounds.
+    pub rounds: usize,
+    /// Sequences that had to give their pages back.
+    pub preemptions: u64,
+}
+
 /// Throughput, latencies, stages, lanes.
-pub fn report(measurement: &Measurement<'_>, goals: &[Goal]) -> String {
-    let mut out = requests(measurement, goals);
+pub fn report(told: &Told<'_>, goals: &[Goal]) -> String {
+    let mut out = requests(told, goals);
     out.push('\n');
-    out.push_str(&stages(measurement));
+    out.push_str(&stages(told.measured));
     out.push('\n');
-    out.push_str(&lanes(measurement));
+    out.push_str(&lanes(told.measured));
     out
 }
 
-fn requests(measurement: &Measurement<'_>, goals: &[Goal]) -> String {
-    let summary = &measurement.summary;
+fn requests(told: &Told<'_>, goals: &[Goal]) -> String {
+    let summary = told.summary;
     let mut table = Table::new(&["", "", ""]);
     let mut line = |name: &str, value: String, note: &str| table.row(&[name, &value, note]);
     line("completed", format!("{} of {}", summary.completed, summary.num_prompts), "");
-    line("duration", format!("{:.3} s", summary.duration_s), rounds_note(measurement.rounds.summaries.len()));
+    line("duration", format!("{:.3} s", summary.duration_s), rounds_note(told.rounds));
     line("output throughput", format!("{:.0} tokens/s", summary.output_throughput()), "");
     line("total throughput", format!("{:.0} tokens/s", summary.total_token_throughput()), "prompts included");
     line("request throughput", format!("{:.2} requests/s", summary.request_throughput()), "");
@@ -29,8 +42,8 @@ fn requests(measurement: &Measurement<'_>, goals: &[Goal]) -> String {
         let goals: Vec<String> = goals.iter().map(Goal::to_string).collect();
         line("goodput", format!("{goodput:.2} requests/s"), &format!("those that kept {}", goals.join(" ")));
     }
-    if measurement.rounds.preemptions > 0 {
-        line("preemptions", measurement.rounds.preemptions.to_string(), "for want of KV pages");
+    if told.preemptions > 0 {
+        line("preemptions", told.preemptions.to_string(), "for want of KV pages");
     }
     let mut latencies = Table::new(&["ms", "mean", "median", "p99"]);
     let named =
@@ -47,8 +60,8 @@ fn rounds_note(count: usize) -> &'static str {
     if count > 1 { "all rounds together" } else { "" }
 }
 
-fn stages(measurement: &Measurement<'_>) -> String {
-    let stages = measurement.rounds.measured.stages();
+fn stages(measured: &Measured) -> String {
+    let stages = measured.stages();
     let total: f64 = stages.iter().map(super::measure::StageTimes::total_s).sum();
     let mut table = Table::new(&["stage", "mean µs", "p50", "p99", "tasks", "of all work"]);
     for stage in &stages {
@@ -66,8 +79,7 @@ fn stages(measurement: &Measurement<'_>) -> String {
     table.to_string()
 }
 
-fn lanes(measurement: &Measurement<'_>) -> String {
-    let measured = &measurement.rounds.measured;
+fn lanes(measured: &Measured) -> String {
     let mut out = String::new();
     for lane in &measured.lanes {
         let causes: Vec<String> = lane

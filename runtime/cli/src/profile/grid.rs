@@ -1,17 +1,16 @@
-//! Which points are measured: rows × context for attention, rows × experts hit for routed FFNs, rows for the rest.
+//! Which points are measured: rows × context for attention, rows × experts hit for routed FFNs, rows for the rest; and the walks
+//! over all stages that measure them.
 //!
 //! A point that the deployment can never have (more sequences than it holds, a context longer than its cache, more experts than
 //! its rows reach) is left out, so a grid depends on the graph and the flags alone.
 
-use rally_engine::schedule::cost_table::CostAxis;
+use rally_engine::schedule::cost_table::{CostAxis, CostPart};
 use rally_engine::schedule::planner::PlannerConfig;
-use rally_engine::stage_timer::TimedLayer;
 use rally_graph::kinds::Role;
 use rally_graph::model::ModelShape;
 use rally_graph::placement::ExpertPlacement;
-use rally_graph::routes::Exchanges;
 use rally_graph::shard::ShardCounts;
-use rally_graph::stage_graph::{DeviceIndex, ResolvedStage, StageGraph, StageIndex};
+use rally_graph::stage_graph::{DeviceIndex, Payload, ResolvedStage, StageGraph, StageIndex};
 use rally_stages::deployment::Deployment;
 use serde::{Deserialize, Serialize};
 
@@ -33,8 +32,8 @@ pub struct Subject {
     pub stage: StageIndex,
     /// Where.
     pub device: DeviceIndex,
-    /// Layers it runs in, and in how many parts; a 0 for stages outside the layers.
-    pub layers: Vec<TimedLayer>,
+    /// Which of its parts work on rows of all attention devices.
+    pub gathers: GatheredParts,
     /// What its time depends on beside rows.
     pub axis: CostAxis,
     /// Ids of the experts the device holds, ascending, in the first layer; empty where that does not matter.
@@ -43,16 +42,46 @@ pub struct Subject {
     pub points: Vec<(usize, usize)>,
 }
 
-impl Subject {
-    /// Whether its devices hand each other rows between parts, in some layer.
-    pub fn is_split(&self) -> bool {
-        self.layers.iter().any(|layer| layer.peers > 0)
-    }
+/// Which parts of a stage work on rows of all attention devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GatheredParts {
+    /// None: each device has its own rows.
+    None,
+    /// All: it is an FFN.
+    All,
+    /// The receive and what follows: a transfer to the FFN.
+    Arriving,
+    /// The send and what comes before: a transfer from it.
+    Leaving,
+}
 
-    /// Parts that it is done in, at most.
-    pub fn parts(&self) -> usize {
-        self.layers.iter().map(|layer| layer.parts).max().unwrap_or(1)
+impl GatheredParts {
+    /// Whether `part` is one.
+    pub fn has(self, part: CostPart) -> bool {
+        match self {
+            Self::None => false,
+            Self::All => true,
+            Self::Arriving => part != CostPart::Send,
+            Self::Leaving => part != CostPart::Receive,
+        }
     }
+}
+
+/// Steps on the same rows, in which every stage is timed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Walk {
+    /// Rows that were asked for: of each attention device, or of all together.
+    pub asked: usize,
+    /// Rows by attention device.
+    pub rows: Vec<usize>,
+    /// Whether tasks on a device's own rows have as many as were asked for.
+    pub own: bool,
+    /// Whether those on rows of all devices have.
+    pub gathered: bool,
+    /// Positions a row attends to.
+    pub context: usize,
+    /// Index of a subject with experts, and how many of them are hit.
+    pub routed: Option<(usize, usize)>,
 }
 
 /// Sizes that bound a grid.
@@ -87,13 +116,14 @@ impl<'a> Bounds<'a> {
         self.shape.max_positions.min(self.planner.device_kv_tokens())
     }
 
-    /// Powers of two to the most rows, powers of four of context, powers of two times a row's experts; each with its largest.
+    /// Powers of two to the most rows, of context, and times a row's experts; each with its largest. Contexts stand in the middle of a
+    /// page: attention works page by page, and at its end a page costs as little a token as nowhere else.
     pub fn default_axes(&self) -> Axes {
         let (rows, context) = (self.most_rows(Role::Ffn), self.most_context());
         let top_k = self.shape.top_k.max(1);
         Axes {
             rows: steps(1, 2, rows),
-            contexts: steps(16.min(context), 4, context),
+            contexts: in_mid_page(steps(16.min(context), 2, context), self.planner.page_tokens),
             experts: steps(top_k, 2, self.shape.experts),
         }
     }
@@ -127,6 +157,46 @@ impl<'a> Bounds<'a> {
         let pages = sequences * context.div_ceil(self.planner.page_tokens);
         context >= deepest && context <= self.most_context() && pages <= self.planner.pages_per_device as usize
     }
+
+    /// The walks that come by every point of `subjects`: all contexts and all numbers of experts hit, for each number of rows.
+    pub fn walks(&self, axes: &Axes, subjects: &[Subject]) -> Vec<Walk> {
+        let (devices, most) = (self.attention_devices, self.planner.rows_per_device);
+        let mut walks = Vec::new();
+        for asked in &axes.rows {
+            let (share, rest) = (asked / devices, asked % devices);
+            let together: Vec<usize> = (0..devices).map(|device| share + usize::from(device < rest)).collect();
+            let layouts = match devices {
+                1 => vec![(together, true, true)],
+                _ => vec![(vec![*asked; devices], true, false), (together, false, true)],
+            };
+            for (rows, own, gathered) in layouts.into_iter().filter(|(rows, ..)| rows[0] <= most) {
+                let contexts: Vec<usize> =
+                    axes.contexts.iter().copied().filter(|context| self.holds(rows[0], *context)).collect();
+                let targets: Vec<(usize, usize)> = subjects
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, subject)| gathered && subject.axis == CostAxis::Experts)
+                    .flat_map(|(index, subject)| {
+                        let points = subject.points.iter().filter(|point| point.0 == *asked);
+                        points.map(move |point| (index, point.1))
+                    })
+                    .collect();
+                let contexts_wanted = if own { contexts.len() } else { contexts.len().min(1) };
+                for turn in 0..contexts_wanted.max(targets.len()) {
+                    let nth = |count: usize| turn.min(count.saturating_sub(1));
+                    walks.push(Walk {
+                        asked: *asked,
+                        rows: rows.clone(),
+                        own,
+                        gathered,
+                        context: contexts.get(nth(contexts_wanted)).copied().unwrap_or(rows[0]),
+                        routed: targets.get(nth(targets.len())).copied(),
+                    });
+                }
+            }
+        }
+        walks
+    }
 }
 
 /// `first`, times `factor` and again, up to `last`, which is always among them.
@@ -135,6 +205,21 @@ fn steps(first: usize, factor: usize, last: usize) -> Vec<usize> {
         std::iter::successors(Some(first), |step| step.checked_mul(factor)).take_while(|step| *step < last).collect();
     steps.push(last.max(1));
     steps
+}
+
+/// Whole pages and a half, for each context of a page or more but the last.
+fn in_mid_page(contexts: Vec<usize>, page_tokens: usize) -> Vec<usize> {
+    let last = contexts.last().copied().unwrap_or(1);
+    let middle = |context: usize| match context / page_tokens {
+        0 => context,
+        pages => (pages * page_tokens + page_tokens / 2).min(last),
+    };
+    let mut contexts: Vec<usize> = contexts.into_iter().map(middle).collect();
+    contexts.dedup();
+    if contexts.last() != Some(&last) {
+        contexts.push(last);
+    }
+    contexts
 }
 
 /// Everything that is measured, in the graph's order.
@@ -159,9 +244,9 @@ pub fn subjects(graph: &StageGraph, bounds: &Bounds<'_>, axes: &Axes) -> Vec<Sub
                 (Role::Ffn, false) => CostAxis::Experts,
                 _ => CostAxis::None,
             };
-            let layers = layers.iter().map(|layer| timed_layer(graph, stage, device, *layer)).collect();
             let points = bounds.points(axes, stage.role, axis, experts.len());
-            subjects.push(Subject { stage: index, device, layers, axis, experts, points });
+            let gathers = gathered_parts(graph, index, device);
+            subjects.push(Subject { stage: index, device, gathers, axis, experts, points });
         }
     }
     subjects
@@ -178,11 +263,16 @@ fn firsts(graph: &StageGraph, devices: &[DeviceIndex]) -> Vec<DeviceIndex> {
     firsts
 }
 
-/// How a stage is done in a layer.
-fn timed_layer(graph: &StageGraph, stage: &ResolvedStage, device: DeviceIndex, layer: usize) -> TimedLayer {
-    match Exchanges::of(graph, stage, layer) {
-        Some(exchanges) => TimedLayer { layer, parts: exchanges.parts, peers: exchanges.peers_of(device).len() },
-        None => TimedLayer { layer, parts: 1, peers: 0 },
+/// Which parts of a stage work on everyone's rows: an FFN's, and all of what stands on devices that hold no sequences.
+fn gathered_parts(graph: &StageGraph, stage: StageIndex, device: DeviceIndex) -> GatheredParts {
+    let payload = graph.graph.node_weights().find(|instance| instance.stage == stage).map(|instance| instance.payload);
+    let holds_sequences = graph.devices_of_role(Role::Embed).contains(&device);
+    match (graph.stages[stage].role, payload) {
+        (Role::Transfer, Some(Payload::Input | Payload::RoutedInput)) => GatheredParts::Arriving,
+        (Role::Transfer, Some(Payload::Output)) => GatheredParts::Leaving,
+        (Role::Ffn, _) => GatheredParts::All,
+        _ if holds_sequences => GatheredParts::None,
+        _ => GatheredParts::All,
     }
 }
 
@@ -204,5 +294,8 @@ mod tests {
         assert_eq!(steps(1, 2, 100), [1, 2, 4, 8, 16, 32, 64, 100]);
         assert_eq!(steps(16, 4, 16), [16]);
         assert_eq!(steps(2, 2, 0), [1]);
+        assert_eq!(in_mid_page(steps(16, 2, 512), 64), [16, 32, 96, 160, 288, 512]);
+        assert_eq!(in_mid_page(steps(16, 2, 64), 64), [16, 32, 64]);
+        assert_eq!(in_mid_page(vec![8, 16], 16), [8, 16]);
     }
 }

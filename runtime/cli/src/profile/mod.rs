@@ -1,9 +1,11 @@
 //! `rally profile`: the time of every stage over a grid of what it depends on, as the cost table that predictions read.
 //!
-//! Stages are timed one by one, nothing else running, each on a thread pinned like its device's lane. So the table says what a
-//! stage takes alone; what lanes take from each other (memory bandwidth, caches) shows in `rally bench`.
+//! Stages are timed in turn on the real lanes, in the plan's order, on rows that are the same in every step (`rehearsal.rs` of the
+//! engine): so the table says what a stage takes in a run, with what lanes take from each other (memory bandwidth, caches) in it.
+//! What the host does between two steps is timed in a short run of its own (`host.rs`).
 
 mod grid;
+mod host;
 mod store;
 mod workload;
 
@@ -16,22 +18,25 @@ use crate::table::Table;
 use crate::{Format, interrupt};
 use clap::Args;
 use crossbeam::channel::Receiver;
-use grid::{Axes, Bounds, Subject};
+use grid::{Axes, Bounds, Subject, Walk};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rally_engine::DeviceParts;
+use rally_engine::EngineParts;
+use rally_engine::rehearsal::{Effort, rehearse};
 use rally_engine::schedule::cost_table::{CostAxis, CostPart, CostPoint, CostTable, StageCost, VERSION};
-use rally_engine::stage::Stage;
-use rally_engine::stage_timer::{Effort, on_lane, time_stage, time_transfer};
-use rally_graph::stage_graph::{Payload, StageGraph};
-use rally_kernels::team::Team;
+use rally_engine::schedule::virtual_lanes::NearBy;
+use rally_engine::span::LaneReport;
+use rally_graph::plan::Plan;
+use rally_graph::stage_graph::{DeviceIndex, StageGraph, StageIndex};
 use rally_load::statistics::{mean, percentile};
 use rally_stages::deployment::{AssembleOptions, Deployment};
 use serde_json::json;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use store::{Found, Identity, Store};
+use workload::ForcedRouter;
 
 /// Arguments of `rally profile`.
 #[derive(Debug, Args)]
@@ -44,13 +49,15 @@ pub struct ProfileArgs {
     /// Rows of a task; powers of two up to the graph's limits if not given.
     #[arg(long, value_name = "N,N,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     rows: Vec<u32>,
-    /// Positions each row attends to; powers of four up to the cache and the model's positions if not given.
+    /// Positions each row attends to; powers of two up to the cache and the model's positions, each in the middle of a page, if not
+    /// given.
     #[arg(long, value_name = "N,N,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     contexts: Vec<u32>,
     /// Experts hit; from those of one row, doubled, up to all if not given.
     #[arg(long, value_name = "N,N,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     experts: Vec<u32>,
-    /// Milliseconds spent on a point: more for less spread.
+    /// Milliseconds that all stages in turn are repeated for, for each number of rows and context or experts: more for less
+    /// spread.
     #[arg(long, value_name = "MS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     point_ms: u64,
     /// Output format.
@@ -58,15 +65,20 @@ pub struct ProfileArgs {
     format: Format,
 }
 
-/// Samples a point has at least, whatever they take: a median and a spread need some.
-const LEAST_SAMPLES: usize = 5;
+/// Whatever the graph's schedule: two micro-batches that alternate show a stage both where its weights come from afar and where another
+/// micro-batch has just used them.
+const SCHEDULE: &str = "ping_pong:2";
+/// Steps of a walk at least, whatever they take: a mean and a spread need some samples.
+const LEAST_STEPS: u64 = 8;
 /// And at most: more would only fill memory.
-const MOST_SAMPLES: usize = 2000;
+const MOST_STEPS: u64 = 500;
+/// Steps that do not count: caches fill, and lanes find their pace.
+const WARM_UP: u64 = 2;
 
 /// Runs the command.
 pub fn run(args: &ProfileArgs) -> Result<ExitCode, CliError> {
     let deployment = session::open(&args.session)?;
-    let bounds = Bounds::of(&deployment);
+    let mut bounds = Bounds::of(&deployment);
     let axes = axes(args, &bounds);
     let (graph, model) = (&args.session.graph, &deployment.weights_source);
     FilesInUse::new(graph, model).writes("--out", Some(&args.out)).check()?;
@@ -76,25 +88,32 @@ pub fn run(args: &ProfileArgs) -> Result<ExitCode, CliError> {
     let (graph_json, model_json) = (identity.graph.clone(), identity.model.clone());
     let (store, found) = Store::open(&args.out, identity)?;
     let interrupts = interrupt::channel()?;
-    let parts = session::assemble(&deployment, AssembleOptions::default())?;
+    let options =
+        AssembleOptions { learn: true, spans_per_lane: spans_of_a_walk(&deployment), ..AssembleOptions::default() };
+    let schedule = deployment.schedule_as(Some(SCHEDULE)).or_mistake()?;
+    let mut parts = session::assemble_with(&deployment, &schedule, &*deployment.weights, options)?;
+    bounds.planner = parts.planner;
     let graph = Arc::clone(&parts.graph);
     let subjects = grid::subjects(&graph, &bounds, &axes);
     refuse_empty(&subjects, &graph)?;
-    let wanted = points(&subjects, &graph);
+    let walks = bounds.walks(&axes, &subjects);
     match found {
-        Found::Same => eprintln!("going on with {} of {wanted} points that an earlier run measured", store.count()),
+        Found::Same => eprintln!("going on with {} points that an earlier run measured", store.count()),
         Found::Other => {
             eprintln!("what an earlier run left is of another machine, model, graph or grid: starting over")
         }
         Found::Nothing => {}
     }
     interrupt::begin_work();
-    let mut profile = Profile { store, bounds, graph, args, interrupts, bar: bar(wanted) };
-    if profile.all(&subjects, parts.devices)? {
+    let forced = force_routers(&mut parts);
+    let bar = bar(walks.len());
+    let mut profile = Profile { store, bounds, graph, args, interrupts, bar, subjects: subjects.into(), forced };
+    if profile.all(&walks, &mut parts)? {
         profile.store.write()?;
-        eprintln!("{} of {wanted} points are kept: the same command goes on from there", profile.store.count());
+        eprintln!("{} points are kept: the same command goes on from there", profile.store.count());
         return Err(CliError::Interrupted);
     }
+    host::measure(parts, &axes.rows, |cost, point| profile.store.add(cost, point))?;
     let machine_json = json!(machine);
     let mut table =
         CostTable { version: VERSION, machine: machine_json, model: model_json, graph: graph_json, stages: Vec::new() };
@@ -148,16 +167,34 @@ fn identity_of(args: &ProfileArgs, deployment: &Deployment, machine: &Machine, a
     }
 }
 
-/// Parts that are timed.
-fn cost_parts(graph: &StageGraph, subject: &Subject) -> &'static [CostPart] {
-    match graph.stages[subject.stage].transfer {
-        Some(_) => &[CostPart::Send, CostPart::Receive],
-        None => &CostPart::OF_STAGE[..subject.parts()],
-    }
+/// Room for everything that a lane does in a walk.
+fn spans_of_a_walk(deployment: &Deployment) -> usize {
+    // A layer has at most some ten tasks on a lane for each of the two micro-batches.
+    let tasks = 10 * (deployment.shape.layers.len() + 1) * 2;
+    (tasks * MOST_STEPS as usize).min(1 << 20)
 }
 
-fn points(subjects: &[Subject], graph: &StageGraph) -> usize {
-    subjects.iter().map(|subject| subject.points.len() * cost_parts(graph, subject).len()).sum()
+/// What a device's rows choose, by device.
+type Forced = HashMap<DeviceIndex, Arc<Mutex<Vec<Vec<u32>>>>>;
+
+/// Ways in which rows choose the same number of experts, taking turns.
+const DRAWS: u64 = 7;
+
+/// Puts every router under control.
+fn force_routers(parts: &mut EngineParts) -> Forced {
+    let mut forced = Forced::new();
+    for (device, parts) in parts.devices.iter_mut().enumerate() {
+        let routers: Vec<_> =
+            parts.stages.iter().filter(|(_, stage)| stage.routed_experts() > 0).map(|(index, _)| *index).collect();
+        for index in routers {
+            if let Some(inner) = parts.stages.remove(&index) {
+                let (router, ids) = ForcedRouter::new(inner);
+                parts.stages.insert(index, Box::new(router));
+                forced.insert(device, ids);
+            }
+        }
+    }
+    forced
 }
 
 struct Profile<'a> {
@@ -167,107 +204,165 @@ struct Profile<'a> {
     args: &'a ProfileArgs,
     interrupts: Receiver<()>,
     bar: ProgressBar,
+    subjects: Arc<[Subject]>,
+    forced: Forced,
+}
+
+/// Whose times these are.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct SampleKey {
+    stage: StageIndex,
+    device: DeviceIndex,
+    part: &'static str,
+    warm: bool,
+    rows: usize,
 }
 
 impl Profile<'_> {
-    /// Measures what is missing. Returns whether Ctrl-C came.
-    fn all(&mut self, subjects: &[Subject], mut devices: Vec<DeviceParts>) -> Result<bool, CliError> {
-        self.bar.inc(self.store.count() as u64);
-        let mut interrupted = false;
-        for subject in subjects {
-            let stage = devices[subject.device].stages.remove(&subject.stage);
-            interrupted = self.subject(subject, stage)?;
-            if interrupted {
-                break;
-            }
+    /// Walks that are missing. Returns whether Ctrl-C came.
+    fn all(&mut self, walks: &[Walk], parts: &mut EngineParts) -> Result<bool, CliError> {
+        let done = self.store.walks().min(walks.len());
+        self.bar.inc(done as u64);
+        if done < walks.len() {
+            self.fill(walks, parts)?;
         }
-        self.bar.finish_and_clear();
-        Ok(interrupted)
-    }
-
-    /// Measures what is missing of a subject. Returns whether Ctrl-C came.
-    fn subject(&mut self, subject: &Subject, mut stage: Option<Box<dyn Stage>>) -> Result<bool, CliError> {
-        let device = self.graph.devices[subject.device].clone();
-        self.bar.set_message(format!("{} on {}", self.graph.stages[subject.stage].id, device.name));
-        let parts = cost_parts(&Arc::clone(&self.graph), subject);
-        for (rows, along) in &subject.points {
-            let id = &self.graph.stages[subject.stage].id;
-            if parts.iter().all(|part| self.store.has(id, *part, &device.name, *rows, *along)) {
-                continue;
-            }
+        for walk in &walks[done..] {
             if self.interrupts.try_recv().is_ok() {
+                self.bar.finish_and_clear();
                 return Ok(true);
             }
-            tracing::info!(stage = id, rows, along, "timing");
-            let this = &*self;
-            let timed =
-                on_lane(&device.name, &device.cores, |team| this.point(subject, &mut stage, *rows, *along, team));
-            let timed = timed.or_failure()??;
-            for (part, seconds) in parts.iter().zip(timed) {
-                let cost = self.cost(subject, *part);
-                self.store.add(cost, summarise(*rows, *along, seconds))?;
-                self.bar.inc(1);
-            }
+            self.bar.set_message(format!("{} rows, context {}", walk.asked, walk.context));
+            tracing::info!(rows = walk.asked, context = walk.context, "timing");
+            self.walk(walk, parts)?;
+            self.store.walked()?;
+            self.bar.inc(1);
         }
+        self.bar.finish_and_clear();
         Ok(false)
     }
 
-    /// Seconds of each run of each part at one point.
-    fn point(
-        &self,
-        subject: &Subject,
-        stage: &mut Option<Box<dyn Stage>>,
-        rows: usize,
-        along: usize,
-        team: &Team,
-    ) -> Result<Vec<Vec<f64>>, CliError> {
-        let effort =
-            Effort { least: LEAST_SAMPLES, time: Duration::from_millis(self.args.point_ms), most: MOST_SAMPLES };
-        let mut workload = workload::make(subject, rows, along, &self.bounds.planner, self.bounds.shape);
-        match (stage, &self.graph.stages[subject.stage].transfer) {
-            (Some(stage), _) => {
-                let seconds = time_stage(&mut **stage, &subject.layers, &mut workload, team, effort);
-                seconds.or_failure()
+    /// Writes to the KV pages that the walks read.
+    fn fill(&self, walks: &[Walk], parts: &mut EngineParts) -> Result<(), CliError> {
+        let planner = self.bounds.planner;
+        let pages = |walk: &Walk| {
+            let sequences = (planner.micro_batches * walk.rows[0]).min(planner.sequences_per_device);
+            sequences * walk.context.div_ceil(planner.page_tokens)
+        };
+        let most = walks.iter().map(pages).max().unwrap_or(0);
+        for turn in workload::fill(most, &planner) {
+            rehearse(parts, turn, Effort { least: 1, time: Duration::ZERO, most: 1 }).or_failure()?;
+        }
+        Ok(())
+    }
+
+    fn walk(&mut self, walk: &Walk, parts: &mut EngineParts) -> Result<(), CliError> {
+        self.route(walk, &parts.attention);
+        let batches = workload::batches(walk, &self.bounds.planner, self.bounds.shape.vocab);
+        let time = Duration::from_millis(self.args.point_ms);
+        let reports = rehearse(parts, batches, Effort { least: LEAST_STEPS, time, most: MOST_STEPS }).or_failure()?;
+        let mut samples = samples(&parts.plan, &reports);
+        let subjects = Arc::clone(&self.subjects);
+        for (index, subject) in subjects.iter().enumerate() {
+            let along = match (subject.axis, walk.routed) {
+                (CostAxis::None, _) => 0,
+                (CostAxis::Context, _) => walk.context,
+                (CostAxis::Experts, Some((routed, hit))) if routed == index => hit,
+                (CostAxis::Experts, _) => continue,
+            };
+            if !subject.points.contains(&(walk.asked, along)) {
+                continue;
             }
-            (None, Some(transfer)) => {
-                Ok(time_transfer(&mut workload.values, transfer.dtype, self.payload(subject), effort).into())
+            for part in CostPart::ALL {
+                let counts = if subject.gathers.has(part) { walk.gathered } else { walk.own };
+                // A transfer is looked up on the device that it leaves, and its other end may be anywhere.
+                let keys: Vec<SampleKey> = samples
+                    .keys()
+                    .filter(|key| {
+                        let anywhere = matches!(part, CostPart::Receive | CostPart::Exchange);
+                        let here = key.device == subject.device || anywhere;
+                        key.stage == subject.stage && key.part == part.name() && here && counts
+                    })
+                    .copied()
+                    .collect();
+                for key in keys {
+                    let seconds = samples.remove(&key).unwrap_or_default();
+                    self.keep(subject, part, key, along, seconds);
+                }
             }
-            (None, None) => Err(CliError::Failure(format!("stage {} was not made", subject.stage))),
+        }
+        Ok(())
+    }
+
+    /// Sets what the routers find.
+    fn route(&self, walk: &Walk, attention: &[DeviceIndex]) {
+        let top_k = self.bounds.shape.top_k;
+        let all: usize = walk.rows.iter().sum();
+        let ids = |(index, hit): (usize, usize)| -> Vec<Vec<u32>> {
+            let subject = &self.subjects[index];
+            (1..=DRAWS).map(|draw| workload::routing(subject, all, hit, self.bounds.shape, draw)).collect()
+        };
+        let draws = walk.routed.map(ids).unwrap_or_default();
+        for (device, forced) in &self.forced {
+            // A router on a device that holds no sequences sees everyone's rows.
+            let place = attention.iter().position(|other| other == device);
+            let first: usize = place.map_or(0, |place| walk.rows[..place].iter().sum());
+            let own = |ids: &Vec<u32>| ids.get(first * top_k..).unwrap_or_default().to_vec();
+            *forced.lock().unwrap_or_else(PoisonError::into_inner) = draws.iter().map(own).collect();
         }
     }
 
-    /// What the transfer carries, routing included where some layer has it.
-    fn payload(&self, subject: &Subject) -> Payload {
-        let instances = self.graph.graph.node_weights().filter(|instance| instance.stage == subject.stage);
-        let payloads: Vec<Payload> = instances.map(|instance| instance.payload).collect();
-        let routed = payloads.contains(&Payload::RoutedInput);
-        if routed { Payload::RoutedInput } else { payloads.first().copied().unwrap_or_default() }
-    }
-
-    fn cost(&self, subject: &Subject, part: CostPart) -> StageCost {
-        let stage = &self.graph.stages[subject.stage];
+    /// Adds a point, unless an earlier walk came by it.
+    fn keep(&mut self, subject: &Subject, part: CostPart, key: SampleKey, along: usize, seconds: Vec<f64>) {
+        let (stage, device) = (&self.graph.stages[subject.stage], &self.graph.devices[subject.device].name);
+        if seconds.is_empty() {
+            return;
+        }
         let (experts, shape) = (subject.experts.len(), self.bounds.shape);
-        StageCost {
+        let cost = StageCost {
             stage: stage.id.clone(),
             kind: stage.kind.clone(),
             part,
-            device: self.graph.devices[subject.device].name.clone(),
+            device: device.clone(),
+            warm: key.warm,
             axis: subject.axis,
             experts,
             routed_share: if experts > 0 { shape.top_k as f64 / shape.experts as f64 } else { 0.0 },
             points: Vec::new(),
+        };
+        self.store.add(cost, summarise(key.rows, along, seconds));
+    }
+}
+
+/// Seconds of every task that counts.
+fn samples(plan: &Plan, reports: &[LaneReport]) -> BTreeMap<SampleKey, Vec<f64>> {
+    let mut samples: BTreeMap<SampleKey, Vec<f64>> = BTreeMap::new();
+    for (lane, report) in plan.lanes.iter().zip(reports) {
+        let first = report.spans.iter().map(|span| span.step).min().unwrap_or(0);
+        let mut near_by = NearBy::default();
+        for span in &report.spans {
+            let id = lane.tasks[span.position as usize].task;
+            let (task, warm) = (&plan.table.tasks[id], near_by.begin(&plan.table, id));
+            let part = CostPart::of(task);
+            let (rows, part) = (span.rows as usize, part.name());
+            let key = SampleKey { stage: task.stage, device: lane.device, part, warm, rows };
+            if span.step < first + WARM_UP {
+                continue;
+            }
+            samples.entry(key).or_default().push((span.end_ns - span.start_ns) as f64 * 1e-9);
         }
     }
+    samples
 }
 
 fn summarise(rows: usize, along: usize, mut seconds: Vec<f64>) -> CostPoint {
     seconds.sort_by(f64::total_cmp);
     // Tenths of nanoseconds: what a file gives back exactly, and finer than any clock.
     let told = |seconds: Option<f64>| (seconds.unwrap_or(0.0) * 1e10).round() / 1e10;
+    let tenth = seconds.len() / 10;
     CostPoint {
         rows,
         along,
-        seconds: told(percentile(&seconds, 50.0)),
+        seconds: told(mean(&seconds[tenth..seconds.len() - tenth])),
         mean_s: told(mean(&seconds)),
         p10_s: told(percentile(&seconds, 10.0)),
         p90_s: told(percentile(&seconds, 90.0)),
@@ -275,10 +370,10 @@ fn summarise(rows: usize, along: usize, mut seconds: Vec<f64>) -> CostPoint {
     }
 }
 
-/// Shows points on a terminal, and nothing elsewhere.
-fn bar(points: usize) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(points as u64), ProgressDrawTarget::stderr_with_hz(5));
-    let style = ProgressStyle::with_template("{bar:32} {pos}/{len} points {eta}  {msg}");
+/// Shows walks on a terminal, and nothing elsewhere.
+fn bar(walks: usize) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(walks as u64), ProgressDrawTarget::stderr_with_hz(5));
+    let style = ProgressStyle::with_template("{bar:32} {pos}/{len} {eta}  {msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar
 }
@@ -292,11 +387,10 @@ fn report(args: &ProfileArgs, machine: &Machine, table: &CostTable) -> Result<Ex
                 Table::new(&["stage", "part", "device", "points", "smallest", "µs", "largest", "µs (p10–p90)"]);
             for stage in &table.stages {
                 let (first, last) = (stage.points[0], stage.points[stage.points.len() - 1]);
-                let part = format!("{:?}", stage.part).to_lowercase();
                 let us = |seconds: f64| format!("{:.1}", seconds * 1e6);
                 lines.row(&[
                     &stage.stage,
-                    &part,
+                    &format!("{}{}", stage.part.name(), if stage.warm { ", warm" } else { "" }),
                     &stage.device,
                     &stage.points.len().to_string(),
                     &place(stage, first),

@@ -1,10 +1,10 @@
-//! The table in the making, beside its file under another name: written whole after every point or so, found again by the next
+//! The table in the making, beside its file under another name: written whole after every walk or so, found again by the next
 //! run of the same profile.
 
 use super::grid::Axes;
 use crate::error::{Blame, CliError};
 use crate::output::OutputFile;
-use rally_engine::schedule::cost_table::{CostPart, CostPoint, StageCost};
+use rally_engine::schedule::cost_table::{CostPoint, StageCost};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,8 @@ pub struct Identity {
 #[derive(Serialize, Deserialize)]
 struct Partial {
     identity: Identity,
+    /// Walks that are done.
+    walks: usize,
     stages: Vec<StageCost>,
 }
 
@@ -66,7 +68,7 @@ impl Store {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => (None, Found::Nothing),
             Err(error) => return Err(CliError::Mistake(format!("{}: cannot be read: {error}", path.display()))),
         };
-        let partial = partial.unwrap_or(Partial { identity, stages: Vec::new() });
+        let partial = partial.unwrap_or(Partial { identity, walks: 0, stages: Vec::new() });
         Ok((Self { path, partial, written: Instant::now() }, found))
     }
 
@@ -75,26 +77,32 @@ impl Store {
         self.partial.stages.iter().map(|stage| stage.points.len()).sum()
     }
 
-    /// Whether a point is there.
-    pub fn has(&self, stage: &str, part: CostPart, device: &str, rows: usize, along: usize) -> bool {
-        self.find(stage, part, device)
-            .is_some_and(|cost| cost.points.iter().any(|point| (point.rows, point.along) == (rows, along)))
+    /// Walks that are done.
+    pub fn walks(&self) -> usize {
+        self.partial.walks
     }
 
-    fn find(&self, stage: &str, part: CostPart, device: &str) -> Option<&StageCost> {
-        self.partial.stages.iter().find(|cost| cost.stage == stage && cost.part == part && cost.device == device)
+    /// Another walk is done, and all its points are there.
+    pub fn walked(&mut self) -> Result<(), CliError> {
+        self.partial.walks += 1;
+        if self.written.elapsed() >= WRITE_EVERY { self.write() } else { Ok(()) }
     }
 
-    /// Adds a point of `cost`, which says of what and has no points.
-    pub fn add(&mut self, cost: StageCost, point: CostPoint) -> Result<(), CliError> {
+    /// Adds a point of `cost`, which says of what and has no points, unless it is there.
+    pub fn add(&mut self, cost: StageCost, point: CostPoint) {
         let same = |other: &&mut StageCost| {
-            other.stage == cost.stage && other.part == cost.part && other.device == cost.device
+            let key = |cost: &StageCost| (cost.stage.clone(), cost.part, cost.device.clone(), cost.warm);
+            key(other) == key(&cost)
         };
         match self.partial.stages.iter_mut().find(same) {
-            Some(known) => known.points.push(point),
+            Some(known) => {
+                let there = |other: &CostPoint| (other.rows, other.along) == (point.rows, point.along);
+                if !known.points.iter().any(there) {
+                    known.points.push(point);
+                }
+            }
             None => self.partial.stages.push(StageCost { points: vec![point], ..cost }),
         }
-        if self.written.elapsed() >= WRITE_EVERY { self.write() } else { Ok(()) }
     }
 
     /// Writes what there is.

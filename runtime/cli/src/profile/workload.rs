@@ -1,48 +1,111 @@
-//! Rows for a point of the grid: a batch as the planner would write it, values that are ordinary numbers, and a routing that hits
-//! so many experts and no more.
+//! Rows for a walk: batches as the planner would write them, and a routing that hits so many experts and no more.
 
-use super::grid::Subject;
+use super::grid::{Subject, Walk};
 use rally_engine::Widths;
+use rally_engine::exchange::ExchangeSize;
 use rally_engine::schedule::batch::{DeviceBatch, GroupInput, RowGroup, SampleSpec, SamplingParams, TokenDetail};
-use rally_engine::schedule::cost_table::CostAxis;
 use rally_engine::schedule::planner::PlannerConfig;
-use rally_engine::stage_timer::Workload;
+use rally_engine::stage::{Stage, StageError, TaskContext};
 use rally_engine::values::Values;
 use rally_graph::model::ModelShape;
 use rally_load::random::SeededRandom;
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// Makes the rows of one point.
-pub fn make(subject: &Subject, rows: usize, along: usize, planner: &PlannerConfig, shape: &ModelShape) -> Workload {
-    let context = if subject.axis == CostAxis::Context { along } else { rows.div_ceil(planner.sequences_per_device) };
-    let batch = batch(rows, context, planner, shape.vocab);
-    let mut values = Values::new(rows, Widths { hidden: shape.hidden, top_k: shape.top_k });
+/// Keeps the routing of a device's rows to what a walk wants: the router works, and then finds other experts chosen.
+pub struct ForcedRouter {
+    inner: Box<dyn Stage>,
+    forced: Arc<Mutex<Vec<Vec<u32>>>>,
+    calls: usize,
+}
+
+impl ForcedRouter {
+    /// Around the router of a device. Chosen ids, `[rows, top_k]`, are left in the other half, several that take turns; none there:
+    /// as they were routed.
+    pub fn new(inner: Box<dyn Stage>) -> (Self, Arc<Mutex<Vec<Vec<u32>>>>) {
+        let forced = Arc::new(Mutex::new(Vec::new()));
+        (Self { inner, forced: Arc::clone(&forced), calls: 0 }, forced)
+    }
+}
+
+impl Stage for ForcedRouter {
+    fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
+        self.inner.run(task)?;
+        let forced = self.forced.lock().unwrap_or_else(PoisonError::into_inner);
+        if !forced.is_empty() {
+            let ids = &forced[self.calls % forced.len()];
+            let count = ids.len().min(task.values.rows * task.values.widths.top_k);
+            task.values.expert_ids[..count].copy_from_slice(&ids[..count]);
+            self.calls += 1;
+        }
+        Ok(())
+    }
+
+    fn exchanges(&self) -> Vec<ExchangeSize> {
+        self.inner.exchanges()
+    }
+
+    fn routed_experts(&self) -> usize {
+        self.inner.routed_experts()
+    }
+}
+
+/// Batches by micro-batch and attention device, each of other sequences as far as there are so many.
+pub fn batches(walk: &Walk, planner: &PlannerConfig, vocab: usize) -> Vec<Vec<DeviceBatch>> {
+    let of_device = |m: usize, rows: usize| batch(rows, walk.context, m * rows, planner, vocab);
+    (0..planner.micro_batches).map(|m| walk.rows.iter().map(|rows| of_device(m, *rows)).collect()).collect()
+}
+
+/// Rows that leave something in `pages` pages of every attention device, once in every 16 tokens: a page of memory that nobody ever
+/// wrote to is none, and would be read faster than one that is.
+pub fn fill(pages: usize, planner: &PlannerConfig) -> Vec<Vec<Vec<DeviceBatch>>> {
+    let places: Vec<(u32, usize)> = (0..pages.min(planner.pages_per_device as usize))
+        .flat_map(|page| (0..planner.page_tokens).step_by(16).map(move |token| (page as u32, token)))
+        .collect();
+    let of_device = |places: &[(u32, usize)]| {
+        let mut batch = DeviceBatch { rows: places.len(), token_ids: vec![0; places.len()], ..DeviceBatch::default() };
+        for (row, (page, token)) in places.iter().enumerate() {
+            batch.pages.push(*page);
+            batch.groups.push(RowGroup {
+                sequence: row as u64,
+                slot: row % planner.sequences_per_device,
+                first_row: row,
+                rows: 1,
+                first_position: *token,
+                input: GroupInput::Given,
+                pages: row..row + 1,
+                sample: None,
+            });
+        }
+        batch
+    };
+    let turn = |places: &[(u32, usize)]| {
+        let mut turn = vec![vec![DeviceBatch::default(); planner.devices]; planner.micro_batches];
+        turn[0].fill(of_device(places));
+        turn
+    };
+    places.chunks(planner.rows_per_device).map(turn).collect()
+}
+
+/// Ids of the experts that `rows` rows choose, `[rows, top_k]`: `hit` of the subject's. Other rows choose them in each `draw`.
+pub fn routing(subject: &Subject, rows: usize, hit: usize, shape: &ModelShape, draw: u64) -> Vec<u32> {
+    let mut values = Values::new(rows, Widths { hidden: 1, top_k: shape.top_k });
     values.rows = rows;
-    // Any fixed seed: what matters is that numbers are neither zero nor denormal.
-    let mut random = SeededRandom::new(1, rows as u64);
-    for buffer in [&mut values.x, &mut values.u, &mut values.y] {
-        buffer.iter_mut().for_each(|value| *value = random.normal() as f32);
-    }
-    if subject.axis == CostAxis::Experts {
-        route(&mut values, subject, along, shape.experts);
-    } else {
-        let ids = (0..shape.top_k as u32).cycle();
-        values.expert_ids.iter_mut().zip(ids).for_each(|(id, chosen)| *id = chosen);
-    }
-    values.expert_weights.fill(1.0 / shape.top_k.max(1) as f32);
-    Workload { batch, values, last_tokens: vec![0; planner.sequences_per_device] }
+    route(&mut values, subject, hit, shape.experts, draw);
+    values.expert_ids
 }
 
 /// `rows` rows over as many sequences as there may be; each sequence's last row attends to `context` positions.
-fn batch(rows: usize, context: usize, planner: &PlannerConfig, vocab: usize) -> DeviceBatch {
+/// The first is sequence `first` of as many as the device holds.
+fn batch(rows: usize, context: usize, first: usize, planner: &PlannerConfig, vocab: usize) -> DeviceBatch {
     let mut batch =
         DeviceBatch { rows, token_ids: (0..rows).map(|row| (row % vocab) as u32).collect(), ..DeviceBatch::default() };
     let sequences = rows.min(planner.sequences_per_device);
     let pages = context.div_ceil(planner.page_tokens);
     let mut first_row = 0;
-    for slot in 0..sequences {
-        let own = rows / sequences + usize::from(slot < rows % sequences);
+    for index in 0..sequences {
+        let slot = (first + index) % planner.sequences_per_device;
+        let own = rows / sequences + usize::from(index < rows % sequences);
         let first_page = batch.pages.len();
-        // FFN devices get the rows of several attention devices, and look at no page.
         batch.pages.extend((0..pages).map(|page| ((slot * pages + page) % planner.pages_per_device as usize) as u32));
         let params = SamplingParams::default();
         batch.groups.push(RowGroup {
@@ -60,37 +123,26 @@ fn batch(rows: usize, context: usize, planner: &PlannerConfig, vocab: usize) -> 
     batch
 }
 
-/// Gives every row different experts so that exactly `hit` of the device's, spread evenly over them, are chosen, by about equally
-/// many rows: copies of others' experts are among them as among all. Where the device holds fewer than a row chooses, the rest go to experts elsewhere. Where devices share the rows of copied experts by
-/// their loads, experts elsewhere are chosen as much as those here, as far as there are rows for it: else the others would seem
-/// to be free and take all.
-fn route(values: &mut Values, subject: &Subject, hit: usize, all: usize) {
+/// Gives every row different experts so that exactly `hit` of the device's, spread evenly over them, are chosen, by as many rows
+/// each as chance has it: an even spread would fill blocks of rows as no router does. Experts elsewhere are chosen as much as those
+/// here, as far as there are rows for it: rows go to them in a run, and where devices share the rows of copied experts by their
+/// loads, the others would else seem to be free and take all.
+fn route(values: &mut Values, subject: &Subject, hit: usize, all: usize, draw: u64) {
     let top_k = values.widths.top_k;
     let elsewhere: Vec<u32> = (0..all).filter(|id| !subject.experts.contains(id)).map(|id| id as u32).collect();
     let count = subject.experts.len();
     let here: Vec<usize> = (0..hit).map(|index| subject.experts[(2 * index + 1) * count / (2 * hit)]).collect();
-    if subject.is_split() {
-        let spare = (values.rows * top_k).saturating_sub(hit);
-        let even = (hit * elsewhere.len()).div_ceil(count);
-        let others = even.min(spare).max(top_k.saturating_sub(hit)).min(elsewhere.len());
-        let all = mixed(&here, &elsewhere[..others]);
-        deal(&mut values.expert_ids[..values.rows * top_k], top_k, all);
-        return;
-    }
-    for (row, chosen) in values.expert_ids.chunks_exact_mut(top_k).enumerate() {
-        for (place, id) in chosen.iter_mut().enumerate() {
-            *id = match place < hit {
-                true => here[(row * top_k.min(hit) + place) % hit] as u32,
-                false => elsewhere[(place - hit) % elsewhere.len()],
-            };
-        }
-    }
+    let spare = (values.rows * top_k).saturating_sub(hit);
+    let even = (hit * elsewhere.len()).div_ceil(count);
+    let others = even.min(spare).max(top_k.saturating_sub(hit)).min(elsewhere.len());
+    let all = mixed(&here, &elsewhere[..others]);
+    deal(&mut values.expert_ids[..values.rows * top_k], top_k, all, draw);
 }
 
 /// Every row different ones of `all`: each once over the first rows, then at random, since a rhythm would fall in with that in
 /// which devices of equal load take turns.
-fn deal(expert_ids: &mut [u32], top_k: usize, mut all: Vec<u32>) {
-    let mut random = SeededRandom::new(1, all.len() as u64);
+fn deal(expert_ids: &mut [u32], top_k: usize, mut all: Vec<u32>, draw: u64) {
+    let mut random = SeededRandom::new(draw, all.len() as u64);
     let (in_turn, first_random) = (all.clone(), all.len().next_multiple_of(top_k));
     for (row, chosen) in expert_ids.chunks_exact_mut(top_k).enumerate() {
         for (place, id) in chosen.iter_mut().enumerate() {
@@ -117,28 +169,23 @@ fn mixed(here: &[usize], elsewhere: &[u32]) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::grid::GatheredParts;
     use super::*;
-    use rally_engine::stage_timer::TimedLayer;
+    use rally_engine::schedule::cost_table::CostAxis;
     use std::collections::BTreeSet;
 
-    fn subject(experts: Vec<usize>, peers: usize) -> Subject {
-        let layers = vec![TimedLayer { layer: 0, parts: peers.max(1), peers }];
-        Subject { stage: 0, device: 0, layers, axis: CostAxis::Experts, experts, points: Vec::new() }
+    fn subject(experts: Vec<usize>) -> Subject {
+        let (gathers, axis) = (GatheredParts::All, CostAxis::Experts);
+        Subject { stage: 0, device: 0, gathers, axis, experts, points: Vec::new() }
     }
 
     /// A device with `experts` of 8, rows that choose 2: the hit ones are exactly as many as asked for, and no row chooses twice.
     #[track_caller]
     fn check(experts: impl IntoIterator<Item = usize>, rows: usize, hit: usize) {
         let experts: Vec<usize> = experts.into_iter().collect();
-        check_of(&subject(experts.clone(), 0), rows, hit);
-        check_of(&subject(experts, 2), rows, hit);
-    }
-
-    #[track_caller]
-    fn check_of(subject: &Subject, rows: usize, hit: usize) {
-        let (mut values, experts) = (Values::new(rows, Widths { hidden: 4, top_k: 2 }), &subject.experts);
+        let mut values = Values::new(rows, Widths { hidden: 4, top_k: 2 });
         values.rows = rows;
-        route(&mut values, subject, hit, 8);
+        route(&mut values, &subject(experts.clone()), hit, 8, 1);
         let here: BTreeSet<u32> =
             values.expert_ids.iter().copied().filter(|id| experts.contains(&(*id as usize))).collect();
         assert_eq!(here.len(), hit, "{experts:?}, {rows} rows: {:?}", values.expert_ids);
@@ -161,7 +208,7 @@ mod tests {
     fn copies_are_hit_beside_the_device_s_own_and_others_as_much() {
         let mut values = Values::new(8, Widths { hidden: 4, top_k: 3 });
         values.rows = 8;
-        route(&mut values, &subject(vec![0, 1, 2, 3, 6], 2), 3, 8);
+        route(&mut values, &subject(vec![0, 1, 2, 3, 6]), 3, 8, 1);
         let of = |id: u32| values.expert_ids.iter().filter(|chosen| **chosen == id).count();
         // Of three elsewhere, two are chosen: 24 choices among five experts.
         assert_eq!([0, 1, 2, 3, 4, 5, 6, 7].map(|id| of(id) > 0), [true, false, true, false, true, true, true, false]);
@@ -184,11 +231,13 @@ mod tests {
             page_tokens: 8,
             max_positions: 128,
         };
-        let decode = batch(3, 20, &planner, 100);
+        let decode = batch(3, 20, 0, &planner, 100);
         assert_eq!((decode.groups.len(), decode.context(), decode.pages.len()), (3, 60, 9));
-        let deep = batch(9, 20, &planner, 100);
+        let deep = batch(9, 20, 3, &planner, 100);
         let rows: Vec<usize> = deep.groups.iter().map(|group| group.rows).collect();
         assert_eq!(rows, [3, 2, 2, 2]);
         assert!(deep.groups.iter().all(|group| group.first_position + group.rows == 20));
+        let slots: Vec<usize> = deep.groups.iter().map(|group| group.slot).collect();
+        assert_eq!(slots, [3, 0, 1, 2]);
     }
 }

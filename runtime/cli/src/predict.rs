@@ -1,0 +1,361 @@
+//! `rally predict`: what a load will do on a deployment, in the terms of `rally bench`. Reads no weights and starts no lane.
+
+use crate::bench::measure::Measured;
+use crate::bench::round::drain_s;
+use crate::bench::text::{self, Told};
+use crate::error::{Blame, CliError};
+use crate::identity::{GraphIdentity, ModelIdentity};
+use crate::load_args::{LoadArgs, MadeLoad};
+use crate::output::{FilesInUse, OutputFile, print};
+use crate::session::{self, SessionArgs};
+use crate::trace_form::TraceForm;
+use crate::{Format, graph_file};
+use clap::Args;
+use rally_cost::Hardware;
+use rally_cost::library::hardware_named;
+use rally_engine::schedule::cost_table::CostTable;
+use rally_graph::kinds::{KindRegistry, Role};
+use rally_graph::memory::device_memory;
+use rally_graph::plan::{Plan, TaskTable};
+use rally_load::goodput::{Goal, GoalKind};
+use rally_load::summary::Summary;
+use rally_predict::durations::Durations;
+use rally_predict::experts::ExpertLoad;
+use rally_predict::roofline::{Efficiency, Machines, Roofline};
+use rally_predict::table::TableDurations;
+use rally_predict::{Prediction, Setting};
+use rally_stages::deployment::Deployment;
+use rally_trace::Recording;
+use rally_trace::html::PageText;
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Arguments of `rally predict`.
+#[derive(Debug, Args)]
+pub struct PredictArgs {
+    #[command(flatten)]
+    session: SessionArgs,
+    #[command(flatten)]
+    load: LoadArgs,
+    /// The cost table of `rally profile` that durations come from. Without it and --hardware they follow from what the graph's devices
+    /// name as their `hardware`.
+    #[arg(long, value_name = "F.json", conflicts_with = "hardware")]
+    profile: Option<PathBuf>,
+    /// Durations from the figures of this accelerator for all devices: a name (`h800`), or a spec of your own.
+    #[arg(long, value_name = "NAME|F.json")]
+    hardware: Option<String>,
+    #[command(flatten)]
+    efficiency: EfficiencyArgs,
+    /// How rows spread over experts: `natural` (each as likely as any other), `balanced` (none is hit twice before all are hit once),
+    /// or counts, `[12, 7, …]` for all layers or a list of such for each.
+    #[arg(long, value_name = "natural|balanced|F.json", default_value = "natural")]
+    experts: String,
+    /// Scatter of every duration, standard deviation over mean, from a gamma distribution; drawn from --seed.
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = jitter)]
+    jitter: f64,
+    /// What a good request keeps, in milliseconds: `tpot:50 ttft:2000`; the graph's `slo` if not given.
+    #[arg(long, value_name = "GOAL:MS", num_args = 1..)]
+    goodput: Vec<Goal>,
+    /// Write the result here, as JSON, for `rally bench --against`.
+    #[arg(long, value_name = "F.json")]
+    save_result: Option<PathBuf>,
+    /// Write a trace of the virtual lanes here: `.json` for Perfetto, `.html` for a page of its own.
+    #[arg(long, value_name = "F.json|F.html")]
+    trace: Option<PathBuf>,
+    /// Output format.
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// Of durations that follow from figures.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Without a profile")]
+struct EfficiencyArgs {
+    /// Share of the memory's bandwidth that stages reach.
+    #[arg(long, value_name = "X", default_value_t = Efficiency::default().memory, value_parser = share, conflicts_with = "profile")]
+    memory_efficiency: f64,
+    /// Share of the peak FLOPs that stages reach.
+    #[arg(long, value_name = "X", default_value_t = Efficiency::default().compute, value_parser = share, conflicts_with = "profile")]
+    compute_efficiency: f64,
+    /// Share of the links' bandwidth that transfers reach.
+    #[arg(long, value_name = "X", default_value_t = Efficiency::default().network, value_parser = share, conflicts_with = "profile")]
+    network_efficiency: f64,
+    /// Microseconds before a task does anything.
+    #[arg(long, value_name = "US", default_value_t = Efficiency::default().launch_s * 1e6, value_parser = microseconds, conflicts_with = "profile")]
+    launch_us: f64,
+    /// Microseconds until the first byte is there, between hosts.
+    #[arg(long, value_name = "US", default_value_t = Efficiency::default().latency_s * 1e6, value_parser = microseconds, conflicts_with = "profile")]
+    latency_us: f64,
+    /// A row for several devices leaves its own once, and the network copies it.
+    #[arg(long, conflicts_with = "profile")]
+    multicast: bool,
+}
+
+impl EfficiencyArgs {
+    fn efficiency(&self) -> Efficiency {
+        Efficiency {
+            memory: self.memory_efficiency,
+            compute: self.compute_efficiency,
+            network: self.network_efficiency,
+            launch_s: self.launch_us * 1e-6,
+            latency_s: self.latency_us * 1e-6,
+            multicast: self.multicast,
+        }
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| *number > 0.0 && *number <= 1.0);
+    number.ok_or_else(|| "expected a number above 0, at most 1".into())
+}
+
+fn microseconds(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| (0.0..=1e6).contains(number));
+    number.ok_or_else(|| "expected microseconds from 0 to 1000000".into())
+}
+
+fn jitter(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| (0.0..=10.0).contains(number));
+    number.ok_or_else(|| "expected a number from 0 to 10".into())
+}
+
+/// Runs the command.
+pub fn run(args: &PredictArgs) -> Result<ExitCode, CliError> {
+    let deployment = session::open(&args.session)?;
+    let mut load = args.load.make()?;
+    args.load.fit(&mut load, session::load_limits(&deployment))?;
+    let counts = match args.experts.as_str() {
+        "natural" | "balanced" => None,
+        path => Some(Path::new(path)),
+    };
+    FilesInUse::new(&args.session.graph, &deployment.weights_source)
+        .reads("the --profile", args.profile.as_deref())
+        .reads("the counts of --experts", counts)
+        .reads("the --trace-file", args.load.trace_file())
+        .writes("--save-result", args.save_result.as_deref())
+        .writes("--trace", args.trace.as_deref())
+        .check()?;
+    let source = Source::of(args, &deployment)?;
+    let experts = match counts {
+        None if args.experts == "balanced" => ExpertLoad::Balanced,
+        None => ExpertLoad::Natural,
+        Some(path) => read(path, "--experts", |text| {
+            ExpertLoad::from_json(text, deployment.shape.experts).map_err(|error| error.to_string())
+        })?,
+    };
+    let trace = args.trace.as_deref().map(|path| Ok::<_, CliError>((TraceForm::of(path)?, OutputFile::create(path)?)));
+    let (trace, result) = (trace.transpose()?, args.save_result.as_deref().map(OutputFile::create).transpose()?);
+    let (plan, prediction) = predict(args, &deployment, &load, &source, &experts)?;
+    let shown = Shown::new(args, &deployment, &plan, &prediction);
+    let json = shown.json(args, &load, &source);
+    if let Some(file) = result {
+        file.finish(|out| writeln!(out, "{json:#}"))?;
+    }
+    if let Some((form, file)) = trace {
+        let recording = shown.recording();
+        let title = format!("{}, predicted", deployment.spec.name);
+        let words = PageText { title, subtitle: load.words.clone(), digest: shown.measured.digest.clone() };
+        file.finish(|out| form.write(&recording, &words, out))?;
+    }
+    print(&match args.format {
+        Format::Json => format!("{json}\n"),
+        Format::Text => shown.text(&load, &source),
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads a file that was named by `flag`.
+fn read<T>(path: &Path, flag: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, CliError> {
+    let mistake = |what: String| CliError::Mistake(format!("{flag} {}: {what}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| mistake(format!("cannot be read: {error}")))?;
+    parse(&text).map_err(mistake)
+}
+
+/// Where durations come from.
+enum Source {
+    /// What was measured, in a file.
+    Profile(PathBuf, CostTable),
+    /// Figures, by device.
+    Figures(Vec<Hardware>, Efficiency),
+}
+
+impl Source {
+    fn of(args: &PredictArgs, deployment: &Deployment) -> Result<Self, CliError> {
+        if let Some(path) = &args.profile {
+            let parse = |text: &str| CostTable::from_json(text).map_err(|error| error.to_string());
+            return Ok(Self::Profile(path.clone(), read(path, "--profile", parse)?));
+        }
+        let mut named: HashMap<String, Hardware> = HashMap::new();
+        let mut hardware = Vec::new();
+        for device in &deployment.stage_graph().devices {
+            let of_graph = || deployment.spec.devices.get(&device.group).and_then(|entry| entry.hardware.clone());
+            let name = args.hardware.clone().or_else(of_graph).ok_or_else(|| {
+                CliError::Mistake(format!(
+                    "nothing says how fast device `{}` is: give --profile F.json (`rally profile` measures it) or --hardware NAME, \
+                     or name its `hardware` in the graph",
+                    device.name
+                ))
+            })?;
+            if !named.contains_key(&name) {
+                named.insert(name.clone(), hardware_named(&name).or_mistake()?);
+            }
+            hardware.push(named[&name].clone());
+        }
+        Ok(Self::Figures(hardware, args.efficiency.efficiency()))
+    }
+
+    fn json(&self) -> Value {
+        match self {
+            Self::Profile(path, _) => json!({ "profile": path.display().to_string() }),
+            Self::Figures(hardware, efficiency) => json!({
+                "hardware": names(hardware),
+                "efficiency": {
+                    "memory": efficiency.memory,
+                    "compute": efficiency.compute,
+                    "network": efficiency.network,
+                    "launch_us": efficiency.launch_s * 1e6,
+                    "latency_us": efficiency.latency_s * 1e6,
+                    "multicast": efficiency.multicast,
+                },
+            }),
+        }
+    }
+
+    /// The machine that durations are of.
+    fn machine(&self) -> Value {
+        match self {
+            Self::Profile(_, table) => table.machine.clone(),
+            Self::Figures(hardware, _) => json!({ "hardware": names(hardware), "devices": hardware.len() }),
+        }
+    }
+
+    fn words(&self) -> String {
+        match self {
+            Self::Profile(path, table) => {
+                let cpu = table.machine["cpu"].as_str().unwrap_or("an unknown machine");
+                format!("durations from {}, measured on {cpu}", path.display())
+            }
+            Self::Figures(hardware, efficiency) => format!(
+                "durations from figures of {}: {:.0} % of the memory's bandwidth, {:.0} % of the FLOPs, {:.0} % of the links, {} µs a \
+                 launch, {} µs between hosts",
+                names(hardware).join(", "),
+                efficiency.memory * 100.0,
+                efficiency.compute * 100.0,
+                efficiency.network * 100.0,
+                efficiency.launch_s * 1e6,
+                efficiency.latency_s * 1e6,
+            ),
+        }
+    }
+}
+
+/// Each once.
+fn names(hardware: &[Hardware]) -> Vec<&str> {
+    let mut names: Vec<&str> = hardware.iter().map(|hardware| hardware.name.as_str()).collect();
+    names.dedup();
+    names
+}
+
+fn predict(
+    args: &PredictArgs,
+    deployment: &Deployment,
+    load: &MadeLoad,
+    source: &Source,
+    experts: &ExpertLoad,
+) -> Result<(Plan, Prediction), CliError> {
+    let graph = deployment.stage_graph();
+    let plan = deployment.schedule.plan(TaskTable::new(graph)).or_failure()?;
+    let (shape, tasks) = (&deployment.shape, &plan.table);
+    let durations: Box<dyn Durations + '_> = match source {
+        Source::Profile(_, table) => Box::new(TableDurations::new(table, graph, tasks, shape, experts).or_mistake()?),
+        Source::Figures(hardware, efficiency) => {
+            let machines = Machines { hardware, spec: &deployment.spec, efficiency: *efficiency };
+            Box::new(Roofline::new(machines, graph, tasks, shape, experts).or_mistake()?)
+        }
+    };
+    let attention = graph.devices_of_role(Role::Embed);
+    let setting = Setting {
+        plan: &plan,
+        planner: deployment.planner_config(),
+        attention: &attention,
+        load: &load.load,
+        durations: &*durations,
+        jitter: args.jitter,
+        seed: load.seed,
+    };
+    let prediction = setting.predict().or_mistake()?;
+    drop(durations);
+    Ok((plan, prediction))
+}
+
+/// A prediction, added up.
+struct Shown<'a> {
+    deployment: &'a Deployment,
+    plan: &'a Plan,
+    prediction: &'a Prediction,
+    goals: Vec<Goal>,
+    summary: Summary,
+    measured: Measured,
+}
+
+impl<'a> Shown<'a> {
+    fn new(args: &PredictArgs, deployment: &'a Deployment, plan: &'a Plan, prediction: &'a Prediction) -> Self {
+        let of_graph =
+            || deployment.spec.slo.iter().map(|slo| Goal { kind: GoalKind::Tpot, ms: slo.tpot_ms }).collect();
+        let goals = if args.goodput.is_empty() { of_graph() } else { args.goodput.clone() };
+        let summary = Summary::of(&prediction.timings, prediction.duration_s, &goals);
+        let mut shown = Self { deployment, plan, prediction, goals, summary, measured: Measured::default() };
+        let mut measured = Measured::default();
+        let drain_ns = (drain_s(&prediction.timings) * 1e9) as u64;
+        measured.add_recording(&shown.recording(), drain_ns, true, None);
+        shown.measured = measured;
+        shown
+    }
+
+    fn recording(&self) -> Recording<'a> {
+        let report = &self.prediction.report;
+        Recording::new(self.plan, report.lanes.iter().map(|lane| &lane.report), &report.counters)
+    }
+
+    fn json(&self, args: &PredictArgs, load: &MadeLoad, source: &Source) -> Value {
+        let graph = GraphIdentity::of(self.deployment, &args.session.graph);
+        let mut run = Map::new();
+        run.insert("schedule".into(), json!(self.deployment.schedule.label));
+        run.insert("name".into(), json!(self.deployment.schedule.label));
+        run.insert("graph".into(), json!(graph));
+        run.append(&mut self.summary.to_json());
+        self.measured.put_json(&mut run);
+        let (spec, shape) = (&self.deployment.spec, &self.deployment.shape);
+        let memory = device_memory(spec, shape, KindRegistry::shared(), graph_file::this_machine());
+        json!({
+            "machine": source.machine(),
+            "predicted_from": source.json(),
+            "experts": args.experts,
+            "jitter": args.jitter,
+            "model": ModelIdentity::of(self.deployment),
+            "graph": graph,
+            "load": load.json,
+            "goodput": self.goals.iter().map(Goal::to_string).collect::<Vec<_>>(),
+            "devices": memory,
+            "runs": [run],
+        })
+    }
+
+    fn text(&self, load: &MadeLoad, source: &Source) -> String {
+        let (spec, shape) = (&self.deployment.spec, &self.deployment.shape);
+        let told = Told { summary: &self.summary, measured: &self.measured, rounds: 1, preemptions: 0 };
+        format!(
+            "{}, {} with {} layers, schedule {}: predicted, not measured\n{}\n{}\n\n{}\n{}\n",
+            spec.name,
+            shape.family,
+            shape.layers.len(),
+            self.deployment.schedule.label,
+            source.words(),
+            load.words,
+            text::report(&told, &self.goals),
+            self.measured.digest.join("\n"),
+        )
+    }
+}

@@ -1,0 +1,102 @@
+//! How many of a device's experts the rows of a task are routed to.
+
+use serde_json::Value;
+
+/// How rows spread over experts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum ExpertLoad {
+    /// Every expert is as likely as any other, and chance does the rest.
+    #[default]
+    Natural,
+    /// A router that is made to use all experts alike: no expert is hit twice before all are hit once.
+    Balanced,
+    /// As often as was counted, by layer (one list: the same in all) and expert.
+    Recorded(Vec<Vec<f64>>),
+}
+
+/// A text that is no histogram of experts.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is no histogram of experts: {0}; expected a list of counts, one an expert, or such a list for every layer")]
+pub struct HistogramError(String);
+
+impl ExpertLoad {
+    /// Reads `[12, 7, …]` or `[[12, 7, …], …]`, counts of a model with `experts`.
+    ///
+    /// # Errors
+    /// [`HistogramError`] for anything else, and where a layer has other than `experts` counts or none above 0.
+    pub fn from_json(text: &str, experts: usize) -> Result<Self, HistogramError> {
+        let value: Value = serde_json::from_str(text).map_err(|error| HistogramError(error.to_string()))?;
+        let counts = |value: &Value| -> Option<Vec<f64>> { value.as_array()?.iter().map(Value::as_f64).collect() };
+        let layers: Option<Vec<Vec<f64>>> = match counts(&value) {
+            Some(all) if !all.is_empty() => Some(vec![all]),
+            _ => value.as_array().and_then(|layers| layers.iter().map(counts).collect()),
+        };
+        let layers = layers.filter(|layers| !layers.is_empty());
+        let layers = layers.ok_or_else(|| HistogramError("no counts are there".into()))?;
+        for (layer, counts) in layers.iter().enumerate() {
+            if counts.len() != experts {
+                let found = counts.len();
+                return Err(HistogramError(format!(
+                    "list {layer} has {found} counts, and the model {experts} experts"
+                )));
+            }
+            if counts.iter().any(|count| !(count.is_finite() && *count >= 0.0)) || counts.iter().sum::<f64>() <= 0.0 {
+                return Err(HistogramError(format!(
+                    "the counts of list {layer} are not all 0 or more, with one above"
+                )));
+            }
+        }
+        Ok(Self::Recorded(layers))
+    }
+
+    /// Experts among `held` (ids) that any of `rows` rows is routed to, each row to `top_k` of `experts`.
+    pub fn hit(&self, rows: usize, layer: usize, held: &[usize], top_k: usize, experts: usize) -> f64 {
+        let (here, all) = (held.len() as f64, experts.max(1) as f64);
+        let share = top_k as f64 / all;
+        match self {
+            Self::Natural => here * (1.0 - (1.0 - share).powf(rows as f64)),
+            Self::Balanced => here * (rows as f64 * share).min(1.0),
+            Self::Recorded(layers) => {
+                let counts = &layers[layer.min(layers.len() - 1)];
+                let total: f64 = counts.iter().sum();
+                // A row chooses an expert at most once.
+                let chosen = |id: &usize| (counts[*id] / total * top_k as f64).min(1.0);
+                held.iter().map(|id| 1.0 - (1.0 - chosen(id)).powf(rows as f64)).sum()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hits_are_what_chance_and_counts_say() {
+        let all: Vec<usize> = (0..8).collect();
+        let recorded = |text: &str| ExpertLoad::from_json(text, 8).expect("it is a histogram");
+        let near = |got: f64, want: f64| assert!((got - want).abs() < 1e-9, "{got} {want}");
+        near(ExpertLoad::Natural.hit(1, 0, &all, 3, 8), 3.0);
+        near(ExpertLoad::Balanced.hit(2, 0, &all, 3, 8), 6.0);
+        near(ExpertLoad::Balanced.hit(9, 0, &all[..2], 3, 8), 2.0);
+        // Counted evenly is natural; counted on two experts, no other is ever hit.
+        near(recorded("[1,1,1,1,1,1,1,1]").hit(5, 3, &all, 3, 8), ExpertLoad::Natural.hit(5, 0, &all, 3, 8));
+        near(recorded("[9,9,0,0,0,0,0,0]").hit(50, 0, &all, 2, 8), 2.0);
+        near(recorded("[[1,1,1,1,1,1,1,1],[5,5,0,0,0,0,0,0]]").hit(4, 1, &all[2..], 2, 8), 0.0);
+    }
+
+    #[test]
+    fn what_is_no_histogram_is_said() {
+        for (text, said) in [
+            ("[1, 2]", "has 2 counts, and the model 8 experts"),
+            ("[]", "no counts are there"),
+            ("{}", "no counts are there"),
+            ("[0,0,0,0,0,0,0,0]", "one above"),
+            ("[1,1,1,1,1,1,1,-1]", "one above"),
+            ("[1,", "EOF"),
+        ] {
+            let error = ExpertLoad::from_json(text, 8).expect_err(text).to_string();
+            assert!(error.contains(said), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! A load on virtual lanes, and what comes of it in the terms of a benchmark.
+
+use crate::durations::{Durations, Scattered};
+use rally_graph::plan::Plan;
+use rally_graph::stage_graph::DeviceIndex;
+use rally_load::Load;
+use rally_load::summary::RequestTiming;
+use rally_schedule::batch::{SamplingParams, SequenceRequest, TokenDetail};
+use rally_schedule::planner::{PlannerConfig, SubmitError};
+use rally_schedule::virtual_lanes::{Arrival, VirtualOptions, VirtualReport, VirtualRun};
+
+/// Why nothing can be predicted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PredictError {
+    /// The cost table lacks something.
+    #[error(
+        "the cost table has no times of stage `{stage}`, part `{part}`: it is of another graph; measure this one with `rally profile`"
+    )]
+    NotMeasured {
+        /// The stage.
+        stage: String,
+        /// Which part of its work.
+        part: &'static str,
+    },
+    /// A request that can never run here.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+}
+
+/// What is predicted.
+pub struct Setting<'a> {
+    /// The lane orders.
+    pub plan: &'a Plan,
+    /// Sizes the step planner keeps to.
+    pub planner: PlannerConfig,
+    /// Devices that hold sequences, in the planner's order.
+    pub attention: &'a [DeviceIndex],
+    /// What is asked of the deployment.
+    pub load: &'a Load,
+    /// How long things take.
+    pub durations: &'a dyn Durations,
+    /// Standard deviation over mean of every duration.
+    pub jitter: f64,
+    /// Of the jitter.
+    pub seed: u64,
+}
+
+/// What will happen.
+#[derive(Clone, Debug)]
+pub struct Prediction {
+    /// What the lanes do.
+    pub report: VirtualReport,
+    /// By request of the load.
+    pub timings: Vec<RequestTiming>,
+    /// Seconds from the load's beginning to its last token.
+    pub duration_s: f64,
+}
+
+impl Setting<'_> {
+    /// Runs the load to its end on virtual time, with a step planner that learns as a benchmark's does.
+    ///
+    /// # Errors
+    /// [`PredictError::Submit`] if a request can never run here.
+    pub fn predict(&self) -> Result<Prediction, PredictError> {
+        let costs = Scattered { durations: self.durations, jitter: self.jitter, seed: self.seed };
+        let run = VirtualRun {
+            plan: self.plan,
+            planner: self.planner,
+            attention: self.attention,
+            costs: &costs,
+            token: &|_, _| 0,
+        };
+        let arrival = |(id, request): (usize, &rally_load::LoadRequest)| Arrival {
+            at_ns: (request.arrival_s * 1e9).round() as u64,
+            request: SequenceRequest {
+                id: id as u64,
+                prompt: vec![0; request.prompt_tokens].into(),
+                max_new_tokens: request.output_tokens,
+                stop_token_ids: [].into(),
+                sampling: SamplingParams::default(),
+                detail: TokenDetail::default(),
+            },
+        };
+        let arrivals = self.load.requests.iter().enumerate().map(arrival).collect();
+        let options =
+            VirtualOptions { max_under_way: self.load.max_concurrency, learns: true, ..VirtualOptions::default() };
+        let report = run.run_with(arrivals, options)?;
+        let timings = self.timings(&report);
+        let last = timings.iter().filter_map(|timing| timing.token_s.last().copied());
+        let duration_s = last.fold(0.0, f64::max);
+        Ok(Prediction { report, timings, duration_s })
+    }
+
+    fn timings(&self, report: &VirtualReport) -> Vec<RequestTiming> {
+        let timing = |(id, request): (usize, &rally_load::LoadRequest)| {
+            let times = report.sequences.get(&(id as u64));
+            RequestTiming {
+                arrival_s: request.arrival_s,
+                prompt_tokens: request.prompt_tokens,
+                token_s: times.map_or_else(Vec::new, |times| {
+                    times.tokens.iter().map(|(_, at_ns)| *at_ns as f64 * 1e-9).collect()
+                }),
+                completed: times.is_some_and(|times| times.finished.is_some()),
+            }
+        };
+        self.load.requests.iter().enumerate().map(timing).collect()
+    }
+}

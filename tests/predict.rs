@@ -1,0 +1,113 @@
+//! `rally predict` through the real binary: profile, predict, bench; figures instead of a profile; the same twice; what is refused.
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const GRAPH: &str = "graphs/tiny-ping-pong.json";
+const LOAD: [&str; 6] = ["--batch", "3", "--random-input-len", "4", "--random-output-len", "12"];
+
+fn rally(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rally"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).env("NO_COLOR", "1").stdin(Stdio::null());
+    command.args(arguments).output().expect("the binary starts")
+}
+
+#[track_caller]
+fn good(arguments: &[&str]) -> String {
+    let output = rally(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("it prints text")
+}
+
+#[track_caller]
+fn json(arguments: &[&str]) -> Value {
+    serde_json::from_str(&good(&[arguments, &["--format", "json"]].concat())).expect("one JSON object on stdout")
+}
+
+#[track_caller]
+fn refused(arguments: &[&str], said: &str) {
+    let output = rally(arguments);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+    assert!(stderr.contains(said), "{arguments:?} should say `{said}`, and says: {stderr}");
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are text")
+}
+
+#[test]
+fn profile_predict_and_bench_are_one_loop() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let [costs, said, page] = ["costs.json", "said.json", "page.html"].map(|name| folder.path().join(name));
+    let grid = ["--rows", "1,4", "--contexts", "16", "--experts", "3,8", "--point-ms", "1"];
+    good(&[&["profile", GRAPH, "--out", text(&costs)], &grid[..]].concat());
+    let predict = [&["predict", GRAPH, "--profile", text(&costs)], &LOAD[..]].concat();
+    let predicted = json(&[&predict[..], &["--save-result", text(&said), "--trace", text(&page)]].concat());
+    assert_eq!(predicted, json(&predict), "the same inputs give the same prediction");
+    let run = &predicted["runs"][0];
+    assert_eq!((&run["completed"], &run["total_output_tokens"]), (&3.into(), &36.into()));
+    assert!(predicted["devices"][0]["weights_bytes"].as_u64() > Some(0));
+    assert!(std::fs::read_to_string(&page).expect("written").starts_with("<!doctype html>"));
+
+    let bench = [&["bench", GRAPH, "--against", text(&said)], &LOAD[..]].concat();
+    let measured = json(&bench);
+    let differences = measured["against"]["differences"].as_array().expect("what differs");
+    let has = |of: &str, figure: &str| differences.iter().any(|row| row["of"] == of && row["figure"] == figure);
+    // The whole, a stage, an edge, a lane.
+    assert!(has("run", "median_tpot_ms") && has("expert_ffn compute", "mean_us"));
+    assert!(has("a2f send", "p50_us") && has("lane attn", "busy_share"));
+    let size = |row: &Value| {
+        let figure = |key: &str| row[key].as_f64().expect("a number");
+        let share = row["figure"].as_str().is_some_and(|figure| figure.ends_with("share"));
+        if share { (figure("predicted") - figure("measured")).abs() } else { figure("off").abs() }
+    };
+    assert!(differences.windows(2).all(|pair| size(&pair[0]) >= size(&pair[1])), "the largest first");
+    assert!(good(&bench).contains("the largest disagreements first"));
+    // A prediction is held against nothing but what it was made for.
+    refused(&["bench", GRAPH, "--against", text(&said)], "made for another load");
+    refused(&[&bench[..], &["--schedule", "sequential:1"]].concat(), "made for schedule \"ping_pong:3\"");
+    refused(
+        &[&["bench", "graphs/one-device.json", "--against", text(&said)], &LOAD[..]].concat(),
+        "another graph file",
+    );
+    refused(&["bench", GRAPH, "--against", text(&costs)], "it is no prediction");
+    refused(&["predict", "graphs/one-device.json", "--profile", text(&said)], "it is no cost table");
+}
+
+#[test]
+fn jitter_and_experts_change_what_is_predicted() {
+    let graph = ["predict", GRAPH, "--hardware", "h800"];
+    let of = |more: &[&str]| json(&[&graph[..], &LOAD[..], more].concat())["runs"][0]["mean_e2el_ms"].clone();
+    let plain = of(&[]);
+    assert_ne!(of(&["--jitter", "0.3"]), plain);
+    assert_eq!(of(&["--jitter", "0.3"]), of(&["--jitter", "0.3"]));
+    assert_ne!(of(&["--jitter", "0.3", "--seed", "1"]), of(&["--jitter", "0.3"]));
+    // With so little to read, launching would hide which experts are.
+    assert_ne!(of(&["--launch-us", "0.1", "--experts", "balanced"]), of(&["--launch-us", "0.1"]));
+    assert_ne!(of(&["--launch-us", "20"]), plain);
+}
+
+#[test]
+fn a_graph_that_no_machine_here_runs_is_predicted() {
+    let load = ["--batch", "16", "--random-input-len", "8", "--random-output-len", "3"];
+    let of = |more: &[&str]| json(&[&["predict", "graphs/step3-2a2f.json"], &load[..], more].concat());
+    let result = of(&[]);
+    assert_eq!((&result["machine"]["hardware"][0], &result["machine"]["devices"]), (&"H800".into(), &32.into()));
+    let ms = |result: &Value| result["runs"][0]["median_itl_ms"].as_f64().expect("a time");
+    // Slower links, slower steps; another card, another time.
+    assert!(ms(&of(&["--network-efficiency", "0.01"])) > ms(&result));
+    assert!(ms(&of(&["--hardware", "l20"])) > ms(&result));
+}
+
+#[test]
+fn mistakes_are_named() {
+    refused(&["predict", GRAPH], "nothing says how fast device `attn` is");
+    refused(&["predict", GRAPH, "--hardware", "h8000"], "h8000");
+    refused(&["predict", GRAPH, "--hardware", "h800", "--jitter=-1"], "from 0 to 10");
+    refused(&["predict", GRAPH, "--hardware", "h800", "--experts", "no/such.json"], "cannot be read");
+    refused(&["predict", GRAPH, "--hardware", "h800", "--experts", GRAPH], "it is no histogram of experts");
+    refused(&["predict", GRAPH, "--hardware", "h800", "--memory-efficiency", "2"], "at most 1");
+    refused(&["predict", GRAPH, "--hardware", "h800", "--random-input-len", "99999"], "raise the graph's");
+}
