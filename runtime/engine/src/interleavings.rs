@@ -198,7 +198,8 @@ fn idle() -> (Arc<Control>, Inbox) {
     let planner = StepPlanner::new(parts.planner);
     let origin = Instant::now();
     let figures = Arc::new(RunFigures::new(origin, &parts.plan, &parts.graph, &planner, &[0]));
-    let surroundings = Surroundings { sync: lanes(1), events: outbox, origin, counters: 0, figures, work: None };
+    let surroundings =
+        Surroundings { sync: lanes(1), events: outbox, origin, counters: 0, figures, work: None, fixed: None };
     (Arc::new(Control::new(planner, &parts.plan, surroundings)), inbox)
 }
 
