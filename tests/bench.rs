@@ -1,9 +1,12 @@
 //! `rally bench` through the real binary: result keys, loads, comparisons, what is refused, Ctrl-C.
 
+#[path = "support/binary.rs"]
+mod binary;
 #[path = "support/results.rs"]
 mod results;
 mod support;
 
+use binary::{path_text, text};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -13,21 +16,17 @@ use support::{graph_file, repository};
 const GRAPH: &str = "graphs/tiny-ping-pong.json";
 
 fn bench(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rally"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).env("NO_COLOR", "1").stdin(Stdio::null());
-    command.arg("bench").args(arguments);
-    command
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    binary::rally(&[&["bench"], arguments].concat())
 }
 
 #[track_caller]
 fn output(arguments: &[&str]) -> Output {
-    let output = bench(arguments).output().expect("the binary starts");
-    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
-    output
+    binary::good(&[&["bench"], arguments].concat())
+}
+
+#[track_caller]
+fn refused(arguments: &[&str], said: &str) {
+    binary::refused(&[&["bench"], arguments].concat(), said);
 }
 
 #[track_caller]
@@ -39,21 +38,8 @@ fn measured(arguments: &[&str]) -> Value {
 }
 
 #[track_caller]
-fn refused(arguments: &[&str], said: &str) {
-    let output = bench(arguments).output().expect("the binary starts");
-    let stderr = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
-    assert!(stderr.contains(said), "{arguments:?} should say `{said}`, and says: {stderr}");
-    assert!(output.stdout.is_empty(), "{arguments:?} printed {}", text(&output.stdout));
-}
-
-#[track_caller]
 fn number(value: &Value, key: &str) -> f64 {
     value[key].as_f64().unwrap_or_else(|| panic!("`{key}` is a number, not {}", value[key]))
-}
-
-fn path_text(path: &Path) -> &str {
-    path.to_str().expect("temporary paths are text")
 }
 
 #[test]

@@ -1,33 +1,17 @@
 //! The real binary: golden vectors through files, faults that name their place, signals, pipes and full disks.
 
+#[path = "support/binary.rs"]
+mod binary;
 #[path = "support/results.rs"]
 mod results;
 mod support;
 
+use binary::{path_text, rally, refused, run, text};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use support::{Golden, repository, worst};
-
-fn rally() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rally"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).env("NO_COLOR", "1").stdin(Stdio::null());
-    command
-}
-
-#[track_caller]
-fn run(arguments: &[&str]) -> Output {
-    rally().args(arguments).output().expect("the binary starts")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn path_text(path: &Path) -> &str {
-    path.to_str().expect("temporary paths are text")
-}
 
 fn write_lines(path: &Path, lines: &[Value]) {
     let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
@@ -98,17 +82,6 @@ fn golden_folders_on_one_device() {
 #[test]
 fn golden_folders_with_ping_pong() {
     golden("graphs/tiny-ping-pong.json");
-}
-
-/// Something wrong, what must be said about it, and nothing else: exit code 2, no panic, nothing on stdout.
-#[track_caller]
-fn refused(arguments: &[&str], said: &str) {
-    let output = run(arguments);
-    let stderr = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
-    assert!(stderr.contains(said), "{arguments:?} should say `{said}`, and says: {stderr}");
-    assert!(!stderr.contains("panicked"), "{arguments:?}: {stderr}");
-    assert!(output.stdout.is_empty(), "{arguments:?} printed {}", text(&output.stdout));
 }
 
 /// A copy of a golden checkpoint with one file changed.
@@ -255,7 +228,7 @@ fn long_run(more: &[&str]) -> (std::process::Child, PathBuf, tempfile::TempDir) 
     write_lines(&requests, &[json!({ "id": "long", "prompt_token_ids": [1, 2, 3], "max_tokens": 60000 })]);
     let out = folder.path().join("out.jsonl");
     let model = repository("tests/golden/step3-s");
-    let mut child = rally()
+    let mut child = rally(&[])
         .args(["run", "graphs/tiny-ping-pong.json", "--model", path_text(&model)])
         .args(["--requests", path_text(&requests), "--out", path_text(&out)])
         .args(more)
@@ -341,7 +314,7 @@ fn results_go_to_a_redirected_stdout_and_through_links() {
     write_lines(&file("requests.jsonl"), &[json!({ "prompt_token_ids": [1], "max_tokens": 3 })]);
     let model = repository("tests/golden/step3-s");
     let run_out = |out: &Path, stdout: Stdio| {
-        let mut command = rally();
+        let mut command = rally(&[]);
         command.args(["run", "graphs/tiny-ping-pong.json", "--model", path_text(&model), "--format", "json"]);
         command.args(["--requests", path_text(&file("requests.jsonl")), "--out", path_text(out)]);
         command.stdout(stdout).stderr(Stdio::null()).status().expect("the binary starts")

@@ -1,41 +1,20 @@
 //! What the command line refuses and how it names things, through the real binary: files used twice, flags, contenders.
 
+#[path = "support/binary.rs"]
+mod binary;
+
+use binary::{path_text, refused, text};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
 
 const GRAPH: &str = "graphs/tiny-ping-pong.json";
 const MODEL: &str = "models/tiny-step3";
 
-fn rally(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rally"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).env("NO_COLOR", "1").stdin(Stdio::null()).args(arguments);
-    command.output().expect("the binary starts")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn path_text(path: &Path) -> &str {
-    path.to_str().expect("temporary paths are text")
-}
-
 /// What is printed where all is well: stdout and stderr.
 #[track_caller]
 fn good(arguments: &[&str]) -> (String, String) {
-    let output = rally(arguments);
-    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    let output = binary::good(arguments);
     (text(&output.stdout), text(&output.stderr))
-}
-
-#[track_caller]
-fn refused(arguments: &[&str], said: &str) {
-    let output = rally(arguments);
-    let stderr = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
-    assert!(stderr.contains(said), "{arguments:?} should say `{said}`, and says: {stderr}");
-    assert!(output.stdout.is_empty(), "{arguments:?} printed {}", text(&output.stdout));
 }
 
 /// A copy of the shipped graph, for `--model`.
@@ -99,7 +78,7 @@ fn faults_of_flags_name_the_flag() {
     run(&["--prompt", "Once", "--top-p", "0"], "error: --top-p is 0.0; expected a number above 0");
     run(&["--prompt", ""], "error: --prompt is \"\"; expected text");
     run(&["--prompt", "a", "--prompt", "b", "--max-tokens", "0", "--min-p", "2"], "error: --max-tokens is 0;");
-    let output = rally(&["run", GRAPH, "--prompt", "a", "--prompt", "b", "--max-tokens", "0"]);
+    let output = binary::run(&["run", GRAPH, "--prompt", "a", "--prompt", "b", "--max-tokens", "0"]);
     assert_eq!(text(&output.stderr).lines().count(), 1, "once, however many prompts: {}", text(&output.stderr));
 }
 

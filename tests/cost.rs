@@ -1,24 +1,19 @@
 //! `rally cost` through the real binary: the tables of the Step-3 report as JSON and CSV, figures, the user's own specs, mistakes.
 
+#[path = "support/binary.rs"]
+mod binary;
+
+use binary::{path_text, text};
 use serde_json::{Value, json};
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
-
-fn rally(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rally"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).env("NO_COLOR", "1").stdin(Stdio::null());
-    command.arg("cost").args(arguments).output().expect("the binary starts")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
 
 #[track_caller]
 fn good(arguments: &[&str]) -> String {
-    let output = rally(arguments);
-    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
-    text(&output.stdout)
+    text(&binary::good(&[&["cost"], arguments].concat()).stdout)
+}
+
+#[track_caller]
+fn refused(arguments: &[&str], said: &str) {
+    binary::refused(&[&["cost"], arguments].concat(), said);
 }
 
 #[track_caller]
@@ -28,10 +23,6 @@ fn answer(arguments: &[&str]) -> Value {
 
 fn rounded(value: &Value) -> String {
     format!("{:.3}", value.as_f64().unwrap_or_else(|| panic!("a number, not {value}")))
-}
-
-fn path_text(path: &Path) -> &str {
-    path.to_str().expect("temporary paths are text")
 }
 
 #[test]
@@ -120,15 +111,6 @@ fn a_users_own_files() {
 
     std::fs::write(&card, spec.to_string().replace("0.01", "-1")).expect("written");
     refused(&["--hardware", path_text(&card)], "mine.json: `price_usd_per_hour` is -1");
-}
-
-#[track_caller]
-fn refused(arguments: &[&str], said: &str) {
-    let output = rally(arguments);
-    let stderr = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
-    assert!(stderr.contains(said), "{arguments:?} should say `{said}`, and says: {stderr}");
-    assert!(output.stdout.is_empty(), "{arguments:?} printed {}", text(&output.stdout));
 }
 
 #[test]

@@ -1,19 +1,16 @@
 //! `rally check` and `rally show` through the real binary: what goes where, and which exit code follows.
 
+#[path = "support/binary.rs"]
+mod binary;
+
+use binary::run as rally;
 use serde_json::Value;
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 
 const STEP3: &str = "graphs/step3-2a2f.json";
 const TINY: &str = "graphs/tiny-ping-pong.json";
 /// A small model that is always there; the graphs' own is made by training.
 const MODEL: &str = "tests/golden/step3-s";
-
-#[track_caller]
-fn rally(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rally"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).env("NO_COLOR", "1").stdin(Stdio::null());
-    command.args(arguments).output().expect("the binary starts")
-}
 
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("stdout is text")

@@ -1,23 +1,17 @@
 //! `rally predict` through the real binary: profile, predict, bench; figures instead of a profile; the same twice; what is refused.
 
+#[path = "support/binary.rs"]
+mod binary;
+
+use binary::{path_text, refused, text};
 use serde_json::Value;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
 
 const GRAPH: &str = "graphs/tiny-ping-pong.json";
 const LOAD: [&str; 6] = ["--batch", "3", "--random-input-len", "4", "--random-output-len", "12"];
 
-fn rally(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rally"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).env("NO_COLOR", "1").stdin(Stdio::null());
-    command.args(arguments).output().expect("the binary starts")
-}
-
 #[track_caller]
 fn good(arguments: &[&str]) -> String {
-    let output = rally(arguments);
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("it prints text")
+    text(&binary::good(arguments).stdout)
 }
 
 #[track_caller]
@@ -25,33 +19,21 @@ fn json(arguments: &[&str]) -> Value {
     serde_json::from_str(&good(&[arguments, &["--format", "json"]].concat())).expect("one JSON object on stdout")
 }
 
-#[track_caller]
-fn refused(arguments: &[&str], said: &str) {
-    let output = rally(arguments);
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
-    assert!(stderr.contains(said), "{arguments:?} should say `{said}`, and says: {stderr}");
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("temporary paths are text")
-}
-
 #[test]
 fn profile_predict_and_bench_are_one_loop() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let [costs, said, page] = ["costs.json", "said.json", "page.html"].map(|name| folder.path().join(name));
     let grid = ["--rows", "1,4", "--contexts", "16", "--experts", "3,8", "--point-ms", "1"];
-    good(&[&["profile", GRAPH, "--out", text(&costs)], &grid[..]].concat());
-    let predict = [&["predict", GRAPH, "--profile", text(&costs)], &LOAD[..]].concat();
-    let predicted = json(&[&predict[..], &["--save-result", text(&said), "--trace", text(&page)]].concat());
+    good(&[&["profile", GRAPH, "--out", path_text(&costs)], &grid[..]].concat());
+    let predict = [&["predict", GRAPH, "--profile", path_text(&costs)], &LOAD[..]].concat();
+    let predicted = json(&[&predict[..], &["--save-result", path_text(&said), "--trace", path_text(&page)]].concat());
     assert_eq!(predicted, json(&predict), "the same inputs give the same prediction");
     let run = &predicted["runs"][0];
     assert_eq!((&run["completed"], &run["total_output_tokens"]), (&3.into(), &36.into()));
     assert!(predicted["devices"][0]["weights_bytes"].as_u64() > Some(0));
     assert!(std::fs::read_to_string(&page).expect("written").starts_with("<!doctype html>"));
 
-    let bench = [&["bench", GRAPH, "--against", text(&said)], &LOAD[..]].concat();
+    let bench = [&["bench", GRAPH, "--against", path_text(&said)], &LOAD[..]].concat();
     let measured = json(&bench);
     let differences = measured["against"]["differences"].as_array().expect("what differs");
     let has = |of: &str, figure: &str| differences.iter().any(|row| row["of"] == of && row["figure"] == figure);
@@ -66,14 +48,14 @@ fn profile_predict_and_bench_are_one_loop() {
     assert!(differences.windows(2).all(|pair| size(&pair[0]) >= size(&pair[1])), "the largest first");
     assert!(good(&bench).contains("the largest disagreements first"));
     // A prediction is held against nothing but what it was made for.
-    refused(&["bench", GRAPH, "--against", text(&said)], "made for another load");
+    refused(&["bench", GRAPH, "--against", path_text(&said)], "made for another load");
     refused(&[&bench[..], &["--schedule", "sequential:1"]].concat(), "made for schedule \"ping_pong:3\"");
     refused(
-        &[&["bench", "graphs/one-device.json", "--against", text(&said)], &LOAD[..]].concat(),
+        &[&["bench", "graphs/one-device.json", "--against", path_text(&said)], &LOAD[..]].concat(),
         "another graph file",
     );
-    refused(&["bench", GRAPH, "--against", text(&costs)], "it is no prediction");
-    refused(&["predict", "graphs/one-device.json", "--profile", text(&said)], "it is no cost table");
+    refused(&["bench", GRAPH, "--against", path_text(&costs)], "it is no prediction");
+    refused(&["predict", "graphs/one-device.json", "--profile", path_text(&said)], "it is no cost table");
 }
 
 #[test]

@@ -1,5 +1,9 @@
 //! `rally profile` through the real binary: what is measured, that an interrupted run goes on, that `greedy` takes the table.
 
+#[path = "support/binary.rs"]
+mod binary;
+
+use binary::rally;
 use rally::graph::kinds::Role;
 use rally::graph::plan::StageLabel;
 use rally::graph::stage_graph::Section;
@@ -13,19 +17,13 @@ use std::process::{Command, Output, Stdio};
 const GRAPH: &str = "graphs/tiny-ping-pong.json";
 const GRID: [&str; 6] = ["--rows", "1,4", "--contexts", "16,64", "--experts", "3,8"];
 
-fn rally(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rally"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).env("NO_COLOR", "1").stdin(Stdio::null()).args(arguments);
-    command
-}
-
 fn profile(out: &Path, more: &[&str]) -> Command {
     let out = out.to_str().expect("temporary paths are text");
     rally(&[&["profile", GRAPH, "--out", out], &GRID[..], more].concat())
 }
 
 fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    binary::text(&output.stderr)
 }
 
 #[track_caller]

@@ -1,44 +1,25 @@
 //! `rally recommend` through the real binary: the answer, its graph file, mistakes.
 
+#[path = "support/binary.rs"]
+mod binary;
+
+use binary::{good, path_text, refused, text};
 use serde_json::Value;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
-
-fn rally(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rally"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).env("NO_COLOR", "1").stdin(Stdio::null());
-    command.args(arguments).output().expect("the binary starts")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-#[track_caller]
-fn good(arguments: &[&str]) -> String {
-    let output = rally(arguments);
-    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
-    text(&output.stdout)
-}
-
-fn path_text(path: &Path) -> &str {
-    path.to_str().expect("temporary paths are text")
-}
 
 #[test]
 fn the_winner_is_a_graph_that_checks() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let graph = folder.path().join("best.json");
     let question = ["recommend", "--model", "models/step3", "--hardware", "H800:32", "--format", "json"];
-    let answer: Value =
-        serde_json::from_str(&good(&[&question[..], &["--out", path_text(&graph)]].concat())).expect("one JSON object");
+    let answer: Value = serde_json::from_slice(&good(&[&question[..], &["--out", path_text(&graph)]].concat()).stdout)
+        .expect("one JSON object");
     let best = &answer["best"];
     assert!(best["tpot_ms"].as_f64().is_some_and(|ms| ms <= 50.0), "{best}");
     assert!(answer["undivided"]["usd_per_mtok"].as_f64().is_some_and(|usd| usd > 0.0), "{answer}");
     let advantage = answer["advantage"].as_f64().expect("both are possible");
     assert_eq!(answer["disaggregate"], advantage > 0.0);
 
-    let checked = rally(&["check", path_text(&graph), "--format", "json"]);
+    let checked = good(&["check", path_text(&graph), "--format", "json"]);
     let checked: Value = serde_json::from_slice(&checked.stdout).expect("one JSON object");
     let told = &checked["diagnostics"];
     assert_eq!(checked["ok"], true, "{told}");
@@ -49,17 +30,20 @@ fn the_winner_is_a_graph_that_checks() {
 
 #[test]
 fn people_read_reason_margins_and_verdict() {
-    let mixed = good(&[
-        "recommend",
-        "--hardware",
-        "L20:16",
-        "--hardware",
-        "H800:16",
-        "--context",
-        "4096:3",
-        "--context",
-        "8192:1",
-    ]);
+    let mixed = text(
+        &good(&[
+            "recommend",
+            "--hardware",
+            "L20:16",
+            "--hardware",
+            "H800:16",
+            "--context",
+            "4096:3",
+            "--context",
+            "8192:1",
+        ])
+        .stdout,
+    );
     for words in ["Bound by", "Margins:", "Undivided on", "for L20 those of H800 are assumed", "Not measured"] {
         assert!(mixed.contains(words), "{words} in {mixed}");
     }
@@ -77,9 +61,6 @@ fn mistakes_are_told_with_their_remedy() {
         (&["--hardware", "H800:16", "--out", "/tmp/never.json"], "give --model"),
         (&[], "--hardware"),
     ] {
-        let output = rally(&[&["recommend"], arguments].concat());
-        let stderr = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
-        assert!(stderr.contains(said), "{arguments:?} should say `{said}`, and says: {stderr}");
+        refused(&[&["recommend"], arguments].concat(), said);
     }
 }
