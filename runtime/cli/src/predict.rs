@@ -17,7 +17,7 @@ use rally_engine::schedule::cost_table::CostTable;
 use rally_graph::kinds::{KindRegistry, Role};
 use rally_graph::memory::device_memory;
 use rally_graph::plan::{Plan, TaskTable};
-use rally_load::goodput::{Goal, GoalKind};
+use rally_load::goodput::Goal;
 use rally_load::summary::Summary;
 use rally_predict::durations::Durations;
 use rally_predict::experts::ExpertLoad;
@@ -253,8 +253,12 @@ impl Source {
 
 /// Each once.
 fn names(hardware: &[Hardware]) -> Vec<&str> {
-    let mut names: Vec<&str> = hardware.iter().map(|hardware| hardware.name.as_str()).collect();
-    names.dedup();
+    let mut names: Vec<&str> = Vec::new();
+    for hardware in hardware {
+        if !names.contains(&hardware.name.as_str()) {
+            names.push(&hardware.name);
+        }
+    }
     names
 }
 
@@ -302,9 +306,7 @@ struct Shown<'a> {
 
 impl<'a> Shown<'a> {
     fn new(args: &PredictArgs, deployment: &'a Deployment, plan: &'a Plan, prediction: &'a Prediction) -> Self {
-        let of_graph =
-            || deployment.spec.slo.iter().map(|slo| Goal { kind: GoalKind::Tpot, ms: slo.tpot_ms }).collect();
-        let goals = if args.goodput.is_empty() { of_graph() } else { args.goodput.clone() };
+        let goals = session::goals(&args.goodput, deployment);
         let summary = Summary::of(&prediction.timings, prediction.duration_s, &goals);
         let mut shown = Self { deployment, plan, prediction, goals, summary, measured: Measured::default() };
         let mut measured = Measured::default();

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rally_engine::EngineParts;
 use rally_engine::schedule::policy::Schedule;
 use rally_load::LoadLimits;
+use rally_load::goodput::{Goal, GoalKind};
 use rally_stages::checkpoint::WeightSource;
 #[cfg(feature = "cuda")]
 use rally_stages::deployment::Machines;
@@ -61,6 +62,14 @@ pub fn open(args: &SessionArgs) -> Result<Deployment, CliError> {
         }
         Err(error) => Err(CliError::Mistake(error.to_string())),
     }
+}
+
+/// What a good request keeps: what was asked for, else the graph's `slo`.
+pub fn goals(asked: &[Goal], deployment: &Deployment) -> Vec<Goal> {
+    if !asked.is_empty() {
+        return asked.to_vec();
+    }
+    deployment.spec.slo.iter().map(|slo| Goal { kind: GoalKind::Tpot, ms: slo.tpot_ms }).collect()
 }
 
 /// Longest sequence that a deployment takes.

@@ -6,6 +6,8 @@
 
 use crate::kinds::{KindRegistry, Role, StageKindInfo};
 use crate::model::{LayerKind, ModelShape};
+use crate::placement::ExpertPlacement;
+use crate::shard::ShardCounts;
 use crate::spec::{Backend, DeploymentSpec, OneOrMany, Routing, StageEntry, StageSpec, WireDtype};
 use petgraph::graph::{DiGraph, NodeIndex};
 
@@ -64,6 +66,14 @@ impl ResolvedStage {
         let role = KindRegistry::shared().get(kind).map_or(Role::Rowwise, StageKindInfo::role);
         let (id, kind) = (kind.into(), kind.into());
         Self { id, kind, role, section: Section::Layers, devices: vec![0], transfer: None, spec }
+    }
+
+    /// Ids of the experts that `device`, one of the stage's, holds in `layer` of a model with `experts`.
+    pub fn held_experts(&self, device: DeviceIndex, layer: usize, experts: usize) -> Vec<usize> {
+        let counts = ShardCounts::of(self.spec.shard.as_ref());
+        let place = self.devices.iter().position(|other| *other == device).unwrap_or(0);
+        let placed = ExpertPlacement::of(&self.spec, layer, experts, counts.experts);
+        placed.held_by(counts.position(place).expert).to_vec()
     }
 }
 

@@ -9,7 +9,6 @@ use crate::experts::ExpertLoad;
 use rally_cost::{Dtype, Hardware, SpecError};
 use rally_graph::kinds::{KindRegistry, Role, StageKindInfo, WeightPart, weights};
 use rally_graph::model::{ModelShape, WeightFormat};
-use rally_graph::placement::ExpertPlacement;
 use rally_graph::plan::{TaskRole, TaskTable, TaskTemplate};
 use rally_graph::shard::ShardCounts;
 use rally_graph::spec::{ComputeDtype, DeploymentSpec};
@@ -165,8 +164,7 @@ fn of_task(
         WeightFormat::Fp8Block => 1.0,
     };
     if stage.kind == "expert_ffn" {
-        let placed = ExpertPlacement::of(&stage.spec, task.layer.unwrap_or(0), shape.experts, counts.experts);
-        figures.held = placed.held_by(position.expert).to_vec();
+        figures.held = stage.held_experts(task.device, task.layer.unwrap_or(0), shape.experts);
         figures.bytes = bytes(Some(&[]));
         figures.expert_bytes = (bytes(Some(&figures.held)) - figures.bytes) / figures.held.len().max(1) as f64;
     } else if stage.role == Role::Sampling {
@@ -193,8 +191,7 @@ impl Durations for Roofline<'_> {
     fn task_s(&self, task: &VirtualTask<'_>) -> f64 {
         let (figures, template) = (&self.figures[task.task], &task.table.tasks[task.task]);
         let Efficiency { memory, compute, launch_s, .. } = self.machines.efficiency;
-        let sampling = task.table.stages[template.stage].role == Role::Sampling;
-        let rows = if sampling { task.sampled } else { task.load.rows };
+        let rows = task.rows();
         if rows == 0 || (template.payload != Payload::None && figures.to.is_empty() && template.role == TaskRole::Send)
         {
             return 0.0;

@@ -3,11 +3,8 @@
 use crate::durations::Durations;
 use crate::experts::ExpertLoad;
 use crate::prediction::PredictError;
-use rally_graph::kinds::Role;
 use rally_graph::model::ModelShape;
-use rally_graph::placement::ExpertPlacement;
 use rally_graph::plan::{TaskId, TaskTable, TaskTemplate};
-use rally_graph::shard::ShardCounts;
 use rally_graph::stage_graph::StageGraph;
 use rally_schedule::cost_table::{CostAxis, CostPart, CostTable, StageCost, TaskSize};
 use rally_schedule::virtual_lanes::VirtualTask;
@@ -70,21 +67,17 @@ impl<'a> TableDurations<'a> {
 /// Ids of the experts that a task's device holds; none where it has no part in them.
 fn held(graph: &StageGraph, task: &TaskTemplate, shape: &ModelShape) -> Vec<usize> {
     let stage = &graph.stages[task.stage];
-    if stage.kind != "expert_ffn" {
-        return Vec::new();
+    match stage.kind == "expert_ffn" {
+        true => stage.held_experts(task.device, task.layer.unwrap_or(0), shape.experts),
+        false => Vec::new(),
     }
-    let counts = ShardCounts::of(stage.spec.shard.as_ref());
-    let place = stage.devices.iter().position(|device| *device == task.device).unwrap_or(0);
-    let placed = ExpertPlacement::of(&stage.spec, task.layer.unwrap_or(0), shape.experts, counts.experts);
-    placed.held_by(counts.position(place).expert).to_vec()
 }
 
 impl Durations for TableDurations<'_> {
     fn task_s(&self, task: &VirtualTask<'_>) -> f64 {
         let (cost, load) = (self.costs[task.task][usize::from(!task.warm)], task.load);
         let template = &task.table.tasks[task.task];
-        let sampling = task.table.stages[template.stage].role == Role::Sampling;
-        let rows = if sampling { task.sampled } else { load.rows };
+        let rows = task.rows();
         let hit = (cost.axis == CostAxis::Experts).then(|| {
             let (held, shape) = (&self.held[task.task], self.shape);
             self.experts.hit(rows, template.layer.unwrap_or(0), held, shape.top_k, shape.experts)

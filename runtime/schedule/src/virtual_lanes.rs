@@ -49,6 +49,14 @@ pub struct VirtualTask<'a> {
     pub warm: bool,
 }
 
+impl VirtualTask<'_> {
+    /// Rows that its time follows: of a sampling stage those that a token is sampled after, else all.
+    pub fn rows(&self) -> usize {
+        let stage = &self.table.stages[self.table.tasks[self.task].stage];
+        if stage.role == Role::Sampling { self.sampled } else { self.load.rows }
+    }
+}
+
 /// How long things take. A closure from task to nanoseconds is one.
 pub trait VirtualCosts {
     /// Nanoseconds of a task; asked only where there are rows.

@@ -22,13 +22,13 @@ use crate::load_args::{LoadArgs, MadeLoad};
 use crate::machine::Machine;
 use crate::observe::{ObserveArgs, Observer, model_name};
 use crate::output::{FilesInUse, OutputFile, print};
-use crate::session::SessionArgs;
+use crate::session::{self, SessionArgs};
 use crate::trace_form::TraceForm;
 use against::Prediction;
 use clap::{Args, ValueEnum};
 use compare::Merit;
 use contender::Contender;
-use rally_load::goodput::{Goal, GoalKind};
+use rally_load::goodput::Goal;
 use rally_load::prompt::PromptPool;
 use rally_load::{Load, LoadLimits};
 use rally_trace::Recording;
@@ -113,7 +113,7 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
     if let Some(costs) = args.costs.read()? {
         contender::measured_costs(&mut contenders, &costs, &machine, &load.load)?;
     }
-    let goals = goals(args, &contenders[0]);
+    let goals = session::goals(&args.goodput, &contenders[0].deployment);
     let prediction = args.against.as_deref().map(|path| Prediction::read(path, &contenders[0], &load)).transpose()?;
     let outputs = open_outputs(args, &contenders)?;
     let model_name = model_name(&contenders[0].deployment, args.session.model.as_deref());
@@ -158,13 +158,6 @@ fn make_load(args: &BenchArgs, contenders: &[Contender]) -> Result<MadeLoad, Cli
         args.load.fit(&mut load, limits)?;
     }
     Ok(load)
-}
-
-fn goals(args: &BenchArgs, first: &Contender) -> Vec<Goal> {
-    if !args.goodput.is_empty() {
-        return args.goodput.clone();
-    }
-    first.deployment.spec.slo.iter().map(|slo| Goal { kind: GoalKind::Tpot, ms: slo.tpot_ms }).collect()
 }
 
 fn open_outputs(args: &BenchArgs, contenders: &[Contender]) -> Result<Outputs, CliError> {

@@ -8,9 +8,7 @@ use rally_engine::schedule::cost_table::{CostAxis, CostPart};
 use rally_engine::schedule::planner::PlannerConfig;
 use rally_graph::kinds::Role;
 use rally_graph::model::ModelShape;
-use rally_graph::placement::ExpertPlacement;
-use rally_graph::shard::ShardCounts;
-use rally_graph::stage_graph::{DeviceIndex, Payload, ResolvedStage, StageGraph, StageIndex};
+use rally_graph::stage_graph::{DeviceIndex, Payload, StageGraph, StageIndex};
 use rally_stages::deployment::Deployment;
 use serde::{Deserialize, Serialize};
 
@@ -238,7 +236,7 @@ pub fn subjects(graph: &StageGraph, bounds: &Bounds<'_>, axes: &Axes) -> Vec<Sub
             layers.sort_unstable();
             layers.dedup();
             let routed = stage.kind == "expert_ffn";
-            let experts = if routed { held(stage, device, layers[0], bounds.shape) } else { Vec::new() };
+            let experts = if routed { stage.held_experts(device, layers[0], bounds.shape.experts) } else { Vec::new() };
             let axis = match (stage.role, experts.is_empty()) {
                 (Role::Attention, _) => CostAxis::Context,
                 (Role::Ffn, false) => CostAxis::Experts,
@@ -274,14 +272,6 @@ fn gathered_parts(graph: &StageGraph, stage: StageIndex, device: DeviceIndex) ->
         _ if holds_sequences => GatheredParts::None,
         _ => GatheredParts::All,
     }
-}
-
-/// Ids of the experts a device holds in a layer.
-fn held(stage: &ResolvedStage, device: DeviceIndex, layer: usize, shape: &ModelShape) -> Vec<usize> {
-    let counts = ShardCounts::of(stage.spec.shard.as_ref());
-    let place = stage.devices.iter().position(|other| *other == device).unwrap_or(0);
-    let placed = ExpertPlacement::of(&stage.spec, layer, shape.experts, counts.experts);
-    placed.held_by(counts.position(place).expert).to_vec()
 }
 
 #[cfg(test)]
