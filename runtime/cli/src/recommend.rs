@@ -66,7 +66,7 @@ impl Question {
     fn of(args: &RecommendArgs) -> Result<Self, CliError> {
         let mut model = model_named(&args.model).or_mistake()?;
         if let Some(dtype) = args.kv_dtype {
-            (model.kv_dtypes.full, model.kv_dtypes.window) = (dtype, dtype);
+            model.keep_kv_in(dtype);
         }
         let mut hardware = Vec::new();
         let mut counts = Vec::new();

@@ -38,13 +38,9 @@ pub struct Hardware {
     pub name: String,
     /// Other names it is known by.
     pub aliases: Vec<String>,
-    /// Bytes of its memory.
-    pub memory_bytes: f64,
-    /// Bandwidth of its memory.
-    pub memory_bytes_per_s: f64,
     file: PathBuf,
-    memory: Figure,
     bandwidth: Figure,
+    memory: Figure,
     peaks: Vec<(Dtype, Figure)>,
     price: Option<Figure>,
     links: Links,
@@ -68,21 +64,26 @@ impl Hardware {
             "links",
         ])?;
         let name = fields.text("name")?.ok_or_else(|| fields.missing("name", "reports need something to call it"))?;
-        let bandwidth = figure(&fields, "memory_bytes_per_s", BYTES_PER_S)?;
-        let memory =
-            figure(&fields, "memory_bytes", Range { least: 1e6, most: 1e15, what: "bytes, from 1e6 to 1e15" })?;
         Ok(Self {
             name: name.into(),
+            bandwidth: figure(&fields, "memory_bytes_per_s", BYTES_PER_S)?,
+            memory: figure(&fields, "memory_bytes", BYTES)?,
             aliases: aliases(&fields)?,
-            memory_bytes: memory.value,
-            memory_bytes_per_s: bandwidth.value,
             file: file.into(),
-            memory,
-            bandwidth,
             peaks: peaks(&fields)?,
             price: figure_if(&fields, "price_usd_per_hour", USD_PER_HOUR)?,
             links: links(&fields)?,
         })
+    }
+
+    /// Bytes of its memory.
+    pub fn memory_bytes(&self) -> f64 {
+        self.memory.value
+    }
+
+    /// Bandwidth of its memory.
+    pub fn memory_bytes_per_s(&self) -> f64 {
+        self.bandwidth.value
     }
 
     /// FLOPs a second in `dtype`, dense.
@@ -175,6 +176,7 @@ impl Range {
     }
 }
 
+const BYTES: Range = Range { least: 1e6, most: 1e15, what: "bytes, from 1e6 to 1e15" };
 const BYTES_PER_S: Range = Range { least: 1e6, most: 1e16, what: "bytes a second, from 1e6 to 1e16" };
 const FLOPS: Range = Range { least: 1e9, most: 1e19, what: "FLOPs a second, from 1e9 to 1e19" };
 const USD_PER_HOUR: Range = Range { least: 0.0, most: 1e6, what: "USD an hour, from 0 to 1e6" };

@@ -4,7 +4,7 @@
 
 use crate::{Hardware, Model, SpecError};
 use rally_graph::words;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::LazyLock;
 
 macro_rules! files {
@@ -26,20 +26,19 @@ pub const REPORT_HARDWARE: [&str; 4] = ["H800", "H20", "A800", "910B"];
 
 /// All models that come with rally.
 pub fn models() -> &'static [Model] {
-    static ALL: LazyLock<Vec<Model>> = LazyLock::new(|| {
-        let parse = |(file, text): &(&str, &str)| Model::parse(text, Path::new(file));
-        MODELS.iter().map(parse).collect::<Result<_, _>>().expect("a test reads every file that is compiled in")
-    });
+    static ALL: LazyLock<Vec<Model>> = LazyLock::new(|| parsed(&MODELS, Model::parse));
     &ALL
 }
 
 /// All accelerators that come with rally.
 pub fn hardware() -> &'static [Hardware] {
-    static ALL: LazyLock<Vec<Hardware>> = LazyLock::new(|| {
-        let parse = |(file, text): &(&str, &str)| Hardware::parse(text, Path::new(file));
-        HARDWARE.iter().map(parse).collect::<Result<_, _>>().expect("a test reads every file that is compiled in")
-    });
+    static ALL: LazyLock<Vec<Hardware>> = LazyLock::new(|| parsed(&HARDWARE, Hardware::parse));
     &ALL
+}
+
+fn parsed<T>(files: &[(&str, &str)], parse: fn(&str, &Path) -> Result<T, SpecError>) -> Vec<T> {
+    let all = files.iter().map(|(file, text)| parse(text, Path::new(file)));
+    all.collect::<Result<_, _>>().expect("a test reads every file that is compiled in")
 }
 
 /// The accelerator of that name in the library, or of the file at that path.
@@ -48,8 +47,8 @@ pub fn hardware() -> &'static [Hardware] {
 /// [`SpecError`]: no such name, with the nearest; or what is wrong with the file.
 pub fn hardware_named(name: &str) -> Result<Hardware, SpecError> {
     if is_path(name) {
-        let (text, file) = read(Path::new(name))?;
-        return Hardware::parse(&text, &file);
+        let file = Path::new(name);
+        return Hardware::parse(&read(file)?, file);
     }
     let known = hardware().iter().find(|hardware| hardware.is_called(name)).cloned();
     known.ok_or_else(|| unknown("hardware", name, hardware().iter().map(|hardware| hardware.name.as_str())))
@@ -66,8 +65,8 @@ pub fn model_named(name: &str) -> Result<Model, SpecError> {
     }
     let path = Path::new(name);
     if is_path(name) || path.is_dir() {
-        let (text, file) = read(&if path.is_dir() { path.join("config.json") } else { path.into() })?;
-        return Model::parse(&text, &file);
+        let file = if path.is_dir() { path.join("config.json") } else { path.into() };
+        return Model::parse(&read(&file)?, &file);
     }
     Err(unknown("model", name, models().iter().map(|model| model.name.as_str())))
 }
@@ -83,7 +82,7 @@ fn unknown<'a>(what: &'static str, name: &str, known: impl Iterator<Item = &'a s
 /// Largest spec that is read; real ones have a few kilobytes.
 const MOST_BYTES: u64 = 4 << 20;
 
-fn read(file: &Path) -> Result<(String, PathBuf), SpecError> {
+fn read(file: &Path) -> Result<String, SpecError> {
     let io = |source| SpecError::Io { file: file.into(), source };
     let metadata = std::fs::metadata(file).map_err(io)?;
     // Opening a pipe would wait for a writer.
@@ -91,5 +90,5 @@ fn read(file: &Path) -> Result<(String, PathBuf), SpecError> {
         let message = format!("not a regular file of at most {}", words::bytes(MOST_BYTES));
         return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, message)));
     }
-    Ok((std::fs::read_to_string(file).map_err(io)?, file.into()))
+    std::fs::read_to_string(file).map_err(io)
 }

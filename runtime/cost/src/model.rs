@@ -127,6 +127,11 @@ impl Model {
         Ok(model)
     }
 
+    /// Keeps all keys and values in `dtype`; a state stays as it is.
+    pub fn keep_kv_in(&mut self, dtype: Dtype) {
+        (self.kv_dtypes.full, self.kv_dtypes.window) = (dtype, dtype);
+    }
+
     /// Number of layers.
     pub fn layer_count(&self) -> u64 {
         self.layers.iter().map(|layers| layers.count).sum()
@@ -139,8 +144,10 @@ impl Model {
             Ffn::Moe { experts, .. } => experts as f64 * self.hidden as f64,
             Ffn::Dense { .. } => 0.0,
         });
-        let ffn = self.sum(|layers| layers.ffn.parameters(self.hidden));
-        self.attention_parameters() + ffn + routers + if self.tied { embedding } else { 2.0 * embedding }
+        self.attention_parameters()
+            + self.ffn_parameters()
+            + routers
+            + if self.tied { embedding } else { 2.0 * embedding }
     }
 
     /// Weights that a token passes: projections, its experts, the head.
@@ -151,6 +158,14 @@ impl Model {
     /// Weights of the attentions' projections.
     pub fn attention_parameters(&self) -> f64 {
         self.sum(|layers| layers.attention.parameters(self.hidden))
+    }
+
+    /// The same that one accelerator of `o_proj` holds, which divide the output projections: all of the others.
+    pub fn attention_parameters_each(&self, o_proj: f64) -> f64 {
+        self.sum(|layers| {
+            let attention = &layers.attention;
+            attention.input_parameters(self.hidden) + attention.output_parameters(self.hidden) / o_proj
+        })
     }
 
     /// Weights of the FFNs that a token passes, routers left out.
@@ -169,7 +184,7 @@ impl Model {
     }
 
     /// The sum of something over all layers.
-    pub(crate) fn sum(&self, of: impl Fn(&Layers) -> f64) -> f64 {
+    pub fn sum(&self, of: impl Fn(&Layers) -> f64) -> f64 {
         self.layers.iter().map(|layers| layers.count as f64 * of(layers)).sum()
     }
 }

@@ -6,6 +6,13 @@ use crate::decode::DecodeCost;
 use crate::{Dtype, Hardware, SpecError};
 
 const SECONDS_PER_HOUR: f64 = 3600.0;
+/// Tokens that prices are told for.
+const TOKENS: f64 = 1e6;
+
+/// USD per million tokens of a deployment at this price and rate.
+pub fn usd_per_mtok(usd_per_hour: f64, tokens_per_s: f64) -> f64 {
+    usd_per_hour / SECONDS_PER_HOUR / tokens_per_s * TOKENS
+}
 
 /// What a FLOP and a byte cost on an accelerator.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,7 +32,7 @@ impl UnitPrice {
         let usd_per_s = hardware.price()? / SECONDS_PER_HOUR;
         Ok(Self {
             usd_per_flop: usd_per_s / hardware.peak(dtype)?,
-            usd_per_byte: usd_per_s / hardware.memory_bytes_per_s,
+            usd_per_byte: usd_per_s / hardware.memory_bytes_per_s(),
         })
     }
 }
@@ -42,7 +49,6 @@ pub struct UsdPerMtok {
 impl UsdPerMtok {
     /// At these unit prices.
     pub fn of(cost: &DecodeCost, price: UnitPrice) -> Self {
-        const TOKENS: f64 = 1e6;
         let reading = cost.kv_bytes * price.usd_per_byte;
         let computing = cost.attention_flops * price.usd_per_flop;
         Self {

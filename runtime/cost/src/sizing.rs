@@ -29,15 +29,12 @@ pub fn slot_s(tpot_s: f64, stages: u32, layers: u64) -> f64 {
 /// [`SpecError`] where `hardware` has no such peak.
 pub fn ideal_dense_batch(hardware: &Hardware, dtype: Dtype) -> Result<f64, SpecError> {
     // Two FLOPs a weight and row, one byte a weight.
-    Ok(hardware.peak(dtype)? / (2.0 * hardware.memory_bytes_per_s))
+    Ok(hardware.peak(dtype)? / (2.0 * hardware.memory_bytes_per_s()))
 }
 
 /// The same for an FFN of which a token passes a share of `sparsity`.
-///
-/// # Errors
-/// [`SpecError`] where `hardware` has no such peak.
-pub fn ideal_batch(hardware: &Hardware, dtype: Dtype, sparsity: f64) -> Result<f64, SpecError> {
-    Ok(ideal_dense_batch(hardware, dtype)? / sparsity)
+pub fn ideal_batch(ideal_dense_batch: f64, sparsity: f64) -> f64 {
+    ideal_dense_batch / sparsity
 }
 
 /// The least share of its weights that a token must pass so that the batch that keeps an FFN server of `hardware` busy still
@@ -86,8 +83,6 @@ pub struct Feasibility {
     pub context_tokens: f64,
     /// Bytes of FFN weights that it reads in a slot, at half of its bandwidth.
     pub ffn_weight_bytes: f64,
-    /// Bytes of all FFN weights of the model.
-    pub ffn_total_bytes: f64,
     /// Servers that hold and read them in time.
     pub ffn_servers: u64,
     /// Accelerators in those.
@@ -99,18 +94,12 @@ pub fn feasibility(model: &Model, hardware: &Hardware, context: u64, tpot_s: f64
     let layers = model.layer_count() as f64;
     let per_server = hardware.links().devices_per_server.value;
     let slot_s = slot_s(tpot_s, stages, model.layer_count());
-    let slot_bytes = hardware.memory_bytes_per_s * slot_s;
-    let weights = |split: f64| {
-        model.sum(|layer| {
-            layer.attention.input_parameters(model.hidden) + layer.attention.output_parameters(model.hidden) / split
-        })
-    };
-    let attention_weight_bytes = weights(per_server) / layers;
+    let slot_bytes = hardware.memory_bytes_per_s() * slot_s;
+    let attention_weight_bytes = model.attention_parameters_each(per_server) / layers;
     let kv_bytes = (slot_bytes - attention_weight_bytes).max(0.0);
     let sequences = kv_bytes / (model.decode_cost(context).kv_bytes / layers);
     let ffn_weight_bytes = slot_bytes * FFN_BANDWIDTH_SHARE;
-    let ffn_total_bytes = model.ffn_parameters();
-    let ffn_servers = (ffn_total_bytes / (ffn_weight_bytes * layers * per_server)).ceil() as u64;
+    let ffn_servers = (model.ffn_parameters() / (ffn_weight_bytes * layers * per_server)).ceil() as u64;
     Feasibility {
         slot_s,
         slot_bytes,
@@ -119,7 +108,6 @@ pub fn feasibility(model: &Model, hardware: &Hardware, context: u64, tpot_s: f64
         sequences,
         context_tokens: sequences * context as f64,
         ffn_weight_bytes,
-        ffn_total_bytes,
         ffn_servers,
         ffn_devices: ffn_servers * per_server as u64,
     }

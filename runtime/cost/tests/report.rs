@@ -123,7 +123,7 @@ fn table_7_and_the_batches_that_follow() {
     for name in REPORT_HARDWARE {
         let hardware = hardware(name);
         let dense = sizing::ideal_dense_batch(&hardware, hardware.decode_dtype()).expect("a peak");
-        let routed = sizing::ideal_batch(&hardware, hardware.decode_dtype(), step3.sparsity()).expect("a peak");
+        let routed = sizing::ideal_batch(dense, step3.sparsity());
         let roofline = 2.0 * dense;
         for (key, value) in
             [("roofline_flops_per_byte", roofline), ("ideal_dense_batch", dense), ("ideal_moe_batch_of_step3", routed)]

@@ -36,7 +36,7 @@ fn refused<T: std::fmt::Debug>(result: Result<T, SpecError>, key: &str, words: &
 fn a_users_hardware_is_read() {
     let card = Hardware::parse(&good_hardware().to_string(), Path::new(FILE)).expect("a good spec");
     assert_eq!((card.peak(Dtype::Fp8).expect("there"), card.price().expect("there")), (2e14, 1.5));
-    assert_eq!((card.memory_bytes_per_s, card.memory_bytes), (1e12, 24e9));
+    assert_eq!((card.memory_bytes_per_s(), card.memory_bytes()), (1e12, 24e9));
     assert_eq!(card.links().network_bytes_per_s_per_device(), 2.5e10);
     assert_eq!(card.at_price(3.0).expect("a price").price().expect("there"), 3.0);
 }
@@ -143,7 +143,7 @@ fn memory_is_as_graphs_have_it() {
         let Ok(card) = hardware_named(name) else { continue };
         assert_eq!(
             rally_graph::hardware::memory_bytes(name).map(|bytes| bytes as f64),
-            Some(card.memory_bytes),
+            Some(card.memory_bytes()),
             "{name}"
         );
         known += 1;

@@ -141,7 +141,7 @@ fn of_task(
     shape: &ModelShape,
 ) -> Result<Figures, SpecError> {
     let (stage, hardware) = (&graph.stages[task.stage], &machines.hardware[task.device]);
-    let mut figures = Figures { bytes_per_s: hardware.memory_bytes_per_s, ..Figures::default() };
+    let mut figures = Figures { bytes_per_s: hardware.memory_bytes_per_s(), ..Figures::default() };
     figures.flops_per_s = hardware.peak(match machines.spec.compute {
         ComputeDtype::Fp8 => hardware.decode_dtype(),
         ComputeDtype::Bf16 | ComputeDtype::F32 => Dtype::Bf16,

@@ -5,6 +5,7 @@
 
 use crate::pipeline::{MEMORY_SHARE, Workload};
 use rally_cost::model::Ffn;
+use rally_cost::price::usd_per_mtok;
 use rally_cost::{Dtype, Hardware, SpecError};
 
 /// An undivided deployment with what it does.
@@ -53,16 +54,15 @@ impl Undivided {
         let layer = (MICRO_BATCHES * computing).max(computing + travelling).max(MICRO_BATCHES * network.max(fabric));
         let tpot_s = layer * model.layer_count() as f64;
         let batch = MICRO_BATCHES * rows;
-        let ends = 2.0 * Dtype::Bf16.bytes() * (model.hidden * model.vocab) as f64;
-        let bytes =
-            model.attention_parameters() + ends + model.ffn_parameters() / n + batch * workload.kept_bytes() / n;
+        let weights = workload.attention_device_bytes(1.0) + model.ffn_parameters() / n;
+        let bytes = weights + batch * workload.kept_bytes() / n;
         Ok(Self {
             devices,
             batch,
             tpot_s,
             tokens_per_s: batch / tpot_s,
             usd_per_hour: n * hardware.price()?,
-            memory: bytes / hardware.memory_bytes,
+            memory: bytes / hardware.memory_bytes(),
         })
     }
 
@@ -78,6 +78,6 @@ impl Undivided {
 
     /// USD per million tokens.
     pub fn usd_per_mtok(&self) -> f64 {
-        self.usd_per_hour / 3600.0 / self.tokens_per_s * 1e6
+        usd_per_mtok(self.usd_per_hour, self.tokens_per_s)
     }
 }

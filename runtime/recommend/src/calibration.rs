@@ -58,14 +58,14 @@ impl Calibration {
             let cost = model.decode_cost(number(&table["contexts"][index]) as u64);
             // The library keeps this cache in one byte a value.
             let bytes = rows * cost.kv_bytes / layers * number(&table["kv_dtype_bytes"]);
-            let reading = bytes / hardware.memory_bytes_per_s;
+            let reading = bytes / hardware.memory_bytes_per_s();
             Ok(reading.max(rows * cost.attention_flops / layers / hardware.peak(Dtype::Bf16)?))
         };
         let seconds = |index: usize| number(&measured[index]) * 1e-6;
         let efficiency = (core(1)? - core(0)?) / (seconds(1) - seconds(0));
         let weights = model.attention_parameters() / layers;
         let dtype = hardware.decode_dtype();
-        let projections = (weights / hardware.memory_bytes_per_s).max(2.0 * rows * weights / hardware.peak(dtype)?);
+        let projections = (weights / hardware.memory_bytes_per_s()).max(2.0 * rows * weights / hardware.peak(dtype)?);
         let layer_s = (seconds(0) - (core(0)? + projections) / efficiency).max(0.0);
         Ok(Self { efficiency, layer_s })
     }

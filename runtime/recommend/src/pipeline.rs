@@ -9,6 +9,8 @@
 //! head and sampling, jitter, uneven experts and sequences, and fixed times of the FFN, for which table 9 has no figure.
 
 use crate::calibration::Calibration;
+use rally_cost::model::Ffn;
+use rally_cost::price::usd_per_mtok;
 use rally_cost::{Dtype, Hardware, Model, SpecError};
 
 /// Share of an accelerator's memory, as sold, that weights and cache may take; the rest is for slots and workspaces. vLLM's default
@@ -89,12 +91,12 @@ impl Workload {
         let bytes = self.mean(|tokens| self.model.decode_cost(tokens).kv_bytes) / layers;
         let flops = self.mean(|tokens| self.model.decode_cost(tokens).attention_flops) / layers;
         let core_peak = hardware.peak(self.attention_dtype.unwrap_or(dtype))?;
-        let core = (rows * bytes / hardware.memory_bytes_per_s).max(rows * flops / core_peak);
-        let (all, output) = (self.model.attention_parameters(), self.output_parameters());
-        let weights = (all - output + output / o_proj) / layers;
+        let core = (rows * bytes / hardware.memory_bytes_per_s()).max(rows * flops / core_peak);
+        let all = self.model.attention_parameters();
+        let weights = self.model.attention_parameters_each(o_proj) / layers;
         // Divided, a device multiplies its part for the rows of all.
         let projections =
-            (weights / hardware.memory_bytes_per_s).max(2.0 * rows * all / layers / hardware.peak(dtype)?);
+            (weights / hardware.memory_bytes_per_s()).max(2.0 * rows * all / layers / hardware.peak(dtype)?);
         Ok((core + projections) / calibration.efficiency + calibration.layer_s)
     }
 
@@ -107,26 +109,27 @@ impl Workload {
         let bytes = self.ffn_bytes_read(rows) / layers / devices;
         let flops = 2.0 * rows * self.model.ffn_active_parameters() / layers / devices;
         let peak = hardware.peak(hardware.decode_dtype())?;
-        Ok((bytes / hardware.memory_bytes_per_s).max(flops / peak) / Calibration::of(hardware).efficiency)
+        Ok((bytes / hardware.memory_bytes_per_s()).max(flops / peak) / Calibration::of(hardware).efficiency)
     }
 
     /// 8-bit weights that `rows` rows touch when every expert is as likely as any other.
     fn ffn_bytes_read(&self, rows: f64) -> f64 {
-        let touched = |ffn: rally_cost::model::Ffn| match ffn {
-            rally_cost::model::Ffn::Moe { experts, top_k, expert_width, shared_width } => {
+        let touched = |ffn: Ffn| match ffn {
+            Ffn::Moe { experts, top_k, expert_width, shared_width } => {
                 let missed = (1.0 - top_k as f64 / experts as f64).powf(rows);
                 experts as f64 * (1.0 - missed) * expert_width as f64 + shared_width as f64
             }
-            rally_cost::model::Ffn::Dense { width } => width as f64,
+            Ffn::Dense { width } => width as f64,
         };
         let matrices = 3.0 * self.model.hidden as f64;
-        self.model.layers.iter().map(|layers| layers.count as f64 * matrices * touched(layers.ffn)).sum()
+        self.model.sum(|layers| matrices * touched(layers.ffn))
     }
 
-    /// Weights of all output projections.
-    pub fn output_parameters(&self) -> f64 {
-        let of = |layers: &rally_cost::model::Layers| layers.attention.output_parameters(self.model.hidden);
-        self.model.layers.iter().map(|layers| layers.count as f64 * of(layers)).sum()
+    /// Bytes of the weights on an accelerator that attends, one of `o_proj` that divide the output projections: 8-bit projections,
+    /// and embedding and head in bf16.
+    pub(crate) fn attention_device_bytes(&self, o_proj: f64) -> f64 {
+        let ends = 2.0 * Dtype::Bf16.bytes() * (self.model.hidden * self.model.vocab) as f64;
+        self.model.attention_parameters_each(o_proj) + ends
     }
 }
 
@@ -220,12 +223,9 @@ impl Outcome {
         let tpot_s = time_per_token_s(&stages, layout.micro_batches, workload.model.layer_count());
         let batch = rows * f64::from(layout.micro_batches);
         let (a, f, g) = (f64::from(layout.attention), f64::from(layout.ffn), f64::from(layout.devices));
-        let output = workload.output_parameters();
-        let model = &workload.model;
-        let ends = 2.0 * Dtype::Bf16.bytes() * (model.hidden * model.vocab) as f64;
-        let weights = model.attention_parameters() - output + output / f64::from(layout.o_proj) + ends;
+        let weights = workload.attention_device_bytes(f64::from(layout.o_proj));
         let attention_bytes = weights + batch * workload.kept_bytes() / (a * g);
-        let ffn_bytes = model.ffn_parameters() / if layout.replicas { g } else { f * g };
+        let ffn_bytes = workload.model.ffn_parameters() / if layout.replicas { g } else { f * g };
         Ok(Self {
             layout: layout.clone(),
             batch,
@@ -233,8 +233,8 @@ impl Outcome {
             tpot_s,
             tokens_per_s: batch / tpot_s,
             usd_per_hour: g * (a * on.0.price()? + f * on.1.price()?),
-            attention_memory: attention_bytes / on.0.memory_bytes,
-            ffn_memory: ffn_bytes / on.1.memory_bytes,
+            attention_memory: attention_bytes / on.0.memory_bytes(),
+            ffn_memory: ffn_bytes / on.1.memory_bytes(),
         })
     }
 
@@ -250,7 +250,7 @@ impl Outcome {
 
     /// USD per million tokens.
     pub fn usd_per_mtok(&self) -> f64 {
-        self.usd_per_hour / 3600.0 / self.tokens_per_s * 1e6
+        usd_per_mtok(self.usd_per_hour, self.tokens_per_s)
     }
 
     /// What bounds it: the slowest resource, or, where that stands idle, a micro-batch's own way through all of them.

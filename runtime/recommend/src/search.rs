@@ -2,6 +2,7 @@
 
 use crate::baseline::Undivided;
 use crate::pipeline::{Layout, Outcome, Workload};
+use rally_cost::price::usd_per_mtok;
 use rally_cost::{Dtype, Hardware, SpecError};
 
 /// Accelerators there are.
@@ -131,7 +132,7 @@ fn bound_usd_per_mtok(workload: &Workload, on: (&Hardware, &Hardware), layout: &
         .map(|(few, many)| (many - few) / (step * (MANY - FEW)))
         .fold(f64::MIN_POSITIVE, f64::max);
     let most_tokens_per_s = 1.0 / (slope * workload.model.layer_count() as f64);
-    Ok(few.usd_per_hour / 3600.0 / most_tokens_per_s * 1e6)
+    Ok(usd_per_mtok(few.usd_per_hour, most_tokens_per_s))
 }
 
 /// Searches the layouts of `pool` for the cheapest tokens within `tpot_s`.

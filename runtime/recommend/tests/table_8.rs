@@ -59,7 +59,7 @@ fn the_gap_is_decomposed_and_not_closed_by_fitting() {
         let ffn = with(&|at, stage| if at == 4 { stage + calibration.layer_s } else { stage });
         // The head in bf16, read once a micro-batch.
         let head_bytes = 2.0 * 7168.0 * 128_815.0;
-        let head = MICRO_BATCHES * head_bytes / h800().memory_bytes_per_s / calibration.efficiency * 1e3;
+        let head = MICRO_BATCHES * head_bytes / h800().memory_bytes_per_s() / calibration.efficiency * 1e3;
         let gap = (row.2 / (row.5 * f64::from(outcome.layout.total_devices())) - outcome.tpot_s) * 1e3;
         let parts = [network, fabric, ffn, head];
         println!(

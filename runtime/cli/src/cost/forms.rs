@@ -1,44 +1,38 @@
 //! The answer for programs: JSON and CSV. Keys of both are a contract.
 
 use super::study::{Accelerator, Costed, Study};
+use rally_cost::sizing::ideal_batch;
 use serde_json::{Map, Value, json};
 
 /// One object.
 pub fn json(study: &Study) -> Value {
     let models: Vec<Value> = study.models.iter().map(|costed| model(study, costed)).collect();
-    let by_name = |of: fn(&Accelerator) -> Value| -> Map<String, Value> {
-        study.accelerators.iter().map(|on| (on.hardware.name.clone(), of(on))).collect()
-    };
     json!({
         "context": study.context,
         "models": models,
-        "min_sparsity": by_name(|on| json!(on.min_sparsity)),
+        "min_sparsity": by_name(study, |_, on| json!(on.min_sparsity)),
         "sized_for": {"model": study.subject, "tpot_ms": study.tpot_ms, "stages": study.stages},
-        "hardware": by_name(|on| json!({
+        "hardware": by_name(study, |_, on| json!({
             "dtype": on.dtype.name(),
             "peak_flops": on.peak_flops,
-            "usd_per_hour": on.unit.usd_per_flop * on.peak_flops * 3600.0,
+            "usd_per_hour": on.usd_per_hour,
             "usd_per_flop": on.unit.usd_per_flop,
             "usd_per_byte": on.unit.usd_per_byte,
-            "flops_per_byte": on.peak_flops / on.hardware.memory_bytes_per_s,
+            "flops_per_byte": on.flops_per_byte(),
             "ideal_dense_batch": on.dense_batch,
             "feasibility": feasibility(on),
         })),
     })
 }
 
+/// Something of each accelerator, given its index too.
+fn by_name(study: &Study, of: impl Fn(usize, &Accelerator) -> Value) -> Map<String, Value> {
+    study.accelerators.iter().enumerate().map(|(index, on)| (on.hardware.name.clone(), of(index, on))).collect()
+}
+
 fn model(study: &Study, costed: &Costed) -> Value {
-    let usd: Map<String, Value> = study
-        .accelerators
-        .iter()
-        .zip(&costed.usd)
-        .map(|(on, usd)| (on.hardware.name.clone(), json!({"attention": usd.attention, "ffn": usd.ffn})))
-        .collect();
-    let batches: Map<String, Value> = study
-        .accelerators
-        .iter()
-        .map(|on| (on.hardware.name.clone(), json!(on.dense_batch / costed.model.sparsity())))
-        .collect();
+    let usd = |index: usize| json!({"attention": costed.usd[index].attention, "ffn": costed.usd[index].ffn});
+    let sparsity = costed.model.sparsity();
     let (cost, pair, (alone_on, alone)) = (costed.cost, costed.pair, costed.alone());
     json!({
         "name": costed.model.name,
@@ -46,7 +40,7 @@ fn model(study: &Study, costed: &Costed) -> Value {
         "attention_flops": cost.attention_flops,
         "linear_flops": cost.linear_flops,
         "ffn_flops": cost.ffn_flops,
-        "usd_per_mtok": usd,
+        "usd_per_mtok": by_name(study, |index, _| usd(index)),
         "afd": {
             "attention_on": study.name(pair.attention_on),
             "ffn_on": study.name(pair.ffn_on),
@@ -56,8 +50,8 @@ fn model(study: &Study, costed: &Costed) -> Value {
         "arithmetic_intensity": cost.arithmetic_intensity(),
         "parameters": costed.model.parameters(),
         "active_parameters": costed.model.active_parameters(),
-        "sparsity": costed.model.sparsity(),
-        "ideal_ffn_batch": batches,
+        "sparsity": sparsity,
+        "ideal_ffn_batch": by_name(study, |_, on| json!(ideal_batch(on.dense_batch, sparsity))),
     })
 }
 

@@ -15,12 +15,20 @@ pub struct Accelerator {
     /// What products are computed in.
     pub dtype: Dtype,
     pub peak_flops: f64,
+    pub usd_per_hour: f64,
     pub unit: UnitPrice,
     /// The batch at which a dense FFN is bound by computing.
     pub dense_batch: f64,
     /// The least sparsity that its network can feed.
     pub min_sparsity: f64,
     pub feasibility: Feasibility,
+}
+
+impl Accelerator {
+    /// FLOPs that it can do for each byte that it reads.
+    pub fn flops_per_byte(&self) -> f64 {
+        self.peak_flops / self.hardware.memory_bytes_per_s()
+    }
 }
 
 /// A model and what its tokens cost.
@@ -63,7 +71,7 @@ impl Study {
         };
         for model in &mut wanted {
             if let Some(dtype) = args.kv_dtype {
-                (model.kv_dtypes.full, model.kv_dtypes.window) = (dtype, dtype);
+                model.keep_kv_in(dtype);
             }
         }
         distinct("--model", wanted.iter().map(|model| model.name.as_str()))?;
@@ -95,6 +103,7 @@ fn accelerator(hardware: Hardware, subject: &Model, args: &CostArgs) -> Result<A
     Ok(Accelerator {
         dtype,
         peak_flops: hardware.peak(dtype)?,
+        usd_per_hour: hardware.price()?,
         unit: UnitPrice::of(&hardware, dtype)?,
         dense_batch: sizing::ideal_dense_batch(&hardware, dtype)?,
         min_sparsity: sizing::min_sparsity(subject, &hardware, dtype, args.network_share, tpot_s)?,
@@ -126,9 +135,8 @@ pub fn at_prices(mut hardware: Vec<Hardware>, prices: &[String]) -> Result<Vec<H
         let wrong = |why: &str| CliError::Mistake(format!("--price {}: {why}", words::printable(price)));
         let (name, usd) = price.rsplit_once('=').ok_or_else(|| wrong("expected NAME=USD"))?;
         let usd: f64 = usd.parse().map_err(|_| wrong("expected NAME=USD, such as H800=2.5"))?;
-        let names: Vec<String> = hardware.iter().map(|hardware| hardware.name.clone()).collect();
         let Some(at) = hardware.iter().position(|hardware| hardware.is_called(name)) else {
-            let help = words::suggest(name, names.iter().map(String::as_str));
+            let help = words::suggest(name, hardware.iter().map(|hardware| hardware.name.as_str()));
             return Err(wrong(&format!("that is none of the accelerators here: {help}")));
         };
         hardware[at] = hardware[at].clone().at_price(usd).or_mistake()?;

@@ -2,6 +2,7 @@
 
 use super::study::{Accelerator, Study};
 use crate::table::Table;
+use rally_cost::sizing::ideal_batch;
 use rally_graph::words;
 
 /// All tables, each under what it shows.
@@ -66,15 +67,16 @@ fn hardware(study: &Study) -> Table {
         Table::new(&["hardware", "USD/h", "peak", "bandwidth", "FLOP/byte", "dense batch", &batch, "least sparsity"]);
     let sparsity = study.models.iter().find(|costed| costed.model.name == study.subject);
     let sparsity = sparsity.map_or(1.0, |costed| costed.model.sparsity());
-    for Accelerator { hardware, dtype, peak_flops, unit, dense_batch, min_sparsity, .. } in &study.accelerators {
+    for on in &study.accelerators {
+        let Accelerator { hardware, dtype, peak_flops, dense_batch, min_sparsity, .. } = on;
         table.row(&[
             &hardware.name,
-            &format!("{:.2}", unit.usd_per_byte * hardware.memory_bytes_per_s * 3600.0),
+            &format!("{:.2}", on.usd_per_hour),
             &format!("{:.0} TFLOP/s {dtype}", peak_flops / 1e12),
-            &format!("{:.2} TB/s", hardware.memory_bytes_per_s / 1e12),
-            &format!("{:.0}", peak_flops / hardware.memory_bytes_per_s),
+            &format!("{:.2} TB/s", hardware.memory_bytes_per_s() / 1e12),
+            &format!("{:.0}", on.flops_per_byte()),
             &format!("{dense_batch:.0}"),
-            &format!("{:.0}", dense_batch / sparsity),
+            &format!("{:.0}", ideal_batch(*dense_batch, sparsity)),
             &format!("{min_sparsity:.3}"),
         ]);
     }
