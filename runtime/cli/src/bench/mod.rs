@@ -28,6 +28,7 @@ use against::Prediction;
 use clap::{Args, ValueEnum};
 use compare::Merit;
 use contender::Contender;
+use rally_graph::words::plural;
 use rally_load::goodput::Goal;
 use rally_load::prompt::PromptPool;
 use rally_load::{Load, LoadLimits};
@@ -101,8 +102,8 @@ enum Baseline {
 /// Result files, opened before any work is done.
 struct Outputs {
     result: Option<OutputFile>,
-    plot: Option<(OutputFile, Form)>,
-    trace: Option<(OutputFile, TraceForm)>,
+    plot: Option<(Form, OutputFile)>,
+    trace: Option<(TraceForm, OutputFile)>,
 }
 
 /// Runs the command.
@@ -175,19 +176,13 @@ fn open_outputs(args: &BenchArgs, contenders: &[Contender]) -> Result<Outputs, C
     let result = args.save_result.as_deref().map(OutputFile::create).transpose()?;
     let plot = match &args.plot {
         None => None,
-        Some(path) => {
-            let ending = path.extension().and_then(|ending| ending.to_str());
-            let form = Form::of_ending(ending.unwrap_or("")).ok_or_else(|| {
-                CliError::Mistake(format!("--plot {}: give it a name that ends in .svg or .html", path.display()))
-            })?;
-            Some((OutputFile::create(path)?, form))
-        }
+        Some(path) => Some((Form::of("--plot", path)?, OutputFile::create(path)?)),
     };
     let trace = match &args.trace {
         None => None,
         Some(path) => Some((TraceForm::of(path)?, OutputFile::create(path)?)),
     };
-    Ok(Outputs { result, plot, trace: trace.map(|(form, file)| (file, form)) })
+    Ok(Outputs { result, plot, trace })
 }
 
 /// The warm-up is the load's own beginning, all at once; prompts are those that the smallest vocabulary has.
@@ -226,10 +221,10 @@ fn interruption(contenders: &[Contender], rounds: &[Rounds], repeats: usize) -> 
     let done = |(contender, rounds): (&Contender, &Rounds)| match (rounds.summaries.len(), rounds.interrupted) {
         (0, _) => format!("{} was not measured", contender.name),
         (_, true) => format!("{} has part of its first round", contender.name),
-        (count, false) => format!("{} has {}", contender.name, counted(count, "round")),
+        (count, false) => format!("{} has {}", contender.name, plural(count as u64, "round")),
     };
     let done: Vec<String> = contenders.iter().zip(rounds).map(done).collect();
-    format!("interrupted: of {}, {}", counted(repeats, "round"), done.join(", "))
+    format!("interrupted: of {}, {}", plural(repeats as u64, "round"), done.join(", "))
 }
 
 /// Contenders that were measured at all.
@@ -263,29 +258,34 @@ fn report(
     let open = load.load.requests.iter().any(|request| request.arrival_s > 0.0);
     let merit = if open { Merit::Tpot } else { Merit::Throughput };
     let verdict = compare::verdict(measurements, merit);
-    let mut result = result::result(machine, load, args.warmup, goals, measurements, &verdict);
-    if let Some(cut_short) = cut_short {
-        result["interruption"] = cut_short.into();
-    }
     let mut said_of_prediction = String::new();
-    if let Some(prediction) = prediction {
-        let differences = prediction.differences(&result["runs"][0]);
-        said_of_prediction = format!("\n{}", prediction.table(&differences));
-        result["against"] = prediction.json(&differences);
-    }
-    if let Some(file) = outputs.result {
+    // Every task's time goes into it: nothing to make for nobody.
+    let is_read = outputs.result.is_some() || prediction.is_some() || args.format == Format::Json;
+    let result = is_read.then(|| {
+        let mut result = result::result(machine, load, args.warmup, goals, measurements, &verdict);
+        if let Some(cut_short) = cut_short {
+            result["interruption"] = cut_short.into();
+        }
+        if let Some(prediction) = prediction {
+            let differences = prediction.differences(&result["runs"][0]);
+            said_of_prediction = format!("\n{}", prediction.table(&differences));
+            result["against"] = prediction.json(&differences);
+        }
+        result
+    });
+    if let (Some(file), Some(result)) = (outputs.result, &result) {
         file.finish(|out| writeln!(out, "{result:#}"))?;
     }
     let heading = heading(machine, load, args.warmup, measurements);
-    if let Some((file, form)) = outputs.plot {
+    if let Some((form, file)) = outputs.plot {
         let drawn = plot::draw(measurements, &heading, &verdict, form);
         file.finish(|out| out.write_all(drawn.as_bytes()))?;
     }
-    if let (Some((file, form)), Some(best)) = (outputs.trace, compare::best(measurements, merit)) {
+    if let (Some((form, file)), Some(best)) = (outputs.trace, compare::best(measurements, merit)) {
         write_trace(best, &load.words, file, form)?;
     }
     let mut text = match (args.format, measurements) {
-        (Format::Json, _) => format!("{result}\n"),
+        (Format::Json, _) => format!("{}\n", result.expect("made, since it is printed")),
         (Format::Text, []) => String::new(),
         (Format::Text, [only]) => {
             format!("{}\n\n{}{said_of_prediction}", heading.join("\n"), text::report(&only.told(), goals))
@@ -333,7 +333,7 @@ fn digest(measurements: &[Measurement<'_>], merit: Merit) {
 fn heading(machine: &Machine, load: &MadeLoad, warm_up: usize, measurements: &[Measurement<'_>]) -> Vec<String> {
     let rounds = measurements.iter().map(|measurement| measurement.rounds.summaries.len()).max().unwrap_or(0);
     let order = if measurements.len() > 1 { ", interleaved in rotating order" } else { "" };
-    let (rounds, warm_up) = (counted(rounds, "round"), counted(warm_up, "warm-up request"));
+    let (rounds, warm_up) = (plural(rounds as u64, "round"), plural(warm_up as u64, "warm-up request"));
     let mut lines = vec![
         measurements.first().map_or_else(String::new, |first| {
             let shape = &first.contender.deployment.shape;
@@ -350,11 +350,6 @@ fn heading(machine: &Machine, load: &MadeLoad, warm_up: usize, measurements: &[M
         lines.push(no_afd_words(undivided.contender));
     }
     lines
-}
-
-/// `1 round`, `2 rounds`.
-fn counted(count: usize, noun: &str) -> String {
-    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
 /// What "no AFD" was.

@@ -1,11 +1,13 @@
 //! The comparison as a picture: tokens per second with their range, time per token against its bound, lanes busy and idle.
 
 use super::result::Measurement;
-use crate::chart::{Canvas, FIGURES, Form, LINE, MARGIN, NAME, ROW, WIDTH};
+use crate::chart::{BARS, Canvas, Form, LINE, LONGEST, ROW};
 use rally_load::statistics::Spread;
 use rally_load::summary::Summary;
 
 const LANE: f64 = 16.0;
+/// Where figures begin, beside the longest bar.
+const BESIDE: f64 = BARS + LONGEST + 12.0;
 
 /// Draws `measurements` under `heading`, with the verdict below.
 pub fn draw(measurements: &[Measurement<'_>], heading: &[String], verdict: &[String], form: Form) -> String {
@@ -64,39 +66,35 @@ struct Bar {
 
 fn draw_bars(canvas: &mut Canvas, bars: &[Bar]) {
     let most = bars.iter().map(|bar| bar.spread.max.max(bar.bound.unwrap_or(0.0))).fold(0.0, f64::max);
-    let scale = if most > 0.0 { (WIDTH - 2.0 * MARGIN - NAME - FIGURES) / most } else { 0.0 };
-    let left = MARGIN + NAME;
+    let scale = if most > 0.0 { LONGEST / most } else { 0.0 };
     for bar in bars {
         let (top, middle, digits) = (canvas.top + 4.0, canvas.top + ROW / 2.0, bar.digits);
         let Spread { median, min, max, count, .. } = bar.spread;
         canvas.name(&bar.name, middle);
         let width = median * scale;
         let height = ROW - 8.0;
-        canvas.bar("bar", left, top, width, height);
+        canvas.bar("bar", BARS, top, width, height);
         if count > 1 {
-            let (from, to) = (left + min * scale, left + max * scale);
+            let (from, to) = (BARS + min * scale, BARS + max * scale);
             canvas.line("range", (from, middle), (to, middle));
         }
         if let Some(bound) = bar.bound {
-            let x = left + bound * scale;
+            let x = BARS + bound * scale;
             let (y1, y2) = (top - 2.0, top + height + 2.0);
             canvas.line("bound", (x, y1), (x, y2));
         }
         let range = if count > 1 { format!(" ({min:.digits$}–{max:.digits$})") } else { String::new() };
-        let x = WIDTH - MARGIN - FIGURES + 12.0;
-        canvas.text("figure", x, middle + 4.0, &format!("{median:.digits$}{range}"));
+        canvas.text("figure", BESIDE, middle + 4.0, &format!("{median:.digits$}{range}"));
         canvas.top += ROW;
     }
 }
 
 fn draw_share(canvas: &mut Canvas, name: &str, share: f64) {
-    let (left, full) = (MARGIN + NAME, WIDTH - 2.0 * MARGIN - NAME - FIGURES);
     let (top, middle) = (canvas.top + 2.0, canvas.top + LANE / 2.0);
-    let (busy, height) = (full * share.clamp(0.0, 1.0), LANE - 4.0);
+    let (busy, height) = (LONGEST * share.clamp(0.0, 1.0), LANE - 4.0);
     canvas.name(name, middle);
-    canvas.bar("idle", left, top, full, height);
-    canvas.bar("busy", left, top, busy, height);
-    let x = WIDTH - MARGIN - FIGURES + 12.0;
-    canvas.text("figure", x, middle + 4.0, &format!("{:.0} %", share * 100.0));
+    canvas.bar("idle", BARS, top, LONGEST, height);
+    canvas.bar("busy", BARS, top, busy, height);
+    canvas.text("figure", BESIDE, middle + 4.0, &format!("{:.0} %", share * 100.0));
     canvas.top += LANE;
 }

@@ -2,8 +2,11 @@
 
 pub mod plane;
 
+use crate::error::CliError;
 use rally_graph::render::{escape, html_page};
+use std::ffi::OsStr;
 use std::fmt::Write;
+use std::path::Path;
 
 /// How it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,12 +18,14 @@ pub enum Form {
 }
 
 impl Form {
-    /// By a file name's ending.
-    pub fn of_ending(ending: &str) -> Option<Self> {
-        match ending {
-            "svg" => Some(Self::Svg),
-            "html" => Some(Self::Html),
-            _ => None,
+    /// The form that the ending of `path` asks for, which was given with `flag`.
+    pub fn of(flag: &str, path: &Path) -> Result<Self, CliError> {
+        match path.extension().and_then(OsStr::to_str) {
+            Some("svg") => Ok(Self::Svg),
+            Some("html") => Ok(Self::Html),
+            _ => {
+                Err(CliError::Mistake(format!("{flag} {}: give it a name that ends in .svg or .html", path.display())))
+            }
         }
     }
 }
@@ -30,9 +35,13 @@ pub const MARGIN: f64 = 24.0;
 pub const LINE: f64 = 18.0;
 pub const ROW: f64 = 30.0;
 /// Left of a bar, for its name.
-pub const NAME: f64 = 190.0;
+const NAME: f64 = 190.0;
 /// Right of a bar, for its figures.
-pub const FIGURES: f64 = 190.0;
+const FIGURES: f64 = 190.0;
+/// Where bars begin.
+pub const BARS: f64 = MARGIN + NAME;
+/// The longest bar.
+pub const LONGEST: f64 = WIDTH - MARGIN - FIGURES - BARS;
 
 /// Colours are variables, so that one style holds for light and dark.
 const STYLE: &str = "

@@ -88,11 +88,10 @@ impl<'a> Plane<'a> {
         let (x, y) = self.place(x, y);
         canvas.put(format_args!("<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"5\"/>"));
         self.taken.push([x - 5.0, y - 5.0, x + 5.0, y + 5.0]);
-        let width = name.chars().count() as f64 * CHARACTER;
+        let width = width(name);
         let places =
             [(x + 9.0, y + 4.0), (x - 9.0 - width, y + 4.0), (x - width / 2.0, y - 10.0), (x - width / 2.0, y + 19.0)];
-        let (x, y) = places.into_iter().find(|place| self.is_free(*place, width)).unwrap_or(places[0]);
-        self.write(canvas, "figure", (x, y), name);
+        self.write(canvas, "figure", &places, name);
     }
 
     /// A line through values, named where it ends.
@@ -105,11 +104,10 @@ impl<'a> Plane<'a> {
             path.join(" ")
         ));
         let Some((x, y)) = values.last().map(|(x, y)| self.place(*x, *y)) else { return };
-        let width = name.chars().count() as f64 * CHARACTER;
         // Up or down by lines until it is free.
         let shifts = (0..40).map(|step| f64::from((step + 1) / 2) * LETTER * if step % 2 == 0 { 1.0 } else { -1.0 });
-        let place = shifts.map(|shift| (x + 6.0, y + 4.0 + shift)).find(|place| self.is_free(*place, width));
-        self.write(canvas, "figure", place.unwrap_or((x + 6.0, y + 4.0)), name);
+        let places: Vec<(f64, f64)> = shifts.map(|shift| (x + 6.0, y + 4.0 + shift)).collect();
+        self.write(canvas, "figure", &places, name);
     }
 
     /// The straight line y = `slope` × x, which on two logarithmic axes is one as well, named at its upper end.
@@ -121,14 +119,14 @@ impl<'a> Plane<'a> {
         }
         canvas.line("slope", self.place(from, slope * from), self.place(to, slope * to));
         let (x, y) = self.place(to, slope * to);
-        let width = name.chars().count() as f64 * CHARACTER;
-        let beside = if to < right { (x - width / 2.0, y - 5.0) } else { (x + 6.0, y + 4.0) };
         // Rooflines may end side by side: then the later name moves on along the edge.
         let shifts = (0..20).map(|step| f64::from(step) * LETTER / 2.0);
-        let moved =
-            shifts.map(|shift| if to < right { (beside.0 + shift, beside.1) } else { (beside.0, beside.1 + shift) });
-        let place = moved.into_iter().find(|place| self.is_free(*place, width)).unwrap_or(beside);
-        self.write(canvas, "note", place, name);
+        let beside = |shift: f64| match to < right {
+            true => (x - width(name) / 2.0 + shift, y - 5.0),
+            false => (x + 6.0, y + 4.0 + shift),
+        };
+        let places: Vec<(f64, f64)> = shifts.map(beside).collect();
+        self.write(canvas, "note", &places, name);
     }
 
     fn is_free(&self, place: (f64, f64), width: f64) -> bool {
@@ -137,10 +135,18 @@ impl<'a> Plane<'a> {
         left > LEFT && right < WIDTH && top > self.top - 2.0 * LETTER && self.taken.iter().all(apart)
     }
 
-    fn write(&mut self, canvas: &mut Canvas, class: &str, place: (f64, f64), name: &str) {
-        canvas.text(class, place.0, place.1, name);
-        self.taken.push(area(place, name.chars().count() as f64 * CHARACTER));
+    /// Writes a name at the first of `places` that is free, or at the first of all.
+    fn write(&mut self, canvas: &mut Canvas, class: &str, places: &[(f64, f64)], name: &str) {
+        let width = width(name);
+        let (x, y) = places.iter().copied().find(|place| self.is_free(*place, width)).unwrap_or(places[0]);
+        canvas.text(class, x, y, name);
+        self.taken.push(area((x, y), width));
     }
+}
+
+/// About what a name takes.
+fn width(name: &str) -> f64 {
+    name.chars().count() as f64 * CHARACTER
 }
 
 /// What a text of this width takes, its baseline beginning at a place.

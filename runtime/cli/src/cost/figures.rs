@@ -3,7 +3,7 @@
 use super::Figure;
 use super::study::{Accelerator, Costed, Study};
 use crate::chart::plane::{Axis, Plane, around, from_zero};
-use crate::chart::{Canvas, FIGURES, Form, LINE, MARGIN, NAME, ROW, WIDTH};
+use crate::chart::{BARS, Canvas, Form, LINE, LONGEST, ROW};
 use crate::error::CliError;
 
 /// Draws one.
@@ -49,7 +49,7 @@ fn parts(canvas: &mut Canvas, study: &Study) -> &'static str {
     canvas.title(&format!("USD per million tokens, context {}: attention (blue) and FFN (orange)", study.context));
     canvas.top += LINE / 2.0;
     let most = study.models.iter().map(|costed| costed.alone().1).fold(0.0, f64::max);
-    let scale = (WIDTH - 2.0 * MARGIN - NAME - FIGURES) / most.max(f64::MIN_POSITIVE);
+    let scale = LONGEST / most.max(f64::MIN_POSITIVE);
     for costed in &study.models {
         let (pair, (alone, _)) = (costed.pair, costed.alone());
         let together = format!("{} + {}", study.name(pair.attention_on), study.name(pair.ffn_on));
@@ -67,12 +67,12 @@ fn parts(canvas: &mut Canvas, study: &Study) -> &'static str {
 
 fn bar(canvas: &mut Canvas, name: &str, (attention, ffn): (f64, f64), scale: f64, on: &str) {
     const HEIGHT: f64 = ROW - 12.0;
-    let (left, top) = (MARGIN + NAME, canvas.top);
+    let top = canvas.top;
     let middle = top + HEIGHT / 2.0;
     canvas.name(name, middle);
-    canvas.bar("bar", left, top, attention * scale, HEIGHT);
-    canvas.bar("other", left + attention * scale, top, ffn * scale, HEIGHT);
-    let end = left + (attention + ffn) * scale + 8.0;
+    canvas.bar("bar", BARS, top, attention * scale, HEIGHT);
+    canvas.bar("other", BARS + attention * scale, top, ffn * scale, HEIGHT);
+    let end = BARS + (attention + ffn) * scale + 8.0;
     canvas.text("figure", end, middle + 4.0, &format!("{:.3}  {on}", attention + ffn));
     canvas.top += HEIGHT + 3.0;
 }
@@ -93,7 +93,7 @@ fn intensity(canvas: &mut Canvas, study: &Study) -> &'static str {
     let x = Axis { title: "bytes of keys, values and states a token", range: x, logarithmic: true, written: power };
     let y = Axis { title: "FLOPs of attention a token", range: y, logarithmic: true, written: power };
     let mut plane = Plane::on(canvas, x, y);
-    let ridge = |on: &Accelerator| on.peak_flops / on.hardware.memory_bytes_per_s;
+    let ridge = Accelerator::flops_per_byte;
     let mut accelerators: Vec<&Accelerator> = study.accelerators.iter().collect();
     // Steepest first: a name that finds no place moves to the right, where the next slopes end.
     accelerators.sort_by(|left, right| ridge(right).total_cmp(&ridge(left)));

@@ -7,7 +7,7 @@ mod forms;
 mod study;
 mod text;
 
-use crate::chart;
+use crate::chart::Form;
 use crate::error::{Blame, CliError};
 use crate::output::{OutputFile, print};
 use clap::{Args, ValueEnum};
@@ -102,9 +102,7 @@ fn share(text: &str) -> Result<f64, String> {
 pub fn run(args: &CostArgs) -> Result<ExitCode, CliError> {
     let study = Study::of(args)?;
     if let (Some(figure), Some(path)) = (args.figure, &args.out) {
-        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or("");
-        let form = chart::Form::of_ending(ending)
-            .ok_or_else(|| CliError::Mistake(format!("--out {}: a figure ends in .svg or .html", path.display())))?;
+        let form = Form::of("--out", path)?;
         let drawn = figures::draw(figure, &study, form)?;
         OutputFile::create(path)?.finish(|file| file.write_all(drawn.as_bytes()))?;
         return Ok(ExitCode::SUCCESS);
