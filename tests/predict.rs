@@ -2,6 +2,8 @@
 
 #[path = "support/binary.rs"]
 mod binary;
+#[path = "support/results.rs"]
+mod results;
 
 use binary::{path_text, refused, text};
 use serde_json::Value;
@@ -35,6 +37,7 @@ fn profile_predict_and_bench_are_one_loop() {
 
     let bench = [&["bench", GRAPH, "--against", path_text(&said)], &LOAD[..]].concat();
     let measured = json(&bench);
+    results::fits(&measured);
     let differences = measured["against"]["differences"].as_array().expect("what differs");
     let has = |of: &str, figure: &str| differences.iter().any(|row| row["of"] == of && row["figure"] == figure);
     // The whole, a stage, an edge, a lane.
