@@ -2,11 +2,14 @@
 
 use crate::error::CliError;
 use crate::identity::Identity;
+use crate::input::{mistake, read_named};
 use clap::Args;
 use rally_engine::schedule::cost_table::CostTable;
 use rally_engine::schedule::greedy::Greedy;
 use rally_engine::schedule::policy::Schedule;
 use std::path::{Path, PathBuf};
+
+const FLAG: &str = "--costs";
 
 /// Arguments that give `greedy` measured costs.
 #[derive(Clone, Debug, Args)]
@@ -35,9 +38,7 @@ impl CostArgs {
     /// Reads it, if one was given.
     pub fn read(&self) -> Result<Option<Costs<'_>>, CliError> {
         let Some(path) = self.path() else { return Ok(None) };
-        let mistake = |what: String| mistake(path, &what);
-        let text = std::fs::read_to_string(path).map_err(|error| mistake(format!("cannot be read: {error}")))?;
-        let table = CostTable::from_json(&text).map_err(|error| mistake(error.to_string()))?;
+        let table = read_named(FLAG, path, CostTable::from_json)?;
         Ok(Some(Costs { path, table, anyway: self.costs_anyway }))
     }
 }
@@ -57,6 +58,7 @@ impl Costs<'_> {
         match differences.is_empty() {
             true => Ok(taken),
             false => Err(mistake(
+                FLAG,
                 self.path,
                 &format!(
                     "it was measured on something else: {}; measure again with `rally profile`, or insist with --costs-anyway",
@@ -68,10 +70,6 @@ impl Costs<'_> {
 
     /// Nothing here orders by costs.
     pub fn unused(&self) -> CliError {
-        mistake(self.path, "only `greedy` orders by costs, and no schedule here is `greedy`")
+        mistake(FLAG, self.path, "only `greedy` orders by costs, and no schedule here is `greedy`")
     }
-}
-
-fn mistake(path: &Path, what: &str) -> CliError {
-    CliError::Mistake(format!("--costs {}: {what}", path.display()))
 }

@@ -10,6 +10,7 @@ mod drive;
 pub mod error;
 mod graph_file;
 mod identity;
+mod input;
 mod interrupt;
 mod load_args;
 pub mod logging;

@@ -5,6 +5,7 @@ use crate::bench::round::drain_s;
 use crate::bench::text::{self, Told};
 use crate::error::{Blame, CliError};
 use crate::identity::{GraphIdentity, ModelIdentity};
+use crate::input::read_named;
 use crate::load_args::{LoadArgs, MadeLoad};
 use crate::output::{FilesInUse, OutputFile, print};
 use crate::session::{self, SessionArgs};
@@ -141,9 +142,7 @@ pub fn run(args: &PredictArgs) -> Result<ExitCode, CliError> {
     let experts = match counts {
         None if args.experts == "balanced" => ExpertLoad::Balanced,
         None => ExpertLoad::Natural,
-        Some(path) => read(path, "--experts", |text| {
-            ExpertLoad::from_json(text, deployment.shape.experts).map_err(|error| error.to_string())
-        })?,
+        Some(path) => read_named("--experts", path, |text| ExpertLoad::from_json(text, deployment.shape.experts))?,
     };
     let trace = args.trace.as_deref().map(|path| Ok::<_, CliError>((TraceForm::of(path)?, OutputFile::create(path)?)));
     let (trace, result) = (trace.transpose()?, args.save_result.as_deref().map(OutputFile::create).transpose()?);
@@ -166,13 +165,6 @@ pub fn run(args: &PredictArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads a file that was named by `flag`.
-fn read<T>(path: &Path, flag: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, CliError> {
-    let mistake = |what: String| CliError::Mistake(format!("{flag} {}: {what}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| mistake(format!("cannot be read: {error}")))?;
-    parse(&text).map_err(mistake)
-}
-
 /// Where durations come from.
 enum Source {
     /// What was measured, in a file.
@@ -184,8 +176,7 @@ enum Source {
 impl Source {
     fn of(args: &PredictArgs, deployment: &Deployment) -> Result<Self, CliError> {
         if let Some(path) = &args.profile {
-            let parse = |text: &str| CostTable::from_json(text).map_err(|error| error.to_string());
-            return Ok(Self::Profile(path.clone(), read(path, "--profile", parse)?));
+            return Ok(Self::Profile(path.clone(), read_named("--profile", path, CostTable::from_json)?));
         }
         let mut named: HashMap<String, Hardware> = HashMap::new();
         let mut hardware = Vec::new();

@@ -3,10 +3,13 @@
 use super::contender::Contender;
 use crate::error::CliError;
 use crate::identity::GraphIdentity;
+use crate::input;
 use crate::load_args::MadeLoad;
 use crate::table::Table;
 use serde_json::{Value, json};
 use std::path::Path;
+
+const FLAG: &str = "--against";
 
 /// What `rally predict` said.
 pub struct Prediction {
@@ -45,9 +48,9 @@ const SHOWN: usize = 24;
 impl Prediction {
     /// Reads a prediction of this contender under this load.
     pub fn read(path: &Path, contender: &Contender, load: &MadeLoad) -> Result<Self, CliError> {
-        let mistake = |what: &str| CliError::Mistake(format!("--against {}: {what}", path.display()));
-        let text = std::fs::read_to_string(path).map_err(|error| mistake(&format!("cannot be read: {error}")))?;
-        let value: Value = serde_json::from_str(&text).map_err(|error| mistake(&format!("it is no JSON: {error}")))?;
+        let mistake = |what: &str| input::mistake(FLAG, path, what);
+        let parse = |text: &str| serde_json::from_str(text).map_err(|error| format!("it is no JSON: {error}"));
+        let value: Value = input::read_named(FLAG, path, parse)?;
         if value["predicted_from"].is_null() || !value["runs"][0].is_object() {
             return Err(mistake("it is no prediction: write one with `rally predict --save-result`"));
         }
