@@ -5,13 +5,14 @@
 
 use crate::engine::EngineError;
 use crate::remote::{RemoteRows, RemoteValues};
-use crate::slot::{self, Header, storage_dtype};
+use crate::slot::{self, Header, Slot, storage_dtype};
 use crate::values::{Values, Widths};
 use crate::wiring::{Forward, Moves, Outgoing, Part, Reduce, RowsOf, SharedSlot};
 use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::{DeviceIndex, Payload};
 use rally_kernels::activation::add_in_place;
 use rally_kernels::wire;
+use std::ops::Range;
 
 /// Rows on their way from one sum to the next. A lane has one.
 pub(crate) struct Scratch {
@@ -93,7 +94,7 @@ impl Transfer<'_> {
     }
 
     /// y goes home: each attention device gets the rows it sent, in the order it sent them.
-    fn rows_from(&self, device: DeviceIndex) -> std::ops::Range<usize> {
+    fn rows_from(&self, device: DeviceIndex) -> Range<usize> {
         if self.values.origins.is_empty() {
             return 0..self.values.rows;
         }
@@ -160,8 +161,12 @@ impl Transfer<'_> {
         if let (Some(remote), [parts]) = (&mut self.remote, groups)
             && let [sources] = &parts[..]
         {
-            let hidden = self.values.widths.hidden;
-            place_part(sources, &mut **remote, self.micro_batch, hidden, self.dtype, self.header)?;
+            // A part alone: nothing to add, so the rows go where the values live as they were encoded.
+            let (hidden, dtype, micro_batch) = (self.values.widths.hidden, self.dtype, self.micro_batch);
+            each_share(sources, self.header, |rows, slot| {
+                let at = RemoteRows { micro_batch, first: rows.start, rows: rows.len() };
+                Ok(slot.receive_output_remote(&mut **remote, at, hidden, dtype)?)
+            })?;
             return Ok(Moved::carried(rows, 0));
         }
         self.sum_here(groups)?;
@@ -205,30 +210,23 @@ fn receive_part(
     dtype: WireDtype,
     header: Header,
 ) -> Result<(), EngineError> {
-    for (share, slot) in sources {
-        let rows = share.of(header.rows);
-        let slot = slot::take(slot)?;
-        expect_header(slot.header(), header, Some(rows.len()))?;
+    each_share(sources, header, |rows, slot| {
         slot.receive_output(&mut target[rows.start * hidden..rows.end * hidden], hidden, dtype);
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
-/// The only part of y to where the values live, each replica's rows to their places.
-fn place_part(
+/// A part's slots, each with the places of its rows: those of one replica.
+fn each_share(
     sources: &Part,
-    remote: &mut dyn RemoteValues,
-    micro_batch: usize,
-    hidden: usize,
-    dtype: WireDtype,
     header: Header,
+    mut receive: impl FnMut(Range<usize>, &Slot) -> Result<(), EngineError>,
 ) -> Result<(), EngineError> {
     for (share, slot) in sources {
         let rows = share.of(header.rows);
         let slot = slot::take(slot)?;
         expect_header(slot.header(), header, Some(rows.len()))?;
-        let at = RemoteRows { micro_batch, first: rows.start, rows: rows.len() };
-        slot.receive_output_remote(remote, at, hidden, dtype)?;
+        receive(rows, &slot)?;
     }
     Ok(())
 }
