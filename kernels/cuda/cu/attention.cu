@@ -9,8 +9,6 @@
 // Positions after a row's own may hold anything.
 #include "warp.cuh"
 
-#define WIDE 16 // elements of a head that one lane holds: 512 / 32
-
 typedef struct {
     const float *q;
     float *out;

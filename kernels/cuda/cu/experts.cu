@@ -11,8 +11,6 @@
 // experts; then the shared expert's.
 #include "warp.cuh"
 
-#define TILE_ROWS 8
-
 typedef struct {
     const int *ids, *local;
     int *counts, *tiles, *members;

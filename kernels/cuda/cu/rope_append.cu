@@ -9,8 +9,6 @@
 // its largest finite magnitude / 448.
 #include "warp.cuh"
 
-#define WIDE 16 // elements of a head that one lane holds: 512 / 32
-
 typedef struct {
     float *q;
     const float *k, *v, *table;

@@ -101,6 +101,10 @@ FN u32 as_bits(float x) {
 #define STORED_FP8 2
 // Rows and columns of a tile of fp8 weights with one scale, and channels of an fp8 wire.
 #define SCALE_GROUP 128
+// Rows of activations that share a warp's look at the weights.
+#define TILE_ROWS 8
+// Elements of a head that one lane holds: 512 / 32.
+#define WIDE 16
 
 FN float from_bf16(u16 x) { return as_float((u32)x << 16); }
 

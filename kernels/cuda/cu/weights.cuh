@@ -5,9 +5,6 @@
 #pragma once
 #include "warp.cuh"
 
-// Rows of activations that share a warp's look at the weights.
-#define TILE_ROWS 8
-
 // `stride` elements from one row to the next, a multiple of 16 bytes and zero beyond the inputs; one scale each 128 × 128.
 typedef struct {
     const void *values;

@@ -8,7 +8,7 @@ use crate::memory::{Arena, DeviceSlice, Plain, bytes_of, bytes_of_mut};
 use crate::module::{Kernel, Order, Shape};
 use crate::source::Source;
 use crate::stand_in::StandIn;
-use crate::stream::Stream;
+use crate::stream::{Stream, equal_lengths};
 use std::ffi::c_void;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -69,11 +69,11 @@ pub trait Machine: Debug + Send + Sync {
     /// [`CudaError::OutOfMemory`] with both numbers if less is free.
     fn allocate(&self, bytes: usize) -> Result<Arena, CudaError>;
 
-    /// A kernel of a file of plain kernels.
+    /// Kernels of a file of plain kernels, in the order of `names`.
     ///
     /// # Errors
     /// What compiling and loading say.
-    fn kernel(&self, source: &Source, name: &'static str) -> Result<Box<dyn Launch>, CudaError>;
+    fn kernels(&self, source: &Source, names: &[&'static str]) -> Result<Vec<Box<dyn Launch>>, CudaError>;
 
     /// Copies host bytes in behind all work so far; they may be let go at once. Lengths agree.
     ///
@@ -112,13 +112,6 @@ pub fn read<T: Plain>(machine: &dyn Machine, from: &DeviceSlice<T>, to: &mut [T]
     if to.is_empty() { Ok(()) } else { machine.read_bytes(&from.as_bytes(), bytes_of_mut(to)) }
 }
 
-fn equal_lengths(operation: &'static str, from: usize, to: usize) -> Result<(), CudaError> {
-    if from == to {
-        return Ok(());
-    }
-    Err(CudaError::Shape { operation, problem: format!("{from} elements to {to}; give slices of one length") })
-}
-
 /// A kernel and the stream that its launches go to.
 pub trait Launch: Debug + Send + Sync {
     /// Enqueues work on `items` items.
@@ -152,9 +145,13 @@ impl Machine for Card {
         Arena::new(&self.device, bytes)
     }
 
-    fn kernel(&self, source: &Source, name: &'static str) -> Result<Box<dyn Launch>, CudaError> {
-        let kernel = self.device.load(source)?.kernel(name, 0)?;
-        Ok(Box::new(OnCard { kernel, stream: Arc::clone(&self.stream) }))
+    fn kernels(&self, source: &Source, names: &[&'static str]) -> Result<Vec<Box<dyn Launch>>, CudaError> {
+        let module = self.device.load(source)?;
+        let on_card = |name: &&'static str| {
+            let kernel = module.kernel(name, 0)?;
+            Ok(Box::new(OnCard { kernel, stream: Arc::clone(&self.stream) }) as Box<dyn Launch>)
+        };
+        names.iter().map(on_card).collect()
     }
 
     fn write_bytes(&self, from: &[u8], to: &DeviceSlice<u8>) -> Result<(), CudaError> {

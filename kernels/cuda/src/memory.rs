@@ -139,9 +139,7 @@ impl<T: Plain> DeviceSlice<T> {
         let address = self.address + (start * size_of::<T>()) as u64;
         DeviceSlice { allocation: self.allocation.clone(), address, count, elements: PhantomData }
     }
-}
 
-impl<T: Plain> DeviceSlice<T> {
     /// The same memory as bytes.
     #[must_use]
     pub fn as_bytes(&self) -> DeviceSlice<u8> {

@@ -17,7 +17,7 @@ pub use wire::record_bytes;
 use crate::error::CudaError;
 use crate::machine::{Launch, Machine};
 use crate::memory::{DeviceSlice, Plain};
-use crate::source;
+use crate::source::{self, Source};
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -76,25 +76,29 @@ impl Ops {
     /// # Errors
     /// What compiling and loading say.
     pub fn new(machine: Arc<dyn Machine>) -> Result<Ops, CudaError> {
-        let kernel = |source, name| machine.kernel(&source, name);
+        let on = &*machine;
+        let [matmul, gated] = kernels(on, &source::MATMUL, ["matmul", "gated"])?;
+        let [embed, rms_norm, add] = kernels(on, &source::ROWS, ["embed", "rms_norm", "add"])?;
+        let [rope_append] = kernels(on, &source::ROPE_APPEND, ["rope_append"])?;
+        let attention = kernels(on, &source::ATTENTION, ["attention_f32", "attention_bf16", "attention_fp8"])?;
+        let [route] = kernels(on, &source::ROUTER, ["route"])?;
+        let [count_experts, place_experts, sum_experts] =
+            kernels(on, &source::EXPERTS, ["count_experts", "place_experts", "sum_experts"])?;
+        let [encode, decode] = kernels(on, &source::WIRE, ["encode_wire", "decode_wire"])?;
         Ok(Ops {
-            matmul: kernel(source::MATMUL, "matmul")?,
-            gated: kernel(source::MATMUL, "gated")?,
-            embed: kernel(source::ROWS, "embed")?,
-            rms_norm: kernel(source::ROWS, "rms_norm")?,
-            add: kernel(source::ROWS, "add")?,
-            rope_append: kernel(source::ROPE_APPEND, "rope_append")?,
-            attention: [
-                kernel(source::ATTENTION, "attention_f32")?,
-                kernel(source::ATTENTION, "attention_bf16")?,
-                kernel(source::ATTENTION, "attention_fp8")?,
-            ],
-            route: kernel(source::ROUTER, "route")?,
-            count_experts: kernel(source::EXPERTS, "count_experts")?,
-            place_experts: kernel(source::EXPERTS, "place_experts")?,
-            sum_experts: kernel(source::EXPERTS, "sum_experts")?,
-            encode: kernel(source::WIRE, "encode_wire")?,
-            decode: kernel(source::WIRE, "decode_wire")?,
+            matmul,
+            gated,
+            embed,
+            rms_norm,
+            add,
+            rope_append,
+            attention,
+            route,
+            count_experts,
+            place_experts,
+            sum_experts,
+            encode,
+            decode,
             machine,
         })
     }
@@ -105,6 +109,15 @@ impl Ops {
     }
 }
 
+/// A file's kernels, which is loaded once for all of them.
+fn kernels<const N: usize>(
+    machine: &dyn Machine,
+    source: &Source,
+    names: [&'static str; N],
+) -> Result<[Box<dyn Launch>; N], CudaError> {
+    Ok(machine.kernels(source, &names)?.try_into().expect("a machine gives a kernel for every name"))
+}
+
 /// Enqueues, if there is anything to do.
 ///
 /// # Safety
@@ -113,10 +126,12 @@ unsafe fn launch<A>(kernel: &dyn Launch, items: usize, mut arguments: A) -> Resu
     if items == 0 {
         return Ok(());
     }
-    let items = u32::try_from(items).ok().filter(|items| *items <= i32::MAX as u32);
-    let items = items.ok_or_else(|| too_small("launch", "fewer than 2^31 items", usize::MAX, 0))?;
+    let Ok(count) = i32::try_from(items) else {
+        let problem = format!("{items} items at once; a kernel counts them in 31 bits: give it fewer rows");
+        return Err(CudaError::Shape { operation: "launch", problem });
+    };
     // SAFETY: passed on; the launch copies the arguments.
-    unsafe { kernel.launch(items, (&raw mut arguments).cast::<c_void>()) }
+    unsafe { kernel.launch(count.unsigned_abs(), (&raw mut arguments).cast::<c_void>()) }
 }
 
 /// A slice of at least `wanted` elements.
@@ -126,9 +141,9 @@ fn holds<T: Plain>(
     slice: &DeviceSlice<T>,
     wanted: usize,
 ) -> Result<(), CudaError> {
-    if slice.len() < wanted { Err(too_small(operation, what, wanted, slice.len())) } else { Ok(()) }
-}
-
-fn too_small(operation: &'static str, what: &str, wanted: usize, got: usize) -> CudaError {
-    CudaError::Shape { operation, problem: format!("{what}: {wanted} elements are needed, {got} are there") }
+    if slice.len() >= wanted {
+        return Ok(());
+    }
+    let problem = format!("{what}: {wanted} elements are needed, {} are there", slice.len());
+    Err(CudaError::Shape { operation, problem })
 }

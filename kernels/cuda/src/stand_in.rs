@@ -8,7 +8,7 @@ use crate::source::{self, HEADERS, Source};
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The files that are C as well.
 const FILES: [Source; 7] = [
@@ -37,8 +37,8 @@ pub(crate) struct StandIn {
 
 impl StandIn {
     pub(crate) fn new() -> Result<StandIn, CudaError> {
-        static COMPILED: OnceLock<Mutex<Option<Arc<Libraries>>>> = OnceLock::new();
-        let mut compiled = COMPILED.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+        static COMPILED: Mutex<Option<Arc<Libraries>>> = Mutex::new(None);
+        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(libraries) = &*compiled {
             return Ok(StandIn { libraries: Arc::clone(libraries) });
         }
@@ -110,12 +110,15 @@ impl Machine for StandIn {
         Ok(Arena::over(Arc::new(block), address, bytes))
     }
 
-    fn kernel(&self, source: &Source, name: &'static str) -> Result<Box<dyn Launch>, CudaError> {
-        let missing = || CudaError::StandIn { problem: format!("{} has no kernel `{name}` in C", source.file) };
-        let library = self.libraries.by_file.get(source.file).ok_or_else(missing)?;
-        // SAFETY: KERNEL in `warp.cuh` gives every kernel this type; the library is kept beside the pointer.
-        let function = unsafe { library.get::<Function>(name) }.map_err(|_| missing())?;
-        Ok(Box::new(Called { function: *function, _libraries: Arc::clone(&self.libraries) }))
+    fn kernels(&self, source: &Source, names: &[&'static str]) -> Result<Vec<Box<dyn Launch>>, CudaError> {
+        let called = |name: &&'static str| {
+            let missing = || CudaError::StandIn { problem: format!("{} has no kernel `{name}` in C", source.file) };
+            let library = self.libraries.by_file.get(source.file).ok_or_else(missing)?;
+            // SAFETY: KERNEL in `warp.cuh` gives every kernel this type; the library is kept beside the pointer.
+            let function = unsafe { library.get::<Function>(*name) }.map_err(|_| missing())?;
+            Ok(Box::new(Called { function: *function, _libraries: Arc::clone(&self.libraries) }) as Box<dyn Launch>)
+        };
+        names.iter().map(called).collect()
     }
 
     fn write_bytes(&self, from: &[u8], to: &DeviceSlice<u8>) -> Result<(), CudaError> {

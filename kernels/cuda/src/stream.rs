@@ -148,7 +148,8 @@ impl Drop for Stream {
     }
 }
 
-fn equal_lengths(operation: &'static str, from: usize, to: usize) -> Result<(), CudaError> {
+/// Refuses a copy between slices of two lengths.
+pub(crate) fn equal_lengths(operation: &'static str, from: usize, to: usize) -> Result<(), CudaError> {
     if from == to {
         return Ok(());
     }

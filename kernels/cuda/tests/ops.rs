@@ -99,10 +99,9 @@ impl Bench {
     }
 
     fn weights(&self, matrices: &[&Matrix]) -> Weights {
-        let mut left = matrices.iter();
         let (rows, cols) = (matrices[0].rows(), matrices[0].cols());
-        let each = |take: &mut dyn FnMut(HostMatrix<'_>) -> Result<(), rally_cuda::CudaError>| {
-            take(host(left.next().expect("asked for once a matrix")))
+        let each = |index: usize, take: &mut dyn FnMut(HostMatrix<'_>) -> Result<(), rally_cuda::CudaError>| {
+            take(host(matrices[index]))
         };
         Weights::of(self.machine(), matrices.len(), rows, cols, each).expect("uploaded")
     }
@@ -347,5 +346,5 @@ fn shapes_that_do_not_fit_are_refused_before_anything_is_launched() {
     assert!(bench.ops.matmul(&x, 2, &w, &y).is_err_and(|error| error.to_string().contains("8 elements are needed, 7")));
     assert!(KvPages::new(bench.machine(), 1, 1, 513, Stored::F32).is_err());
     let machine: Arc<dyn Machine> = Arc::clone(bench.ops.machine());
-    assert!(machine.kernel(&rally_cuda::source::MATMUL, "no_such_kernel").is_err());
+    assert!(machine.kernels(&rally_cuda::source::MATMUL, &["no_such_kernel"]).is_err());
 }

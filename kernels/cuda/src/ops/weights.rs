@@ -2,7 +2,7 @@
 
 use super::{Ops, Sorted, Stored, TILE_ROWS, holds, launch};
 use crate::error::CudaError;
-use crate::machine::{Machine, write};
+use crate::machine::{Launch, Machine, write};
 use crate::memory::{Arena, DeviceSlice};
 
 /// Elements that share a scale, down and across.
@@ -36,7 +36,6 @@ pub struct Weights {
     /// Keep what the table names.
     _values: Vec<DeviceSlice<u8>>,
     _scales: Vec<DeviceSlice<f32>>,
-    bytes: usize,
 }
 
 impl Weights {
@@ -45,12 +44,11 @@ impl Weights {
     /// # Errors
     /// As [`Weights::of`].
     pub fn one(machine: &dyn Machine, matrix: HostMatrix<'_>) -> Result<Weights, CudaError> {
-        let mut only = Some(matrix);
-        Weights::of(machine, 1, matrix.rows, matrix.cols, |take| only.take().map_or(Ok(()), take))
+        Weights::of(machine, 1, matrix.rows, matrix.cols, |_, take| take(matrix))
     }
 
-    /// Copies `count` matrices of `[rows, cols]` in. `each` is called once a matrix, and hands it to what it is given; so that the
-    /// host never holds more than one.
+    /// Copies `count` matrices of `[rows, cols]` in. `each` is called once a matrix with its index, and hands it to what it is
+    /// given; so that the host never holds more than one.
     ///
     /// # Errors
     /// [`CudaError::Shape`] for another shape; no memory; or what `each` says.
@@ -59,21 +57,20 @@ impl Weights {
         count: usize,
         rows: usize,
         cols: usize,
-        mut each: impl FnMut(&mut dyn FnMut(HostMatrix<'_>) -> Result<(), CudaError>) -> Result<(), E>,
+        mut each: impl FnMut(usize, &mut dyn FnMut(HostMatrix<'_>) -> Result<(), CudaError>) -> Result<(), E>,
     ) -> Result<Weights, E> {
-        let (mut table, mut all_values, mut all_scales, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
-        for _ in 0..count {
-            each(&mut |matrix| {
+        let (mut table, mut all_values, mut all_scales) = (Vec::new(), Vec::new(), Vec::new());
+        for index in 0..count {
+            each(index, &mut |matrix| {
                 check(&matrix, rows, cols)?;
-                let scales_bytes = size_of_val(matrix.scales);
-                let mut arena = machine.allocate(Arena::bytes_for([matrix.values.len(), scales_bytes]))?;
+                let sizes = [matrix.values.len(), size_of_val(matrix.scales)];
+                let mut arena = machine.allocate(Arena::bytes_for(sizes))?;
                 let values = arena.take::<u8>(matrix.values.len())?;
                 let scales = arena.take::<f32>(matrix.scales.len())?;
                 write(machine, matrix.values, &values)?;
                 write(machine, matrix.scales, &scales)?;
                 let kind = matrix.stride as u64 | (matrix.stored as u64) << 32;
                 table.extend([values.address(), scales.address(), kind]);
-                bytes += matrix.values.len() + scales_bytes;
                 all_values.push(values);
                 all_scales.push(scales);
                 Ok(())
@@ -81,7 +78,7 @@ impl Weights {
         }
         let on_device = machine.allocate(size_of_val(&table[..]))?.take::<u64>(table.len())?;
         write(machine, &table, &on_device)?;
-        Ok(Weights { rows, cols, count, table: on_device, _values: all_values, _scales: all_scales, bytes })
+        Ok(Weights { rows, cols, count, table: on_device, _values: all_values, _scales: all_scales })
     }
 
     /// Output width.
@@ -92,16 +89,6 @@ impl Weights {
     /// Input width.
     pub fn cols(&self) -> usize {
         self.cols
-    }
-
-    /// Matrices.
-    pub fn count(&self) -> usize {
-        self.count
-    }
-
-    /// Bytes of numbers and scales.
-    pub fn bytes(&self) -> usize {
-        self.bytes
     }
 
     pub(super) fn table(&self) -> u64 {
@@ -183,23 +170,9 @@ impl Ops {
     ) -> Result<(), CudaError> {
         holds("matmul", "x [rows, inputs]", x, rows * w.cols)?;
         holds("matmul", "y [rows, outputs]", y, rows * w.rows)?;
-        same_shape(w, up)?;
-        let arguments = Matmul {
-            x: x.address(),
-            y: y.address(),
-            w: w.table(),
-            up: up.map_or(0, Weights::table),
-            tiles: 0,
-            members: 0,
-            rows: rows as i32,
-            inputs: w.cols as i32,
-            outputs: w.rows as i32,
-            top_k: 1,
-            gathers: 0,
-        };
-        let kernel = if up.is_some() { &self.gated } else { &self.matmul };
+        let (kernel, arguments) = self.product(x, rows, w, up, y)?;
         // SAFETY: lengths were checked, and the table names whole matrices of these shapes.
-        unsafe { launch(&**kernel, rows.div_ceil(TILE_ROWS) * w.rows, arguments) }
+        unsafe { launch(kernel, rows.div_ceil(TILE_ROWS) * w.rows, arguments) }
     }
 
     /// The gated product of every row with each of its experts that is held here, by slot: x `[rows, cols]`, y `[slots, w.rows()]`.
@@ -246,27 +219,47 @@ impl Ops {
         up: Option<&Weights>,
         y: &DeviceSlice<f32>,
     ) -> Result<(), CudaError> {
-        same_shape(w, up)?;
+        let (kernel, consecutive) = self.product(x, rows, w, up, y)?;
         if w.count != sorted.held() {
             let problem = format!("{} matrices for {} experts", w.count, sorted.held());
             return Err(CudaError::Shape { operation: "experts", problem });
         }
         let arguments = Matmul {
+            tiles: sorted.tiles.address(),
+            members: sorted.members.address(),
+            top_k: sorted.top_k() as i32,
+            gathers: i32::from(up.is_some()),
+            ..consecutive
+        };
+        // SAFETY: lengths were checked for the most slots there can be; tiles and members are `sort_experts`' own.
+        unsafe { launch(kernel, sorted.tiles_for(rows) * w.rows, arguments) }
+    }
+
+    /// The kernel of a product, gated if there is `up`, and its arguments for rows in tiles one after another.
+    fn product(
+        &self,
+        x: &DeviceSlice<f32>,
+        rows: usize,
+        w: &Weights,
+        up: Option<&Weights>,
+        y: &DeviceSlice<f32>,
+    ) -> Result<(&dyn Launch, Matmul), CudaError> {
+        same_shape(w, up)?;
+        let arguments = Matmul {
             x: x.address(),
             y: y.address(),
             w: w.table(),
             up: up.map_or(0, Weights::table),
-            tiles: sorted.tiles.address(),
-            members: sorted.members.address(),
+            tiles: 0,
+            members: 0,
             rows: rows as i32,
             inputs: w.cols as i32,
             outputs: w.rows as i32,
-            top_k: sorted.top_k() as i32,
-            gathers: i32::from(up.is_some()),
+            top_k: 1,
+            gathers: 0,
         };
         let kernel = if up.is_some() { &self.gated } else { &self.matmul };
-        // SAFETY: lengths were checked for the most slots there can be; tiles and members are `sort_experts`' own.
-        unsafe { launch(&**kernel, sorted.tiles_for(rows) * w.rows, arguments) }
+        Ok((&**kernel, arguments))
     }
 }
 

@@ -6,7 +6,7 @@ use super::fault;
 use crate::checkpoint::{CheckpointError, Part};
 use rally_cuda::CudaError;
 use rally_cuda::machine::write;
-use rally_cuda::memory::DeviceSlice;
+use rally_cuda::memory::{DeviceSlice, bytes_of};
 use rally_cuda::ops::{HostMatrix, Stored, Weights};
 use rally_kernels::dtype::StorageDtype;
 use rally_kernels::matrix::{self, Matrix};
@@ -71,7 +71,7 @@ pub(super) fn matrix(
     part: Part,
 ) -> Result<Weights, LoadError> {
     let matrix = context.weights.matrix(name, rows, cols, part)?;
-    Ok(with_host(&matrix, |host| Weights::one(device.machine(), host))?)
+    Ok(Weights::one(device.machine(), host(&matrix))?)
 }
 
 /// As many matrices as `experts`, each `read` by expert id; all of the first one's shape.
@@ -81,19 +81,17 @@ pub(super) fn matrices(
     shape: (usize, usize),
     read: impl Fn(usize) -> Result<Matrix, CheckpointError>,
 ) -> Result<Weights, LoadError> {
-    let mut next = experts.iter();
-    Weights::of(device.machine(), experts.len(), shape.0, shape.1, |take| {
-        let expert = next.next().expect("asked for once an expert");
-        Ok(with_host(&read(*expert)?, take)?)
+    Weights::of(device.machine(), experts.len(), shape.0, shape.1, |index, take| {
+        Ok(take(host(&read(experts[index])?))?)
     })
 }
 
-fn with_host<T>(matrix: &Matrix, then: impl FnOnce(HostMatrix<'_>) -> T) -> T {
-    let (rows, cols, stride) = (matrix.rows(), matrix.cols(), matrix.stride());
-    let host = |values, scales, stored| HostMatrix { rows, cols, stride, values, scales, stored };
-    match matrix.stored() {
-        matrix::Stored::F32(values) => then(host(rally_cuda::memory::bytes_of(values), &[], Stored::F32)),
-        matrix::Stored::Bf16(values) => then(host(rally_cuda::memory::bytes_of(values), &[], Stored::Bf16)),
-        matrix::Stored::Fp8 { codes, scales } => then(host(codes, scales, Stored::Fp8)),
-    }
+/// A matrix as a device is given it.
+fn host(matrix: &Matrix) -> HostMatrix<'_> {
+    let (values, scales, stored) = match matrix.stored() {
+        matrix::Stored::F32(values) => (bytes_of(values), &[][..], Stored::F32),
+        matrix::Stored::Bf16(values) => (bytes_of(values), &[][..], Stored::Bf16),
+        matrix::Stored::Fp8 { codes, scales } => (codes, scales, Stored::Fp8),
+    };
+    HostMatrix { rows: matrix.rows(), cols: matrix.cols(), stride: matrix.stride(), values, scales, stored }
 }
