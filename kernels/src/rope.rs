@@ -1,4 +1,4 @@
-//! Rotary position embedding in the rotate-half form. Owns its tables of cosines and sines.
+//! Rotary position embedding in the rotate-half form. Owns its angles, and the processor's tables of their cosines and sines.
 //!
 //! Source: Step-3's attention (element j pairs with j + head_dim/2, over the whole head).
 
@@ -6,6 +6,20 @@ use crate::memory::AlignedBuffer;
 
 /// Positions whose angles are computed together, when the first of them is asked for.
 const CHUNK_POSITIONS: usize = 64;
+
+/// Radians per position of each pair of a head: `theta^(-2j / head_dim)`.
+pub fn frequencies(head_dim: usize, theta: f64) -> Box<[f64]> {
+    (0..head_dim / 2).map(|j| theta.powf(-2.0 * j as f64 / head_dim as f64)).collect()
+}
+
+/// The cosines of a position's pairs, then their sines, into `row` `[head_dim]`: angles in f64, what is written in f32.
+pub fn write_angles(position: usize, frequencies: &[f64], row: &mut [f32]) {
+    let (cosines, sines) = row.split_at_mut(frequencies.len());
+    for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(frequencies) {
+        let angle = position as f64 * frequency;
+        (*cosine, *sine) = (angle.cos() as f32, angle.sin() as f32);
+    }
+}
 
 /// Cosines and sines of `position · theta^(-2j / head_dim)`: angles in f64, tables in f32, filled in chunks of 64
 /// positions at their first use. Their memory is reserved at once and taken when filled, so a long limit costs nothing until
@@ -29,7 +43,7 @@ impl RopeTable {
         let chunks = max_positions.div_ceil(CHUNK_POSITIONS);
         RopeTable {
             head_dim,
-            frequencies: (0..head_dim / 2).map(|j| theta.powf(-2.0 * j as f64 / head_dim as f64)).collect(),
+            frequencies: frequencies(head_dim, theta),
             max_positions,
             table: AlignedBuffer::zeroed(chunks * CHUNK_POSITIONS * head_dim),
             filled: vec![false; chunks].into_boxed_slice(),
@@ -56,11 +70,7 @@ impl RopeTable {
     fn fill(&mut self, chunk: usize) {
         for position in chunk * CHUNK_POSITIONS..(chunk + 1) * CHUNK_POSITIONS {
             let start = position * self.head_dim;
-            let (cosines, sines) = self.table[start..start + self.head_dim].split_at_mut(self.head_dim / 2);
-            for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(&self.frequencies) {
-                let angle = position as f64 * frequency;
-                (*cosine, *sine) = (angle.cos() as f32, angle.sin() as f32);
-            }
+            write_angles(position, &self.frequencies, &mut self.table[start..start + self.head_dim]);
         }
         self.filled[chunk] = true;
     }

@@ -12,6 +12,7 @@
 //! Weights of layer N: `mlp.{gate,up,down}_proj`, `moe.{gate,up,down}_proj` (stacked over experts, or one by one),
 //! `share_expert.{gate,up,down}_proj`.
 
+use super::layers::Layers;
 use super::registry::{BuildContext, BuildError};
 use super::spread::Spread;
 use crate::checkpoint::{CheckpointError, Part};
@@ -26,11 +27,11 @@ use rally_kernels::matrix::Matrix;
 use rally_kernels::team::Team;
 use std::ops::Range;
 
-/// One SwiGLU block.
-struct SwiGlu {
-    gate: Matrix,
-    up: Matrix,
-    down: Matrix,
+/// One SwiGLU block, as the device that multiplies with it holds weights.
+pub(super) struct SwiGlu<M = Matrix> {
+    pub(super) gate: M,
+    pub(super) up: M,
+    pub(super) down: M,
 }
 
 /// Intermediate rows, reused by every layer.
@@ -46,43 +47,42 @@ impl Scratch {
     }
 }
 
-impl SwiGlu {
-    /// Columns `inner` of the inner width of a block: rows of gate and up, columns of down. `read` gets name, whole shape, part.
-    fn load(
+impl<M> SwiGlu<M> {
+    /// A device's share of the inner width of a layer's block (`mlp`, `moe`, `share_expert`): rows of gate and up, columns of
+    /// down. `read` gets a tensor's name, whole shape, and part.
+    pub(super) fn load<E>(
+        (layer, block): (usize, &str),
         hidden: usize,
         width: usize,
-        inner: Range<usize>,
-        read: impl Fn(&str, usize, usize, Part) -> Result<Matrix, CheckpointError>,
-    ) -> Result<Self, CheckpointError> {
+        share: &Share,
+        read: impl Fn(&str, usize, usize, Part) -> Result<M, E>,
+    ) -> Result<Self, E> {
+        let inner = share.inner(width);
+        let name = |projection| format!("model.layers.{layer}.{block}.{projection}_proj.weight");
         Ok(Self {
-            gate: read("gate", width, hidden, Part::rows(inner.clone(), hidden))?,
-            up: read("up", width, hidden, Part::rows(inner.clone(), hidden))?,
-            down: read("down", hidden, width, Part::cols(hidden, inner))?,
+            gate: read(&name("gate"), width, hidden, Part::rows(inner.clone(), hidden))?,
+            up: read(&name("up"), width, hidden, Part::rows(inner.clone(), hidden))?,
+            down: read(&name("down"), hidden, width, Part::cols(hidden, inner))?,
         })
     }
+}
 
-    /// The dense FFN `mlp` or the shared expert of a layer.
-    fn load_plain(
+impl SwiGlu {
+    /// The dense FFN or the shared expert of a layer.
+    fn plain(
         context: &BuildContext<'_>,
-        prefix: &str,
+        block: (usize, &str),
         width: usize,
-        inner: Range<usize>,
+        share: &Share,
     ) -> Result<Self, CheckpointError> {
-        Self::load(context.shape.hidden, width, inner, |name, rows, cols, part| {
-            context.weights.matrix(&format!("{prefix}.{name}_proj.weight"), rows, cols, part)
-        })
+        let read = |name: &str, rows, cols, part| context.weights.matrix(name, rows, cols, part);
+        Self::load(block, context.shape.hidden, width, share, read)
     }
 
-    fn load_expert(
-        context: &BuildContext<'_>,
-        layer: usize,
-        expert: usize,
-        inner: Range<usize>,
-    ) -> Result<Self, CheckpointError> {
+    fn expert(context: &BuildContext<'_>, layer: usize, expert: usize, share: &Share) -> Result<Self, CheckpointError> {
         let shape = context.shape;
-        Self::load(shape.hidden, shape.expert_width, inner, |name, rows, cols, part| {
-            let name = format!("model.layers.{layer}.moe.{name}_proj.weight");
-            context.weights.expert_matrix(&name, expert, shape.experts, rows, cols, part)
+        Self::load((layer, "moe"), shape.hidden, shape.expert_width, share, |name, rows, cols, part| {
+            context.weights.expert_matrix(name, expert, shape.experts, rows, cols, part)
         })
     }
 
@@ -97,7 +97,7 @@ impl SwiGlu {
 }
 
 struct DenseFfn {
-    layers: Vec<Option<SwiGlu>>,
+    layers: Layers<SwiGlu>,
     scratch: Scratch,
 }
 
@@ -127,20 +127,16 @@ impl Share {
 
 pub(super) fn build_dense(context: &mut BuildContext<'_>) -> Result<Box<dyn Stage>, BuildError> {
     let shape = context.shape;
-    let inner = Share::of(context).inner(shape.dense_width);
-    let mut layers: Vec<Option<SwiGlu>> = shape.layers.iter().map(|_| None).collect();
-    for layer in &context.layers {
-        let prefix = format!("model.layers.{layer}.mlp");
-        layers[*layer] = Some(SwiGlu::load_plain(context, &prefix, shape.dense_width, inner.clone())?);
-    }
-    let scratch = Scratch::new(context.gathered_rows(), inner.len(), shape.hidden);
+    let share = Share::of(context);
+    let layers = Layers::make(context, |layer| SwiGlu::plain(context, (layer, "mlp"), shape.dense_width, &share))?;
+    let scratch = Scratch::new(context.gathered_rows(), share.inner(shape.dense_width).len(), shape.hidden);
     Ok(Box::new(DenseFfn { layers, scratch }))
 }
 
 impl Stage for DenseFfn {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
         let (rows, hidden) = (task.values.rows, task.values.widths.hidden);
-        let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        let layer = self.layers.at(task.layer);
         let Values { u, y, .. } = &mut *task.values;
         layer.run(task.team, &u[..rows * hidden], rows, &mut self.scratch.gate, &mut self.scratch.up, y);
         Ok(())
@@ -159,14 +155,10 @@ impl MoeLayer {
     fn load(context: &BuildContext<'_>, layer: usize, share: &Share) -> Result<Self, CheckpointError> {
         let shape = context.shape;
         let placed = ExpertPlacement::of(&context.stage.spec, layer, shape.experts, share.counts.experts);
-        let inner = share.inner(shape.expert_width);
-        let load = |expert: &usize| SwiGlu::load_expert(context, layer, *expert, inner.clone());
-        let shared = || {
-            let prefix = format!("model.layers.{layer}.share_expert");
-            SwiGlu::load_plain(context, &prefix, shape.shared_width, share.inner(shape.shared_width))
-        };
+        let expert = |id: &usize| SwiGlu::expert(context, layer, *id, share);
+        let shared = || SwiGlu::plain(context, (layer, "share_expert"), shape.shared_width, share);
         Ok(Self {
-            experts: placed.held_by(share.at.expert).iter().map(load).collect::<Result<_, _>>()?,
+            experts: placed.held_by(share.at.expert).iter().map(expert).collect::<Result<_, _>>()?,
             shared: share.has_shared().then(shared).transpose()?,
             placed,
         })
@@ -179,7 +171,7 @@ impl MoeLayer {
 }
 
 struct ExpertFfn {
-    layers: Vec<Option<MoeLayer>>,
+    layers: Layers<MoeLayer>,
     work: ExpertWork,
     exchange: ExchangeSize,
 }
@@ -205,13 +197,10 @@ struct ExpertWork {
 pub(super) fn build_expert(context: &mut BuildContext<'_>) -> Result<Box<dyn Stage>, BuildError> {
     let shape = context.shape;
     let share = Share::of(context);
-    let mut layers: Vec<Option<MoeLayer>> = shape.layers.iter().map(|_| None).collect();
-    for layer in &context.layers {
-        layers[*layer] = Some(MoeLayer::load(context, *layer, &share)?);
-    }
+    let layers = Layers::make(context, |layer| MoeLayer::load(context, layer, &share))?;
     let (rows, shards) = (context.gathered_rows(), share.counts.experts);
     let width = share.inner(shape.expert_width).len().max(share.inner(shape.shared_width).len());
-    let lent = layers.iter().flatten().map(|layer| layer.placed.lent_at_once(shape.top_k)).max().unwrap_or(0);
+    let lent = layers.iter().map(|layer| layer.placed.lent_at_once(shape.top_k)).max().unwrap_or(0);
     let work = ExpertWork {
         shard: share.at.expert,
         scratch: Scratch::new(rows, width, shape.hidden),
@@ -228,7 +217,7 @@ pub(super) fn build_expert(context: &mut BuildContext<'_>) -> Result<Box<dyn Sta
 
 impl Stage for ExpertFfn {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
-        let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        let layer = self.layers.at(task.layer);
         self.work.effort = 0;
         match (task.exchange.peers(), task.exchange.part()) {
             (0, _) => self.work.all(layer, task),

@@ -8,6 +8,7 @@
 //! Weights of layer N: `input_layernorm`, `self_attn.{q_proj, inter_norm, wq, k_proj, v_proj, o_proj}`,
 //! `post_attention_layernorm`.
 
+use super::layers::Layers;
 use super::o_proj::Split;
 use super::registry::{BuildContext, BuildError};
 use crate::checkpoint::Part;
@@ -36,7 +37,7 @@ struct Layer {
 }
 
 struct MfaAttention {
-    layers: Vec<Option<Layer>>,
+    layers: Layers<Layer>,
     rope: RopeTable,
     heads: usize,
     head_dim: usize,
@@ -56,10 +57,7 @@ struct MfaAttention {
 pub(super) fn build(context: &mut BuildContext<'_>) -> Result<Box<dyn Stage>, BuildError> {
     let shape = context.shape;
     let split = Split::of(context);
-    let mut layers: Vec<Option<Layer>> = shape.layers.iter().map(|_| None).collect();
-    for layer in &context.layers {
-        layers[*layer] = Some(load_layer(context, *layer, split.as_ref())?);
-    }
+    let layers = Layers::make(context, |layer| load_layer(context, layer, split.as_ref()))?;
     let (rows, width) = (context.attention_rows(), shape.heads * shape.head_dim);
     Ok(Box::new(MfaAttention {
         layers,
@@ -133,7 +131,7 @@ impl Stage for MfaAttention {
 impl MfaAttention {
     /// x to q, k and v.
     fn project(&mut self, task: &TaskContext<'_>) {
-        let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        let layer = self.layers.at(task.layer);
         let (rows, hidden) = (task.batch.rows, task.values.widths.hidden);
         let normed = &mut self.normed[..rows * hidden];
         rms_norm(&task.values.x[..rows * hidden], rows, &layer.input_norm, self.eps, normed);
@@ -147,7 +145,7 @@ impl MfaAttention {
 
     /// Rope, and every row's k and v into its page.
     fn append(&mut self, task: &TaskContext<'_>) {
-        let layer = self.layers[task.layer].as_mut().expect("a stage only runs in layers it was made for");
+        let layer = self.layers.at_mut(task.layer);
         let (d, width) = (self.head_dim, self.heads * self.head_dim);
         for group in &task.batch.groups {
             let pages = &task.batch.pages[group.pages.clone()];
@@ -162,7 +160,7 @@ impl MfaAttention {
     }
 
     fn attend(&mut self, task: &TaskContext<'_>) {
-        let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        let layer = self.layers.at(task.layer);
         let (heads, d) = (self.heads, self.head_dim);
         for group in &task.batch.groups {
             let pages = &task.batch.pages[group.pages.clone()];
@@ -174,21 +172,21 @@ impl MfaAttention {
     }
 
     fn project_out(&mut self, task: &TaskContext<'_>) {
-        let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        let layer = self.layers.at(task.layer);
         let (rows, hidden) = (task.batch.rows, task.values.widths.hidden);
         let attended = &self.attended[..rows * layer.wq.rows()];
         linear(task.team, attended, rows, &layer.o_proj, &mut self.projected[..rows * hidden]);
     }
 
     fn project_slice(&mut self, task: &TaskContext<'_>) -> Result<(), StageError> {
-        let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        let layer = self.layers.at(task.layer);
         let split = self.split.as_mut().ok_or(StageError::NoExchange)?;
         split.project(task, &layer.o_proj)
     }
 
     /// x += o, u.
     fn finish(&mut self, task: &mut TaskContext<'_>) {
-        let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        let layer = self.layers.at(task.layer);
         let (rows, hidden) = (task.batch.rows, task.values.widths.hidden);
         let x = &mut task.values.x[..rows * hidden];
         add_in_place(x, &self.projected[..rows * hidden]);

@@ -5,6 +5,7 @@ mod combine;
 pub(crate) mod cuda;
 mod embed;
 mod ffn;
+mod layers;
 mod mfa_attention;
 mod o_proj;
 mod registry;

@@ -3,6 +3,7 @@
 //! Softmax over all experts, the `top_k` most likely, divided by their sum only with `norm_expert_weight` (Step-3 paper,
 //! section 2; the released weights have it false). Weights: `model.layers.N.moe.gate.weight` `[experts, hidden]`, never fp8.
 
+use super::layers::Layers;
 use super::registry::{BuildContext, BuildError};
 use rally_engine::stage::{Stage, StageError, TaskContext};
 use rally_kernels::linear::linear;
@@ -10,7 +11,7 @@ use rally_kernels::matrix::Matrix;
 use rally_kernels::router::route;
 
 struct Router {
-    gates: Vec<Option<Matrix>>,
+    gates: Layers<Matrix>,
     experts: usize,
     top_k: usize,
     renormalise: bool,
@@ -19,11 +20,8 @@ struct Router {
 
 pub(super) fn build(context: &mut BuildContext<'_>) -> Result<Box<dyn Stage>, BuildError> {
     let shape = context.shape;
-    let mut gates: Vec<Option<Matrix>> = shape.layers.iter().map(|_| None).collect();
-    for layer in &context.layers {
-        let name = format!("model.layers.{layer}.moe.gate.weight");
-        gates[*layer] = Some(context.matrix(&name, shape.experts, shape.hidden)?);
-    }
+    let gate = |layer| context.matrix(&format!("model.layers.{layer}.moe.gate.weight"), shape.experts, shape.hidden);
+    let gates = Layers::make(context, gate)?;
     Ok(Box::new(Router {
         gates,
         experts: shape.experts,
@@ -36,7 +34,7 @@ pub(super) fn build(context: &mut BuildContext<'_>) -> Result<Box<dyn Stage>, Bu
 impl Stage for Router {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
         let (rows, hidden) = (task.values.rows, task.values.widths.hidden);
-        let gate = self.gates[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        let gate = self.gates.at(task.layer);
         let logits = &mut self.logits[..rows * self.experts];
         linear(task.team, &task.values.u[..rows * hidden], rows, gate, logits);
         let chosen = rows * self.top_k;

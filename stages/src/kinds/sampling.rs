@@ -5,6 +5,7 @@
 use super::registry::{BuildContext, BuildError};
 use rally_engine::schedule::batch::{RowGroup, SampleSpec};
 use rally_engine::stage::{Sample, Stage, StageError, TaskContext};
+use rally_graph::model::ModelShape;
 use rally_kernels::linear::linear;
 use rally_kernels::matrix::Matrix;
 use rally_kernels::norm::rms_norm_in_place;
@@ -23,10 +24,8 @@ struct Sampling {
 
 pub(super) fn build(context: &mut BuildContext<'_>) -> Result<Box<dyn Stage>, BuildError> {
     let shape = context.shape;
-    let name = if shape.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-    let head = context.shared_matrix(name, shape.vocab, shape.hidden)?;
-    // A sequence samples at most once a step.
-    let most = context.attention_rows().min(context.planner.sequences_per_device);
+    let head = context.shared_matrix(head_name(shape), shape.vocab, shape.hidden)?;
+    let most = most_samples(context);
     Ok(Box::new(Sampling {
         norm: context.weights.vector("model.norm.weight", shape.hidden)?,
         head,
@@ -53,17 +52,37 @@ impl Stage for Sampling {
         let rows = &mut self.rows[..count * hidden];
         rms_norm_in_place(rows, count, &self.norm, self.eps);
         linear(task.team, rows, count, &self.head, &mut self.logits[..count * vocab]);
-        let sampled = task.batch.groups.iter().filter_map(|group| group.sample.as_ref().map(|spec| (group, spec)));
-        for ((group, spec), logits) in sampled.zip(self.logits.chunks_exact(vocab)) {
-            let sample = choose(group, spec, logits, &mut self.scratch)?;
-            task.last_tokens[group.slot] = sample.token;
-            task.samples.push(sample);
-        }
-        Ok(())
+        choose_all(task, &self.logits, vocab, &mut self.scratch)
     }
 }
 
-pub(super) fn choose(
+/// The head's tensor.
+pub(super) fn head_name(shape: &ModelShape) -> &'static str {
+    if shape.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" }
+}
+
+/// Tokens of a step at most: a sequence samples no more than once.
+pub(super) fn most_samples(context: &BuildContext<'_>) -> usize {
+    context.attention_rows().min(context.planner.sequences_per_device)
+}
+
+/// A token for each group that samples, from `logits`, `[groups that sample, vocab]`.
+pub(super) fn choose_all(
+    task: &mut TaskContext<'_>,
+    logits: &[f32],
+    vocab: usize,
+    scratch: &mut SamplingScratch,
+) -> Result<(), StageError> {
+    let sampled = task.batch.groups.iter().filter_map(|group| group.sample.as_ref().map(|spec| (group, spec)));
+    for ((group, spec), logits) in sampled.zip(logits.chunks_exact(vocab)) {
+        let sample = choose(group, spec, logits, scratch)?;
+        task.last_tokens[group.slot] = sample.token;
+        task.samples.push(sample);
+    }
+    Ok(())
+}
+
+fn choose(
     group: &RowGroup,
     spec: &SampleSpec,
     logits: &[f32],

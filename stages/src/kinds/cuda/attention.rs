@@ -1,17 +1,17 @@
 //! `mfa_attention` on a CUDA device: the steps of its neighbour for the CPU, kernel by kernel.
 
+use super::super::layers::Layers;
 use super::super::registry::{BuildContext, BuildError};
 use super::device::CudaDevice;
 use super::load::{self, LoadError, stored};
 use super::{fault, refused};
-use crate::checkpoint::Part;
 use rally_cuda::CudaError;
-use rally_cuda::machine::write;
 use rally_cuda::memory::DeviceSlice;
 use rally_cuda::ops::{KvPages, Weights};
 use rally_engine::slot::storage_dtype;
 use rally_engine::stage::{Stage, StageError, TaskContext};
 use rally_graph::model::ModelShape;
+use rally_kernels::rope;
 use std::sync::Arc;
 
 struct Layer {
@@ -28,7 +28,7 @@ struct Layer {
 
 struct MfaAttention {
     device: Arc<CudaDevice>,
-    layers: Vec<Option<Layer>>,
+    layers: Layers<Layer>,
     heads: usize,
     eps: f32,
     /// `[positions, head_dim]`: cosines, then sines.
@@ -52,10 +52,7 @@ pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) ->
     if !context.peers.is_empty() {
         return Err(refused(device, "`shard.o_proj` runs on CPU devices alone: leave it out".into()));
     }
-    let mut layers: Vec<Option<Layer>> = shape.layers.iter().map(|_| None).collect();
-    for layer in &context.layers {
-        layers[*layer] = Some(load_layer(context, device, *layer).map_err(LoadError::on(device))?);
-    }
+    let layers = Layers::make(context, |layer| load_layer(context, device, layer)).map_err(LoadError::on(device))?;
     let rope = rope_table(context, device).map_err(fault(device))?;
     let buffers = buffers(context, device).map_err(fault(device))?;
     let (heads, eps) = (shape.heads, shape.rms_norm_eps);
@@ -76,30 +73,24 @@ fn buffers(context: &BuildContext<'_>, device: &CudaDevice) -> Result<Buffers, C
     })
 }
 
-/// Angles in f64, the table in f32; of as many positions as the device has KV for.
+/// The CPU's table, of as many positions as the device has KV for.
 fn rope_table(context: &BuildContext<'_>, device: &CudaDevice) -> Result<DeviceSlice<f32>, CudaError> {
     let (shape, planner) = (context.shape, context.planner);
     let positions = shape.max_positions.min(planner.pages_per_device as usize * planner.page_tokens);
     let d = shape.head_dim;
-    let frequency = |pair: usize| shape.rope_theta.powf(-2.0 * pair as f64 / d as f64);
-    let frequencies: Vec<f64> = (0..d / 2).map(frequency).collect();
-    let mut table = Vec::with_capacity(positions * d);
-    for position in 0..positions {
-        let angles = frequencies.iter().map(|frequency| position as f64 * frequency);
-        table.extend(angles.clone().map(|angle| angle.cos() as f32));
-        table.extend(angles.map(|angle| angle.sin() as f32));
+    let frequencies = rope::frequencies(d, shape.rope_theta);
+    let mut table = vec![0.0; positions * d];
+    for (position, row) in table.chunks_exact_mut(d).enumerate() {
+        rope::write_angles(position, &frequencies, row);
     }
-    let on_device = device.buffer(table.len())?;
-    write(device.machine(), &table, &on_device)?;
-    Ok(on_device)
+    device.copied(&table)
 }
 
 fn load_layer(context: &BuildContext<'_>, device: &CudaDevice, layer: usize) -> Result<Layer, LoadError> {
     let ModelShape { hidden, query_rank, head_dim, heads, .. } = *context.shape;
     let vector = |name: &str, len| load::vector(context, device, &format!("model.layers.{layer}.{name}.weight"), len);
     let matrix = |name: &str, rows, cols| {
-        let name = format!("model.layers.{layer}.self_attn.{name}.weight");
-        load::matrix(context, device, &name, rows, cols, Part::all(rows, cols))
+        load::matrix(context, device, &format!("model.layers.{layer}.self_attn.{name}.weight"), rows, cols)
     };
     let (width, planner) = (heads * head_dim, context.planner);
     let dtype = stored(storage_dtype(context.stage.spec.kv_dtype.unwrap_or_default()));
@@ -125,7 +116,7 @@ impl Stage for MfaAttention {
 
 impl MfaAttention {
     fn enqueue(&self, task: &TaskContext<'_>) -> Result<(), CudaError> {
-        let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        let layer = self.layers.at(task.layer);
         let (ops, values, to) = (self.device.ops(), self.device.values(task.micro_batch), &self.buffers);
         let (rows, hidden, eps) = (task.batch.rows, task.values.widths.hidden, self.eps);
         ops.rms_norm(&values.x, None, rows, &layer.input_norm, eps, &to.normed)?;

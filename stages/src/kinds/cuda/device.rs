@@ -1,9 +1,9 @@
 //! A CUDA device of a deployment: its kernels, the values of its micro-batches, and what its stages share.
 
 use rally_cuda::CudaError;
-use rally_cuda::machine::Machine;
+use rally_cuda::machine::{Machine, write};
 use rally_cuda::memory::{Arena, DeviceSlice, Plain};
-use rally_cuda::ops::{Ops, Paged, Routing, Weights};
+use rally_cuda::ops::{Ops, Paged, Routing, Stored, Weights, record_bytes};
 use rally_engine::Widths;
 use rally_engine::schedule::planner::PlannerConfig;
 use rally_engine::stage::StageError;
@@ -13,7 +13,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// One device. Its stages and the rows that cross its edges work on it in the order of its lane, which is its stream's.
 pub struct CudaDevice {
     ops: Ops,
-    name: String,
     pub(super) widths: Widths,
     values: Vec<MicroBatch>,
     /// Encoded rows on their way in or out.
@@ -43,17 +42,13 @@ pub(super) struct MicroBatch {
 }
 
 impl MicroBatch {
-    fn bytes(rows: usize, widths: Widths, pages: usize) -> usize {
-        let (wide, chosen) = (rows * widths.hidden * 4, rows * widths.top_k * 4);
-        Arena::bytes_for([wide, wide, wide, chosen, chosen, (rows * 4 + pages) * 4])
-    }
-
     fn new(machine: &dyn Machine, rows: usize, widths: Widths, pages: usize) -> Result<Self, CudaError> {
-        let mut arena = machine.allocate(Self::bytes(rows, widths, pages))?;
-        let wide = rows * widths.hidden;
+        let (wide, chosen, described) = (rows * widths.hidden, rows * widths.top_k, rows * 4 + pages);
+        let sizes = [wide, wide, wide, chosen, chosen, described];
+        let mut arena = machine.allocate(Arena::bytes_for(sizes.map(|count| count * 4)))?;
         let (x, u, y) = (arena.take(wide)?, arena.take(wide)?, arena.take(wide)?);
-        let routing = Routing { ids: arena.take(rows * widths.top_k)?, weights: arena.take(rows * widths.top_k)? };
-        let descriptor: DeviceSlice<i32> = arena.take(rows * 4 + pages)?;
+        let routing = Routing { ids: arena.take(chosen)?, weights: arena.take(chosen)? };
+        let descriptor: DeviceSlice<i32> = arena.take(described)?;
         let part = |index: usize| descriptor.part(index * rows, rows);
         let paged = Paged { positions: part(1), first: part(2), pages: descriptor.part(4 * rows, pages) };
         Ok(Self { x, u, y, routing, tokens: part(0), sampled: part(3), paged, descriptor })
@@ -74,14 +69,14 @@ impl CudaDevice {
         let values = (0..planner.micro_batches).map(|_| MicroBatch::new(&*machine, rows, widths, pages));
         let values = values.collect::<Result<_, _>>()?;
         // An f32 record is the longest, unless rows are so narrow that a scale outweighs them.
-        let bytes = rows * (widths.hidden * 4).max(widths.hidden + widths.hidden.div_ceil(128) * 4);
-        let wire = machine.allocate(bytes)?.take(bytes)?;
-        Ok(Arc::new(Self { ops, name: machine.name(), widths, values, wire, shared: Mutex::default() }))
+        let record = record_bytes(Stored::F32, widths.hidden).max(record_bytes(Stored::Fp8, widths.hidden));
+        let wire = machine.allocate(rows * record)?.take(rows * record)?;
+        Ok(Arc::new(Self { ops, widths, values, wire, shared: Mutex::default() }))
     }
 
     /// What it is, for people.
     pub fn name(&self) -> String {
-        self.name.clone()
+        self.machine().name()
     }
 
     pub(super) fn ops(&self) -> &Ops {
@@ -101,9 +96,16 @@ impl CudaDevice {
         self.machine().allocate(count * size_of::<T>())?.take(count)
     }
 
+    /// A stage's own copy of what the host has.
+    pub(super) fn copied<T: Plain>(&self, values: &[T]) -> Result<DeviceSlice<T>, CudaError> {
+        let on_device = self.buffer(values.len())?;
+        write(self.machine(), values, &on_device)?;
+        Ok(on_device)
+    }
+
     /// A fault of the device at work.
     pub(super) fn fault(&self) -> impl Fn(CudaError) -> StageError {
-        |error| StageError::Device { device: self.name.clone(), message: error.to_string() }
+        |error| StageError::Device { device: self.name(), message: error.to_string() }
     }
 
     /// The matrix `name`, made by `load` when first asked for.

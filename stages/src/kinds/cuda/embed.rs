@@ -1,12 +1,11 @@
 //! `embed` on a CUDA device. First stage of a step, it also brings the batch descriptor over, which the step's other stages read.
 
+use super::super::embed::token;
 use super::super::registry::{BuildContext, BuildError};
 use super::device::CudaDevice;
 use super::load::{self, LoadError};
-use crate::checkpoint::Part;
 use rally_cuda::machine::write;
 use rally_cuda::ops::Weights;
-use rally_engine::schedule::batch::GroupInput;
 use rally_engine::stage::{Stage, StageError, TaskContext};
 use std::sync::Arc;
 
@@ -20,7 +19,7 @@ struct Embed {
 
 pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) -> Result<Box<dyn Stage>, BuildError> {
     let (name, vocab, hidden) = ("model.embed_tokens.weight", context.shape.vocab, context.shape.hidden);
-    let load = || load::matrix(context, device, name, vocab, hidden, Part::all(vocab, hidden));
+    let load = || load::matrix(context, device, name, vocab, hidden);
     let table = device.shared(name, load).map_err(LoadError::on(device))?;
     // The device's values have room for as many.
     let rows = device.values(0).tokens.len();
@@ -39,14 +38,7 @@ impl Embed {
         let (vocab, mut samples) = (self.table.rows(), 0);
         for group in &task.batch.groups {
             for (index, row) in group.row_range().enumerate() {
-                let token = match group.input {
-                    GroupInput::Given => task.batch.token_ids[row],
-                    GroupInput::LastSampled => task.last_tokens[group.slot],
-                };
-                if token as usize >= vocab {
-                    return Err(StageError::UnknownToken { sequence: group.sequence, token, vocab });
-                }
-                tokens[row] = token as i32;
+                tokens[row] = token(task, group, row, vocab)? as i32;
                 positions[row] = (group.first_position + index) as i32;
                 first[row] = group.pages.start as i32;
             }

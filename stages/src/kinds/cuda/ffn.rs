@@ -1,75 +1,53 @@
 //! `dense_ffn` and `expert_ffn` on a CUDA device. Rows are sorted by expert there, so no count comes to the host.
 
-use super::super::ffn::Share;
+use super::super::ffn::{Share, SwiGlu};
+use super::super::layers::Layers;
 use super::super::registry::{BuildContext, BuildError};
 use super::device::CudaDevice;
 use super::load::{self, LoadError};
 use super::{fault, refused};
-use crate::checkpoint::Part;
 use rally_cuda::CudaError;
 use rally_cuda::memory::DeviceSlice;
 use rally_cuda::ops::{Sorted, Weights};
 use rally_engine::stage::{Stage, StageError, TaskContext};
 use rally_graph::placement::ExpertPlacement;
-use std::ops::Range;
 use std::sync::Arc;
 
-/// One SwiGLU block, or as many as there are experts.
-struct SwiGlu {
-    gate: Weights,
-    up: Weights,
-    down: Weights,
+/// One block, or as many as there are experts.
+type Block = SwiGlu<Weights>;
+
+/// The dense FFN or the shared expert of a layer.
+fn plain(
+    context: &BuildContext<'_>,
+    device: &CudaDevice,
+    block: (usize, &str),
+    width: usize,
+    share: &Share,
+) -> Result<Block, LoadError> {
+    SwiGlu::load(block, context.shape.hidden, width, share, |name, rows, cols, part| {
+        load::matrix_part(context, device, name, rows, cols, part)
+    })
 }
 
-impl SwiGlu {
-    /// Columns `inner` of the inner width of a block: rows of gate and up, columns of down. `read` gets name, whole shape, part,
-    /// and the part's own shape.
-    fn load(
-        hidden: usize,
-        width: usize,
-        inner: &Range<usize>,
-        read: impl Fn(&str, (usize, usize), &dyn Fn() -> Part, (usize, usize)) -> Result<Weights, LoadError>,
-    ) -> Result<Self, LoadError> {
-        let (rows, cols) = (|| Part::rows(inner.clone(), hidden), || Part::cols(hidden, inner.clone()));
-        Ok(Self {
-            gate: read("gate", (width, hidden), &rows, (inner.len(), hidden))?,
-            up: read("up", (width, hidden), &rows, (inner.len(), hidden))?,
-            down: read("down", (hidden, width), &cols, (hidden, inner.len()))?,
+/// The experts that the device holds of a layer.
+fn experts(
+    context: &BuildContext<'_>,
+    device: &CudaDevice,
+    layer: usize,
+    held: &[usize],
+    share: &Share,
+) -> Result<Block, LoadError> {
+    let shape = context.shape;
+    SwiGlu::load((layer, "moe"), shape.hidden, shape.expert_width, share, |name, rows, cols, part| {
+        load::matrices(device, held, (part.rows.len(), part.cols.len()), |expert| {
+            context.weights.expert_matrix(name, expert, shape.experts, rows, cols, part.clone())
         })
-    }
-
-    fn plain(
-        context: &BuildContext<'_>,
-        device: &CudaDevice,
-        prefix: &str,
-        width: usize,
-        inner: &Range<usize>,
-    ) -> Result<Self, LoadError> {
-        Self::load(context.shape.hidden, width, inner, |name, (rows, cols), part, _| {
-            load::matrix(context, device, &format!("{prefix}.{name}_proj.weight"), rows, cols, part())
-        })
-    }
-
-    fn experts(
-        context: &BuildContext<'_>,
-        device: &CudaDevice,
-        layer: usize,
-        held: &[usize],
-        inner: &Range<usize>,
-    ) -> Result<Self, LoadError> {
-        let shape = context.shape;
-        Self::load(shape.hidden, shape.expert_width, inner, |name, (rows, cols), part, own| {
-            let name = format!("model.layers.{layer}.moe.{name}_proj.weight");
-            load::matrices(device, held, own, |expert| {
-                context.weights.expert_matrix(&name, expert, shape.experts, rows, cols, part())
-            })
-        })
-    }
+    })
 }
 
 struct DenseFfn {
     device: Arc<CudaDevice>,
-    layers: Vec<Option<SwiGlu>>,
+    layers: Layers<Block>,
     inner: DeviceSlice<f32>,
 }
 
@@ -78,20 +56,17 @@ pub(super) fn build_dense(
     device: &Arc<CudaDevice>,
 ) -> Result<Box<dyn Stage>, BuildError> {
     let shape = context.shape;
-    let inner = Share::of(context).inner(shape.dense_width);
-    let mut layers: Vec<Option<SwiGlu>> = shape.layers.iter().map(|_| None).collect();
-    for layer in &context.layers {
-        let prefix = format!("model.layers.{layer}.mlp");
-        let block = SwiGlu::plain(context, device, &prefix, shape.dense_width, &inner);
-        layers[*layer] = Some(block.map_err(LoadError::on(device))?);
-    }
-    let inner = device.buffer(context.gathered_rows() * inner.len()).map_err(fault(device))?;
+    let share = Share::of(context);
+    let block = |layer| plain(context, device, (layer, "mlp"), shape.dense_width, &share);
+    let layers = Layers::make(context, block).map_err(LoadError::on(device))?;
+    let inner = context.gathered_rows() * share.inner(shape.dense_width).len();
+    let inner = device.buffer(inner).map_err(fault(device))?;
     Ok(Box::new(DenseFfn { device: Arc::clone(device), layers, inner }))
 }
 
 impl Stage for DenseFfn {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
-        let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        let layer = self.layers.at(task.layer);
         let (ops, values, rows) = (self.device.ops(), self.device.values(task.micro_batch), task.values.rows);
         let done = ops
             .gated(&values.u, rows, &layer.gate, &layer.up, &self.inner)
@@ -101,15 +76,15 @@ impl Stage for DenseFfn {
 }
 
 struct MoeLayer {
-    experts: SwiGlu,
+    experts: Block,
     /// On the first expert shard alone.
-    shared: Option<SwiGlu>,
+    shared: Option<Block>,
     sorted: Arc<Sorted>,
 }
 
 struct ExpertFfn {
     device: Arc<CudaDevice>,
-    layers: Vec<Option<MoeLayer>>,
+    layers: Layers<MoeLayer>,
     buffers: Buffers,
 }
 
@@ -128,10 +103,9 @@ pub(super) fn build_expert(
 ) -> Result<Box<dyn Stage>, BuildError> {
     let shape = context.shape;
     let share = Share::of(context);
-    let mut layers: Vec<Option<MoeLayer>> = shape.layers.iter().map(|_| None).collect();
     let mut sorted: Option<(Vec<usize>, Arc<Sorted>)> = None;
-    for layer in &context.layers {
-        let placed = ExpertPlacement::of(&context.stage.spec, *layer, shape.experts, share.counts.experts);
+    let layers = Layers::make(context, |layer| {
+        let placed = ExpertPlacement::of(&context.stage.spec, layer, shape.experts, share.counts.experts);
         if placed.lent_at_once(shape.top_k) > 0 {
             return Err(refused(device, "experts with copies run on CPU devices alone: place each once".into()));
         }
@@ -144,8 +118,8 @@ pub(super) fn build_expert(
             None => Arc::new(Sorted::new(device.machine(), rows, top_k, shape.experts, held).map_err(fault(device))?),
         };
         sorted = Some((held.to_vec(), Arc::clone(&here)));
-        layers[*layer] = Some(load_moe(context, device, *layer, &share, held, here).map_err(LoadError::on(device))?);
-    }
+        load_moe(context, device, layer, &share, held, here).map_err(LoadError::on(device))
+    })?;
     let buffers = buffers(context, device, &share).map_err(fault(device))?;
     Ok(Box::new(ExpertFfn { device: Arc::clone(device), layers, buffers }))
 }
@@ -159,12 +133,9 @@ fn load_moe(
     sorted: Arc<Sorted>,
 ) -> Result<MoeLayer, LoadError> {
     let shape = context.shape;
-    let shared = || {
-        let prefix = format!("model.layers.{layer}.share_expert");
-        SwiGlu::plain(context, device, &prefix, shape.shared_width, &share.inner(shape.shared_width))
-    };
+    let shared = || plain(context, device, (layer, "share_expert"), shape.shared_width, share);
     Ok(MoeLayer {
-        experts: SwiGlu::experts(context, device, layer, held, &share.inner(shape.expert_width))?,
+        experts: experts(context, device, layer, held, share)?,
         shared: share.has_shared().then(shared).transpose()?,
         sorted,
     })
@@ -189,7 +160,7 @@ impl Stage for ExpertFfn {
 
 impl ExpertFfn {
     fn enqueue(&self, task: &TaskContext<'_>) -> Result<(), CudaError> {
-        let layer = self.layers[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        let layer = self.layers.at(task.layer);
         let (ops, values, to) = (self.device.ops(), self.device.values(task.micro_batch), &self.buffers);
         let (rows, hidden) = (task.values.rows, task.values.widths.hidden);
         let SwiGlu { gate, up, down } = &layer.experts;

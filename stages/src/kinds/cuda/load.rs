@@ -5,7 +5,6 @@ use super::device::CudaDevice;
 use super::fault;
 use crate::checkpoint::{CheckpointError, Part};
 use rally_cuda::CudaError;
-use rally_cuda::machine::write;
 use rally_cuda::memory::{DeviceSlice, bytes_of};
 use rally_cuda::ops::{HostMatrix, Stored, Weights};
 use rally_kernels::dtype::StorageDtype;
@@ -55,14 +54,22 @@ pub(super) fn vector(
     name: &str,
     len: usize,
 ) -> Result<DeviceSlice<f32>, LoadError> {
-    let values = context.weights.vector(name, len)?;
-    let on_device = device.buffer(len)?;
-    write(device.machine(), &values, &on_device)?;
-    Ok(on_device)
+    Ok(device.copied(&context.weights.vector(name, len)?)?)
+}
+
+/// The whole of one matrix.
+pub(super) fn matrix(
+    context: &BuildContext<'_>,
+    device: &CudaDevice,
+    name: &str,
+    rows: usize,
+    cols: usize,
+) -> Result<Weights, LoadError> {
+    matrix_part(context, device, name, rows, cols, Part::all(rows, cols))
 }
 
 /// A part of one matrix.
-pub(super) fn matrix(
+pub(super) fn matrix_part(
     context: &BuildContext<'_>,
     device: &CudaDevice,
     name: &str,

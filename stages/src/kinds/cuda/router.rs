@@ -1,10 +1,10 @@
 //! `router` on a CUDA device. The tokens of each expert are not counted there: the ids stay on the device.
 
+use super::super::layers::Layers;
 use super::super::registry::{BuildContext, BuildError};
 use super::device::CudaDevice;
 use super::fault;
 use super::load::{self, LoadError};
-use crate::checkpoint::Part;
 use rally_cuda::memory::DeviceSlice;
 use rally_cuda::ops::Weights;
 use rally_engine::stage::{Stage, StageError, TaskContext};
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 struct Router {
     device: Arc<CudaDevice>,
-    gates: Vec<Option<Weights>>,
+    gates: Layers<Weights>,
     experts: usize,
     top_k: usize,
     renormalises: bool,
@@ -21,12 +21,11 @@ struct Router {
 
 pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) -> Result<Box<dyn Stage>, BuildError> {
     let shape = context.shape;
-    let mut gates: Vec<Option<Weights>> = shape.layers.iter().map(|_| None).collect();
-    for layer in &context.layers {
-        let (name, rows, cols) = (format!("model.layers.{layer}.moe.gate.weight"), shape.experts, shape.hidden);
-        let gate = load::matrix(context, device, &name, rows, cols, Part::all(rows, cols));
-        gates[*layer] = Some(gate.map_err(LoadError::on(device))?);
-    }
+    let gates = Layers::make(context, |layer| {
+        let name = format!("model.layers.{layer}.moe.gate.weight");
+        load::matrix(context, device, &name, shape.experts, shape.hidden)
+    });
+    let gates = gates.map_err(LoadError::on(device))?;
     Ok(Box::new(Router {
         gates,
         experts: shape.experts,
@@ -39,7 +38,7 @@ pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) ->
 
 impl Stage for Router {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
-        let gate = self.gates[task.layer].as_ref().expect("a stage only runs in layers it was made for");
+        let gate = self.gates.at(task.layer);
         let (ops, values, rows) = (self.device.ops(), self.device.values(task.micro_batch), task.values.rows);
         let routed = ops
             .matmul(&values.u, rows, gate, &self.logits)

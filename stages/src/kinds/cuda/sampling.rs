@@ -1,11 +1,10 @@
 //! `sampling` on a CUDA device: final norm and head there; the chosen rows' logits come to the host, which chooses tokens.
 
 use super::super::registry::{BuildContext, BuildError};
-use super::super::sampling::choose;
+use super::super::sampling::{choose_all, head_name, most_samples};
 use super::device::CudaDevice;
 use super::fault;
 use super::load::{self, LoadError};
-use crate::checkpoint::Part;
 use rally_cuda::CudaError;
 use rally_cuda::machine::read;
 use rally_cuda::memory::DeviceSlice;
@@ -28,12 +27,10 @@ struct Sampling {
 
 pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) -> Result<Box<dyn Stage>, BuildError> {
     let shape = context.shape;
-    let name = if shape.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-    let (vocab, hidden) = (shape.vocab, shape.hidden);
-    let head = || load::matrix(context, device, name, vocab, hidden, Part::all(vocab, hidden));
+    let (name, vocab, hidden) = (head_name(shape), shape.vocab, shape.hidden);
+    let head = || load::matrix(context, device, name, vocab, hidden);
     let head = device.shared(name, head).map_err(LoadError::on(device))?;
-    // A sequence samples at most once a step.
-    let most = context.attention_rows().min(context.planner.sequences_per_device);
+    let most = most_samples(context);
     Ok(Box::new(Sampling {
         norm: load::vector(context, device, "model.norm.weight", hidden).map_err(LoadError::on(device))?,
         head,
@@ -53,13 +50,7 @@ impl Stage for Sampling {
             return Ok(());
         }
         self.logits(task, count).map_err(self.device.fault())?;
-        let sampled = task.batch.groups.iter().filter_map(|group| group.sample.as_ref().map(|spec| (group, spec)));
-        for ((group, spec), logits) in sampled.zip(self.host_logits.chunks_exact(self.head.rows())) {
-            let sample = choose(group, spec, logits, &mut self.scratch)?;
-            task.last_tokens[group.slot] = sample.token;
-            task.samples.push(sample);
-        }
-        Ok(())
+        choose_all(task, &self.host_logits, self.head.rows(), &mut self.scratch)
     }
 }
 
