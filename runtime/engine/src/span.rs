@@ -54,12 +54,12 @@ impl Recorder {
     }
 
     /// What is next in the lane's list is the task at `position`.
-    pub(crate) fn turn_to(&self, position: usize) {
+    pub(crate) fn turn_to(&mut self, position: usize) {
         self.meter.turn_to(position, self.marked_ns);
     }
 
     /// The lane is about to wait.
-    pub(crate) fn begin_wait(&self) {
+    pub(crate) fn begin_wait(&mut self) {
         self.meter.begin_wait();
     }
 

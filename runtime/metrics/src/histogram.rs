@@ -46,6 +46,12 @@ impl AtomicHistogram {
         (cells, sum.saturating_sub(*before))
     }
 
+    /// How many samples there have been, forgotten ones included, and their sum.
+    pub fn totals(&self) -> (u64, u64) {
+        let (cells, sum) = self.all();
+        (cells.iter().sum(), sum)
+    }
+
     fn all(&self) -> (Vec<u64>, u64) {
         let cells = self.cells.iter().map(|cell| cell.load(Ordering::Relaxed)).collect();
         (cells, self.sum.load(Ordering::Relaxed))
@@ -71,5 +77,10 @@ mod tests {
         histogram.record(7);
         histogram.forget();
         assert_eq!(histogram.read(), (vec![1, 0, 0], 7), "what came before the first time is left out");
+        assert_eq!(
+            histogram.totals(),
+            (6, 1 + 1_000_000 + 1_000_001 + 50_000_000 + 50_000_001 + 7),
+            "but counted here"
+        );
     }
 }

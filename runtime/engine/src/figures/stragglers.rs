@@ -2,36 +2,33 @@
 //! spans.
 
 use super::{LaneFigures, RunFigures, Series};
-use rally_metrics::{Exposition, StragglerCause, names};
+use rally_metrics::{AtomicHistogram, Exposition, StragglerCause, names};
 use rally_schedule::straggler::{Held, Line, SLOW_BESIDE_OTHERS, Tasks, device_is_slow, lower_median};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Sums over the tasks of one series. Written by its lane alone.
+/// Sums over the tasks of one series, beside those of its histogram of durations. Written by its lane alone.
 #[derive(Debug, Default)]
 pub(super) struct Efforts {
-    count: AtomicU64,
     effort: AtomicU64,
     effort_squared: AtomicU64,
-    ns: AtomicU64,
     effort_ns: AtomicU64,
 }
 
 impl Efforts {
     pub(super) fn record(&self, effort: u64, ns: u64) {
-        super::add(&self.count, 1);
         super::add(&self.effort, effort);
         super::add(&self.effort_squared, effort * effort);
-        super::add(&self.ns, ns);
         super::add(&self.effort_ns, effort * ns);
     }
 
-    fn read(&self) -> Tasks {
+    fn read(&self, durations: &AtomicHistogram) -> Tasks {
         let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed) as f64;
+        let (count, ns) = durations.totals();
         Tasks {
-            count: read(&self.count),
+            count: count as f64,
             effort: read(&self.effort),
             effort_squared: read(&self.effort_squared),
-            ns: read(&self.ns),
+            ns: ns as f64,
             effort_ns: read(&self.effort_ns),
         }
     }
@@ -41,9 +38,12 @@ impl Efforts {
 const ALL_STAGES: &str = "all";
 
 impl LaneFigures {
-    fn efforts(&self, series: Series) -> Option<Tasks> {
-        let place = self.series.iter().position(|other| *other == series)?;
-        Some(self.efforts[place].read())
+    fn tasks(&self, place: usize) -> Tasks {
+        self.efforts[place].read(&self.durations[place])
+    }
+
+    fn tasks_of(&self, series: Series) -> Option<Tasks> {
+        Some(self.tasks(self.series.iter().position(|other| *other == series)?))
     }
 }
 
@@ -58,7 +58,7 @@ impl RunFigures {
             Some(Line::through(&other)?.at(effort) * tasks.count)
         };
         let siblings = self.lanes.iter().filter(|other| other.group == lane.group && other.name != lane.name);
-        let expected_ns = lower_median(siblings.filter_map(|other| expected(other.efforts(series)?)).collect())?;
+        let expected_ns = lower_median(siblings.filter_map(|other| expected(other.tasks_of(series)?)).collect())?;
         let slow = tasks.are_enough() && tasks.ns >= SLOW_BESIDE_OTHERS * expected_ns;
         Some(Held { stage, actual_ns: tasks.ns, expected_ns, slow })
     }
@@ -71,8 +71,8 @@ impl RunFigures {
                 let held: Vec<Held> = lane
                     .series
                     .iter()
-                    .zip(&lane.efforts)
-                    .filter_map(|(series, efforts)| self.held(lane, *series, &efforts.read()))
+                    .enumerate()
+                    .filter_map(|(place, series)| self.held(lane, *series, &lane.tasks(place)))
                     .collect();
                 let device = device_is_slow(held.iter().copied(), SLOW_BESIDE_OTHERS);
                 let ratio = |named: bool, of: &mut dyn Iterator<Item = &Held>| {
@@ -119,7 +119,7 @@ mod tests {
         let combine = figures.stages.iter().position(|stage| stage == "combine").expect("there is one");
         figures.uneven[combine] = true;
         for lane in &figures.lanes {
-            for (series, efforts) in lane.series.iter().zip(&lane.efforts) {
+            for (place, series) in lane.series.iter().enumerate() {
                 let (Series::Stage { stage, .. } | Series::Transfer { stage }) = *series;
                 for task in 0..100 {
                     let effort = 4 + task % 5;
@@ -128,7 +128,8 @@ mod tests {
                         "a.1" => change(&figures.stages[stage], effort, ns),
                         _ => (effort, ns),
                     };
-                    efforts.record(effort, ns);
+                    lane.efforts[place].record(effort, ns);
+                    lane.durations[place].record(ns);
                 }
             }
         }

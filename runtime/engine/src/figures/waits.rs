@@ -24,8 +24,10 @@ pub(crate) struct LaneMeter {
     /// The last wait since the last span.
     awaited: Option<Awaited>,
     accounted_ns: u64,
-    /// The gap before the task at hand, by cause.
-    gap: [u64; 5],
+    /// The gap before the task at hand, by cause, if there was one.
+    gap: Option<[u64; 5]>,
+    /// The task at hand, or the next one, is told to those who wait.
+    is_told: bool,
     told: Told,
 }
 
@@ -80,7 +82,8 @@ impl LaneMeter {
             positions,
             awaited: None,
             accounted_ns: 0,
-            gap: [0; 5],
+            gap: None,
+            is_told: false,
             told: Told::default(),
         }
     }
@@ -105,35 +108,41 @@ impl LaneMeter {
     }
 
     /// The lane turns to the task at `position`.
-    pub(crate) fn turn_to(&self, position: usize, at_ns: u64) {
+    pub(crate) fn turn_to(&mut self, position: usize, at_ns: u64) {
         let (_, work) = self.positions[position];
         self.own().pieces.begin(at_ns, work.cause());
+        self.is_told = true;
     }
 
     /// It cannot begin yet: it waits.
-    pub(crate) fn begin_wait(&self) {
+    pub(crate) fn begin_wait(&mut self) {
         self.own().pieces.pause();
+        self.is_told = false;
     }
 
-    /// A task begins; `span` knows nothing yet but what was before it.
+    /// A task begins; `span` knows nothing yet but what was before it. Most begin where the one before ended, and are told already.
     pub(crate) fn begin(&mut self, span: &Span) {
-        self.gap = self.bubbles(span);
-        self.turn_to(span.position as usize, span.start_ns);
+        self.gap = (span.start_ns > self.accounted_ns).then(|| self.bubbles(span));
+        if self.gap.is_some() || !self.is_told {
+            self.turn_to(span.position as usize, span.start_ns);
+        }
     }
 
     /// A task with rows is over: the one that made it `completed` tasks.
     pub(crate) fn record(&mut self, span: &Span, completed: u64) {
         let own = self.own();
-        for (cell, part) in own.bubble_ns.iter().zip(self.gap) {
-            if part > 0 {
-                add(cell, part);
+        if let Some(gap) = self.gap {
+            for (cell, part) in own.bubble_ns.iter().zip(gap) {
+                if part > 0 {
+                    add(cell, part);
+                }
             }
-        }
-        let transfer_ns = self.gap[BubbleCause::Transfer as usize];
-        if transfer_ns > 0
-            && let Some(edge) = self.awaited.and_then(|awaited| awaited.edge)
-        {
-            add(&own.exposed_ns[edge], transfer_ns);
+            let transfer_ns = gap[BubbleCause::Transfer as usize];
+            if transfer_ns > 0
+                && let Some(edge) = self.awaited.and_then(|awaited| awaited.edge)
+            {
+                add(&own.exposed_ns[edge], transfer_ns);
+            }
         }
         let (series, work) = self.positions[span.position as usize];
         let duration_ns = span.end_ns - span.start_ns;
@@ -144,6 +153,7 @@ impl LaneMeter {
         own.accounted_ns.store(span.end_ns, Ordering::Relaxed);
         own.pieces.push(Piece { to_ns: span.end_ns, cause: work.cause(), task: Some(completed) });
         own.pieces.pause();
+        self.is_told = false;
         self.told.to_ns = span.end_ns;
         (self.awaited, self.accounted_ns) = (None, span.end_ns);
     }
