@@ -11,6 +11,7 @@
 mod common;
 
 use common::{cpu_model, request};
+use crossbeam::utils::CachePadded;
 use rally::engine::schedule::planner::PlannerConfig;
 use rally::engine::schedule::policy::PingPong;
 use rally::engine::schedule::policy::Policy;
@@ -24,6 +25,8 @@ use rally::graph::spec::DeploymentSpec;
 use rally::graph::stage_graph::StageGraph;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 const LAYERS: usize = 61;
 const MICRO_BATCHES: usize = 3;
@@ -126,6 +129,44 @@ fn run(lanes: usize, record: bool) -> (Arc<Plan>, Vec<LaneReport>) {
     (plan, report.lanes)
 }
 
+/// How long it takes one core to see what another has written, one way, in ns: the least of some rounds of two threads that answer
+/// each other through a cache line each. No handover between lanes is shorter, and a task that waits has one or two on its way.
+fn handover_ns() -> f64 {
+    const TURNS: u64 = 200_000;
+    let sides: [CachePadded<AtomicU64>; 2] = Default::default();
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let pin = |side: usize| cores.get(side).is_some_and(|core| core_affinity::set_for_current(*core));
+    let answer = |own: usize, turn: u64| {
+        sides[own].store(turn, Ordering::Release);
+        while sides[1 - own].load(Ordering::Acquire) < turn {
+            std::hint::spin_loop();
+        }
+    };
+    let round = || {
+        sides.iter().for_each(|side| side.store(0, Ordering::Relaxed));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                pin(1);
+                for turn in 1..=TURNS {
+                    while sides[0].load(Ordering::Acquire) < turn {
+                        std::hint::spin_loop();
+                    }
+                    sides[1].store(turn, Ordering::Release);
+                }
+            });
+            let there = scope.spawn(|| {
+                pin(0);
+                answer(0, 1);
+                let start = Instant::now();
+                (2..=TURNS).for_each(|turn| answer(0, turn));
+                start.elapsed().as_nanos() as f64 / (2 * (TURNS - 1)) as f64
+            });
+            there.join().expect("it only counts")
+        })
+    };
+    (0..5).map(|_| round()).fold(f64::INFINITY, f64::min)
+}
+
 /// Figures of one run, of the lane that has the larger ones, in ns.
 #[derive(Clone, Copy, Default)]
 struct Figures {
@@ -174,6 +215,7 @@ fn spread<T: Copy + PartialOrd>(mut values: Vec<T>) -> (T, T) {
 
 fn main() {
     println!("ns a task, median of {RUNS} runs of {COUNTED_STEPS} steps (best run), {}", cpu_model());
+    println!("a bare handover from core to core: {:.0} ns", handover_ns());
     for (lanes, mean_bar_ns) in [(1, 100.0), (2, 300.0)] {
         let (mut with, mut without) = (Vec::new(), Vec::new());
         for _ in 0..RUNS {

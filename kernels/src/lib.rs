@@ -21,6 +21,7 @@ pub mod matrix;
 mod memory;
 pub use memory::large_buffer_bytes;
 pub mod norm;
+pub mod prefetch;
 pub mod rope;
 pub mod router;
 pub mod sampling;

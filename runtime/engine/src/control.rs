@@ -3,6 +3,7 @@
 //! The lane that ends a micro-batch's step last calls the step planner itself, so there is no dispatcher thread and no lane
 //! waits for one. Submissions and cancellations from outside go to the same planner, under the same short lock.
 
+use crate::clock::RunClock;
 use crate::engine::EngineError;
 use crate::figures::RunFigures;
 use crate::outbox::Outbox;
@@ -71,8 +72,7 @@ pub(crate) struct Control {
     work: Option<Arc<StepWork>>,
     sync: Arc<LaneSync>,
     events: Outbox,
-    /// Times count from here.
-    origin: Instant,
+    clock: RunClock,
     figures: Arc<RunFigures>,
     /// Present in a rehearsal: its steps are not planned.
     fixed: Option<FixedBatches>,
@@ -82,8 +82,7 @@ pub(crate) struct Control {
 pub(crate) struct Surroundings {
     pub(crate) sync: Arc<LaneSync>,
     pub(crate) events: Outbox,
-    /// Times count from here.
-    pub(crate) origin: Instant,
+    pub(crate) clock: RunClock,
     /// Counter samples that are kept; 0: none.
     pub(crate) counters: usize,
     pub(crate) figures: Arc<RunFigures>,
@@ -100,7 +99,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Control {
     pub(crate) fn new(planner: StepPlanner, plan: &Plan, surroundings: Surroundings) -> Self {
-        let Surroundings { sync, events, origin, counters, figures, work, fixed } = surroundings;
+        let Surroundings { sync, events, clock, counters, figures, work, fixed } = surroundings;
         let config = *planner.config();
         let exits = plan.table.exits.len();
         let micro_batch = |m: usize| MicroBatchState {
@@ -123,7 +122,7 @@ impl Control {
             work,
             sync,
             events,
-            origin,
+            clock,
             figures,
             fixed,
         }
@@ -199,7 +198,7 @@ impl Control {
     }
 
     fn now_ns(&self) -> u64 {
-        self.origin.elapsed().as_nanos() as u64
+        self.clock.now_ns()
     }
 
     /// An exit task of `micro_batch` is done in `cycle`; the last one plans step `next`. `samples` is emptied. Returns since
@@ -268,6 +267,9 @@ impl Control {
 
     /// Sends planner events on, each token with its sample (order of tokens = order of samples).
     fn publish(&self, events: &mut Vec<PlannerEvent>, samples: &mut Vec<Sample>) {
+        if events.is_empty() {
+            return;
+        }
         let at = Instant::now();
         for event in events.drain(..) {
             let event = match event {
@@ -294,10 +296,10 @@ mod tests {
         let parts = Setup { split: false, ..Setup::simple(policy(false), 1) }.parts();
         let (events, inbox) = outbox(parts.planner.sequences).expect("a thread can be had");
         let planner = StepPlanner::new(parts.planner);
-        let origin = Instant::now();
-        let figures = Arc::new(RunFigures::new(origin, &parts.plan, &parts.graph, &planner, &[0]));
+        let clock = RunClock::start();
+        let figures = Arc::new(RunFigures::new(clock.clone(), &parts.plan, &parts.graph, &planner, &[0]));
         let sync = Arc::new(LaneSync::new(1, false));
-        let surroundings = Surroundings { sync, events, origin, counters: 0, figures, work: None, fixed: None };
+        let surroundings = Surroundings { sync, events, clock, counters: 0, figures, work: None, fixed: None };
         (Arc::new(Control::new(planner, &parts.plan, surroundings)), inbox)
     }
 

@@ -1,5 +1,6 @@
 //! A run: lanes, slots and planner put together, started, fed, ended.
 
+use crate::clock::RunClock;
 use crate::control::{Control, RunEvent, Surroundings};
 use crate::figures::{LaneMeter, RunFigures, counts_routing};
 use crate::lane::{Lane, Position, stand_apart};
@@ -141,7 +142,7 @@ pub struct Engine {
     control: Arc<Control>,
     lanes: Vec<JoinHandle<LaneReport>>,
     inbox: Inbox,
-    started: Instant,
+    clock: RunClock,
     figures: Arc<RunFigures>,
 }
 
@@ -203,9 +204,9 @@ const MOST_COUNTERS: usize = 65_536;
 impl Engine {
     /// Allocates slots and values, and starts one thread a lane. Lanes wait, parked, until something is submitted.
     pub fn start(mut parts: EngineParts) -> Result<Self, EngineError> {
-        let Prepared { lanes, control, inbox, started, figures } = prepare(&mut parts, None)?;
+        let Prepared { lanes, control, inbox, clock, figures } = prepare(&mut parts, None)?;
         // Dropped on the way out, it ends and joins the lanes that have started.
-        let mut engine = Self { control, lanes: Vec::new(), inbox, started, figures };
+        let mut engine = Self { control, lanes: Vec::new(), inbox, clock, figures };
         for lane in lanes {
             let name = parts.plan.lanes[lane.index].name.clone();
             let spawned = std::thread::Builder::new().name(format!("lane {name}")).spawn(move || lane.run());
@@ -234,7 +235,7 @@ impl Engine {
 
     /// When the lanes started; span times count from here.
     pub fn started(&self) -> Instant {
-        self.started
+        self.clock.started()
     }
 
     /// Where the run's time goes and how full it is, to be looked at from any thread while it runs.
@@ -303,7 +304,7 @@ pub(crate) struct Prepared {
     pub(crate) lanes: Vec<Lane>,
     pub(crate) control: Arc<Control>,
     pub(crate) inbox: Inbox,
-    started: Instant,
+    clock: RunClock,
     figures: Arc<RunFigures>,
 }
 
@@ -314,15 +315,15 @@ pub(crate) fn prepare(parts: &mut EngineParts, fixed: Option<FixedBatches>) -> R
         .map_err(|error| EngineError::Thread { lane: "events".into(), message: error.to_string() })?;
     let planner = StepPlanner::new(parts.planner);
     let work = parts.learn.then(|| Arc::new(StepWork::new(parts.plan.micro_batches)));
-    let started = Instant::now();
+    let clock = RunClock::start();
     // A micro-batch's step has several spans on every lane and one sample, so this many reach back further than the spans.
     let counters = parts.spans_per_lane.min(MOST_COUNTERS);
     let experts = experts_by_lane(parts);
-    let figures = Arc::new(RunFigures::new(started, &parts.plan, &parts.graph, &planner, &experts));
+    let figures = Arc::new(RunFigures::new(clock.clone(), &parts.plan, &parts.graph, &planner, &experts));
     let surroundings = Surroundings {
         sync: Arc::clone(&sync),
         events,
-        origin: started,
+        clock: clock.clone(),
         counters,
         figures: Arc::clone(&figures),
         work: work.clone(),
@@ -330,21 +331,21 @@ pub(crate) fn prepare(parts: &mut EngineParts, fixed: Option<FixedBatches>) -> R
     };
     let control = Arc::new(Control::new(planner, &parts.plan, surroundings));
     let (graph, attention) = (Arc::clone(&parts.graph), parts.attention.clone());
-    let shared = Shared { sync, control, started, figures, work };
+    let shared = Shared { sync, control, clock, figures, work };
     let mut wiring = Wiring::new(&graph, &attention, parts.planner.rows_per_device, parts.widths);
     let mut lanes = Vec::new();
     for index in 0..parts.plan.lanes.len() {
         lanes.push(build_lane(parts, index, &shared, &mut wiring)?);
     }
-    let Shared { control, figures, .. } = shared;
-    Ok(Prepared { lanes, control, inbox, started, figures })
+    let Shared { control, clock, figures, .. } = shared;
+    Ok(Prepared { lanes, control, inbox, clock, figures })
 }
 
 /// What all lanes of a run have in common.
 struct Shared {
     sync: Arc<LaneSync>,
     control: Arc<Control>,
-    started: Instant,
+    clock: RunClock,
     figures: Arc<RunFigures>,
     work: Option<Arc<StepWork>>,
 }
@@ -395,7 +396,7 @@ fn build_lane(
         control: Arc::clone(&shared.control),
         recorder: Recorder::new(
             &planned.name,
-            shared.started,
+            shared.clock.clone(),
             parts.spans_per_lane,
             LaneMeter::new(&shared.figures, &parts.plan, &parts.graph, index),
         ),
@@ -419,8 +420,12 @@ fn position(
         return Err(EngineError::MissingStage { device, stage: stage.id.clone() });
     }
     let sizes = work.map(|work| work.exchanges()).unwrap_or_default();
+    let moves = wiring.moves(template, task.micro_batch);
+    let (incoming, outgoing) = moves.lines();
     Ok(Position {
-        moves: wiring.moves(template, task.micro_batch),
+        moves,
+        incoming,
+        outgoing,
         legs: wiring.legs(template, task.micro_batch, &sizes),
         dtype: stage.transfer.as_ref().map_or(WireDtype::F32, |transfer| transfer.dtype),
         begins_step: parts.plan.table.entries.contains(&task.task),

@@ -6,6 +6,7 @@
 //! RUSTFLAGS="--cfg loom" cargo test --release -p rally-engine --lib interleavings
 //! ```
 
+use crate::clock::RunClock;
 use crate::control::{Control, RunEvent, Surroundings};
 use crate::engine::EngineError;
 use crate::figures::RunFigures;
@@ -19,7 +20,6 @@ use rally_graph::spec::WireDtype;
 use rally_schedule::batch::DeviceBatch;
 use rally_schedule::planner::{StepPlanner, SubmitError};
 use std::sync::Arc;
-use std::time::Instant;
 
 /// Runs `model` through its interleavings; `switches`: at most so many where a thread is taken off that could go on. Without it, all.
 fn check(switches: Option<usize>, model: impl Fn() + Sync + Send + 'static) {
@@ -196,10 +196,10 @@ fn idle() -> (Arc<Control>, Inbox) {
     let parts = Setup { split: false, ..Setup::simple(policy(false), 1) }.parts();
     let (outbox, inbox) = outbox(parts.planner.sequences).expect("a thread can be had");
     let planner = StepPlanner::new(parts.planner);
-    let origin = Instant::now();
-    let figures = Arc::new(RunFigures::new(origin, &parts.plan, &parts.graph, &planner, &[0]));
+    let clock = RunClock::start();
+    let figures = Arc::new(RunFigures::new(clock.clone(), &parts.plan, &parts.graph, &planner, &[0]));
     let surroundings =
-        Surroundings { sync: lanes(1), events: outbox, origin, counters: 0, figures, work: None, fixed: None };
+        Surroundings { sync: lanes(1), events: outbox, clock, counters: 0, figures, work: None, fixed: None };
     (Arc::new(Control::new(planner, &parts.plan, surroundings)), inbox)
 }
 

@@ -11,7 +11,7 @@ use crate::step_work::StepWork;
 use crate::sync::{LaneSync, Stopped};
 use crate::transfer::{Moved, Scratch, Transfer};
 use crate::values::Values;
-use crate::wiring::Moves;
+use crate::wiring::{Lines, Moves};
 use rally_graph::plan::{Plan, PlannedTask, TaskRole};
 use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::{Payload, StageGraph};
@@ -24,6 +24,10 @@ pub(crate) struct Position {
     pub(crate) moves: Moves,
     /// What a part of a stage hands on, where the stage's devices exchange rows.
     pub(crate) legs: Option<Legs>,
+    /// What is fetched once the task may begin.
+    pub(crate) incoming: Lines,
+    /// What is fetched while the task before runs.
+    pub(crate) outgoing: Lines,
     pub(crate) dtype: WireDtype,
     /// First task of a step on this device: the descriptor is fetched before it.
     pub(crate) begins_step: bool,
@@ -135,20 +139,20 @@ impl Lane {
             // Also where it came between the two looks: the clock was not read since.
             self.recorder.not_before(self.sync.over_ns(wait.lane));
         }
+        self.positions[position].incoming.prefetch();
         // A task that lags in the very first cycle belongs to a step that never was; its micro-batch has no rows yet.
         let step = if task.behind { cycle.wrapping_sub(1) } else { cycle };
         let start_ns = self.recorder.begin(position as u32);
         let done = cycle * plan.lanes[self.index].tasks.len() as u64 + position as u64 + 1;
         let Moved { rows, effort, bytes } = self.execute(plan, position, task, step)?;
-        if rows > 0 {
+        let span = (rows > 0).then(|| {
             let (position, rows, effort) = (position as u32, rows as u32, effort as u32);
-            let span = Span { position, step, rows, effort, bytes, start_ns, ..Span::default() };
-            let took_ns = self.recorder.record(span, done);
-            if let Some(work) = &self.work
-                && plan.table.tasks[task.task].computes()
-            {
-                work.add(task.micro_batch, took_ns);
-            }
+            self.recorder.end(Span { position, step, rows, effort, bytes, start_ns, ..Span::default() }, done)
+        });
+        if let (Some(span), Some(work)) = (&span, &self.work)
+            && plan.table.tasks[task.task].computes()
+        {
+            work.add(task.micro_batch, span.end_ns - span.start_ns);
         }
         if self.positions[position].ends_step {
             // Of the step that never was, the next is the first.
@@ -156,8 +160,14 @@ impl Lane {
             let idle_from_ns = self.control.end_step(task.micro_batch, cycle, next, &mut self.samples);
             self.recorder.planned(idle_from_ns);
         }
-        self.recorder.turn_to((position + 1) % plan.lanes[self.index].tasks.len());
+        let tasks = plan.lanes[self.index].tasks.len();
+        // A task ahead, so that the slots of a send are here once there is something to put into them.
+        self.positions[(position + 2) % tasks].outgoing.prefetch();
+        self.recorder.turn_to((position + 1) % tasks);
         self.sync.complete(self.index, done, self.recorder.marked_ns(), &task.wakes);
+        if let Some(span) = span {
+            self.recorder.settle(span);
+        }
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 #[cfg(test)]
 extern crate self as rally_engine;
 
+pub mod clock;
 mod control;
 mod engine;
 pub mod exchange;

@@ -163,6 +163,11 @@ impl Slot {
         wire::decode(StorageDtype::F32, &self.rows[start..start + bytes], rows, width, target);
     }
 
+    /// Where the first of what crosses is: the cache lines that a receiver misses first.
+    pub(crate) fn first_lines(&self) -> [usize; 3] {
+        [self.rows.as_ptr() as usize, self.expert_ids.as_ptr() as usize, self.expert_weights.as_ptr() as usize]
+    }
+
     /// The header last sent.
     pub fn header(&self) -> Header {
         self.header

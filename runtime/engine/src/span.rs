@@ -1,11 +1,11 @@
 //! Spans: when each task of a lane ran, and what the lane waited for before it. Their shape is the schedule crate's, where
 //! virtual lanes make the same.
 
+use crate::clock::RunClock;
 use crate::figures::LaneMeter;
 use rally_graph::plan::{Plan, Wait};
 pub use rally_schedule::span::{CounterSample, LaneReport, Span, WaitedFor};
 use rally_schedule::span::{Gap, Ring};
-use std::time::Instant;
 
 /// A bounded ring of spans and running sums. Owned by its lane.
 ///
@@ -13,7 +13,7 @@ use std::time::Instant;
 /// begins where the one before it ended.
 #[derive(Debug)]
 pub(crate) struct Recorder {
-    origin: Instant,
+    clock: RunClock,
     ring: Ring<Span>,
     report: LaneReport,
     gap: Gap,
@@ -24,16 +24,16 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    pub(crate) fn new(name: &str, origin: Instant, capacity: usize, meter: LaneMeter) -> Self {
+    pub(crate) fn new(name: &str, clock: RunClock, capacity: usize, meter: LaneMeter) -> Self {
         let report = LaneReport { name: name.into(), ..LaneReport::default() };
         let ring = Ring::new(capacity);
         let gap = Gap::default();
-        Self { origin, ring, report, gap, meter, first_ns: None, last_ns: 0, marked_ns: 0 }
+        Self { clock, ring, report, gap, meter, first_ns: None, last_ns: 0, marked_ns: 0 }
     }
 
     /// Reads the clock and remembers what it said.
     pub(crate) fn mark(&mut self) -> u64 {
-        self.marked_ns = self.origin.elapsed().as_nanos() as u64;
+        self.marked_ns = self.clock.now_ns();
         self.marked_ns
     }
 
@@ -91,19 +91,25 @@ impl Recorder {
         }
     }
 
-    /// A task with rows is over, the one that made it `completed` tasks: `span` lacks its end and what was before it.
-    /// Returns how long it took, in nanoseconds.
-    pub(crate) fn record(&mut self, span: Span, completed: u64) -> u64 {
+    /// A task with rows is over, the one that made it `completed` tasks: `span` lacks its end and what was before it. Those who wait
+    /// for it may be told now; [`settle`](Self::settle) does the rest. Returns the whole span.
+    #[inline]
+    pub(crate) fn end(&mut self, span: Span, completed: u64) -> Span {
         let end_ns = self.mark();
         let span = self.gap.end(Span { end_ns, ..span });
-        self.meter.record(&span, completed);
+        self.meter.end(&span, completed);
+        span
+    }
+
+    /// Puts a task that is over into the sums. Nobody waits for those.
+    #[inline]
+    pub(crate) fn settle(&mut self, span: Span) {
+        self.meter.record(&span);
         self.first_ns.get_or_insert(span.start_ns);
         self.last_ns = span.end_ns;
-        let took_ns = span.end_ns - span.start_ns;
-        self.report.busy_ns += took_ns;
+        self.report.busy_ns += span.end_ns - span.start_ns;
         self.report.tasks += 1;
         self.ring.push(span);
-        took_ns
     }
 
     pub(crate) fn into_report(mut self) -> LaneReport {

@@ -8,6 +8,7 @@ use rally_graph::plan::{TaskRole, TaskTemplate};
 use rally_graph::routes::{Exchanges, FfnLayout, Rails, Share};
 use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::{DeviceIndex, Payload, ResolvedTransfer, StageGraph, StageIndex};
+use rally_kernels::prefetch::{LINE, prefetch};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -27,6 +28,56 @@ pub(crate) enum Moves {
     Gather(Vec<(DeviceIndex, SharedSlot)>),
     /// y out of slots: groups in order, the parts of a group in order, of each part the slots of all replicas.
     Sum(Vec<Vec<Part>>),
+}
+
+/// Cache lines that a task begins with and another lane has last written: a slot's lock, its header, its first rows.
+#[derive(Default)]
+pub(crate) struct Lines {
+    /// Address, and whether it is to be written.
+    lines: Vec<(usize, bool)>,
+}
+
+impl Lines {
+    fn add(&mut self, slot: &SharedSlot, write: bool) {
+        let lock = &raw const **slot as usize;
+        // To take the lock is to write, and the header is beside it.
+        let locks = (lock..lock + size_of::<Mutex<Slot>>()).step_by(LINE);
+        self.lines.extend(locks.map(|line| (line, true)));
+        if let Ok(slot) = slot.lock() {
+            self.lines.extend(slot.first_lines().map(|line| (line, write)));
+        }
+    }
+
+    /// Asks for them.
+    pub(crate) fn prefetch(&self) {
+        self.lines.iter().for_each(|(line, write)| prefetch(*line, *write));
+    }
+}
+
+impl Moves {
+    /// What is read and what is written of slots that others share.
+    pub(crate) fn lines(&self) -> (Lines, Lines) {
+        let (mut incoming, mut outgoing) = (Lines::default(), Lines::default());
+        match self {
+            Self::Nothing => {}
+            Self::Send(sent) => sent.iter().for_each(|sent| outgoing.add(&sent.slot, true)),
+            Self::Forward(forwards) => {
+                for forward in forwards {
+                    incoming.add(&forward.from, false);
+                    forward.to.iter().for_each(|to| outgoing.add(to, true));
+                }
+            }
+            Self::Reduce(reduces) => {
+                for reduce in reduces {
+                    reduce.parts.iter().for_each(|part| incoming.add(part, false));
+                    outgoing.add(&reduce.to, true);
+                }
+            }
+            Self::Gather(sources) => sources.iter().for_each(|(_, slot)| incoming.add(slot, false)),
+            Self::Sum(groups) => groups.iter().flatten().flatten().for_each(|(_, slot)| incoming.add(slot, false)),
+        }
+        (incoming, outgoing)
+    }
 }
 
 /// Rows for one destination.

@@ -14,6 +14,7 @@ mod waits;
 pub(crate) use series::{Series, counts_routing};
 pub(crate) use waits::LaneMeter;
 
+use crate::clock::RunClock;
 use crossbeam::utils::CachePadded;
 use pieces::Pieces;
 use rally_graph::plan::Plan;
@@ -22,7 +23,6 @@ use rally_metrics::{AtomicHistogram, BubbleCause, names};
 use rally_schedule::batch::DeviceBatch;
 use rally_schedule::planner::StepPlanner;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 use stragglers::Efforts;
 
 /// Nanoseconds in a second, as histograms of seconds count.
@@ -56,7 +56,7 @@ impl Work {
 /// A run's figures. Shared by its lanes, its planner, and all who look.
 #[derive(Debug)]
 pub struct RunFigures {
-    started: Instant,
+    clock: RunClock,
     lanes: Vec<CachePadded<LaneFigures>>,
     planner: PlannerFigures,
     /// Ids, by stage.
@@ -146,7 +146,7 @@ pub struct RunSample {
 impl RunFigures {
     /// All zero. `experts`: by lane, how many experts its routers choose among.
     pub(crate) fn new(
-        started: Instant,
+        clock: RunClock,
         plan: &Plan,
         graph: &StageGraph,
         planner: &StepPlanner,
@@ -154,7 +154,7 @@ impl RunFigures {
     ) -> Self {
         let lane = |index: usize| CachePadded::new(LaneFigures::new(plan, graph, index, experts[index]));
         Self {
-            started,
+            clock,
             lanes: (0..plan.lanes.len()).map(lane).collect(),
             planner: PlannerFigures {
                 running: AtomicU64::new(0),
@@ -174,7 +174,7 @@ impl RunFigures {
     pub fn sample(&self) -> RunSample {
         let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
         RunSample {
-            at_ns: self.started.elapsed().as_nanos() as u64,
+            at_ns: self.clock.now_ns(),
             lanes: self.lanes.iter().map(|lane| lane.sample()).collect(),
             running: read(&self.planner.running),
             waiting: read(&self.planner.waiting),

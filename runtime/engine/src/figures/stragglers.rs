@@ -101,10 +101,10 @@ impl RunFigures {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::clock::RunClock;
     use crate::toy::{Setup, policy};
     use rally_metrics::Identity;
     use rally_schedule::planner::StepPlanner;
-    use std::time::Instant;
 
     /// Effort and time of a task of this stage on `a.1`, of one that has `effort` and takes `ns` on its sibling.
     type Change = fn(stage: &str, effort: u64, ns: u64) -> (u64, u64);
@@ -114,7 +114,7 @@ mod tests {
         let parts = Setup { attention: 2, ..Setup::simple(policy(true), 2) }.parts();
         let planner = StepPlanner::new(parts.planner);
         let experts = vec![0; parts.plan.lanes.len()];
-        let mut figures = RunFigures::new(Instant::now(), &parts.plan, &parts.graph, &planner, &experts);
+        let mut figures = RunFigures::new(RunClock::start(), &parts.plan, &parts.graph, &planner, &experts);
         // As if its devices did unequal work for the same rows.
         let combine = figures.stages.iter().position(|stage| stage == "combine").expect("there is one");
         figures.uneven[combine] = true;

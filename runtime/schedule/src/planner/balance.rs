@@ -106,13 +106,16 @@ impl Loads {
     }
 
     fn mean(&self, device: Option<usize>) -> f64 {
-        let sum: f64 = self.micro_batches().map(|m| self.of(&self.cost, m, device)).sum();
+        let sum: f64 = match device {
+            Some(device) => self.cost[device..].iter().step_by(self.devices).sum(),
+            None => self.cost.iter().sum(),
+        };
         sum / self.micro_batches().len() as f64
     }
 
     fn heaviest(&self, device: Option<usize>) -> usize {
-        let cost = |m: &usize| self.of(&self.cost, *m, device);
-        self.micro_batches().max_by(|a, b| cost(a).total_cmp(&cost(b))).expect("there is a micro-batch")
+        let costs = self.micro_batches().map(|m| (m, self.of(&self.cost, m, device)));
+        costs.max_by(|a, b| a.1.total_cmp(&b.1)).expect("there is a micro-batch").0
     }
 
     /// The heaviest micro-batch, then the heaviest on each device, where it is well above the mean.
@@ -169,8 +172,7 @@ impl StepPlanner {
         loads.full.fill(0.0);
         loads.members.fill(0);
         loads.prompts.fill(0);
-        let alive = || running.iter().filter(|running| !running.ended);
-        for running in alive() {
+        for running in running.iter().filter(|running| !running.ended) {
             let cell = loads.cell(running.home, running.device);
             loads.members[cell] += 1;
             loads.prompts[cell] += usize::from(running.prefilling());
@@ -182,8 +184,13 @@ impl StepPlanner {
                 continue;
             }
             let cell = self.loads.cell(running.home, running.device);
-            let rows = most.div_ceil(self.loads.prompts[cell].max(1)).min(self.config.prefill_chunk);
-            let (cost, full) = (self.weight(running), self.weight_with(running, rows));
+            let (cost, full) = if running.decodes() {
+                let cost = self.cost.of(1, running.context());
+                (cost, cost)
+            } else {
+                let rows = most.div_ceil(self.loads.prompts[cell].max(1)).min(self.config.prefill_chunk);
+                (self.weight(running), self.weight_with(running, rows))
+            };
             self.loads.reading[cell] += if running.prefilling() { cost } else { 0.0 };
             self.loads.cost[cell] += cost;
             self.loads.full[cell] += full;
@@ -206,6 +213,9 @@ impl StepPlanner {
 
     /// What a sequence will cost in a step, its prompt at its share of the floor.
     fn weight(&self, running: &Running) -> f64 {
+        if running.decodes() {
+            return self.weight_with(running, 0);
+        }
         let prompts = self.loads.prompts[self.loads.cell(running.home, running.device)].max(1);
         self.weight_with(running, self.prompt_floor().div_ceil(prompts))
     }
