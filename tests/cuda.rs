@@ -4,6 +4,7 @@
 
 mod support;
 
+use rally::engine::schedule::batch::SamplingParams;
 use rally::engine::schedule::policy::Schedule;
 use rally::graph::kinds::KindRegistry;
 use rally::graph::spec::DeploymentSpec;
@@ -162,6 +163,38 @@ fn the_tiny_model_writes_the_same_text() {
     let want = tokens(support::run(&layout.spec(), &model, &asks, None));
     assert_eq!(tokens(run(&on_cuda(&layout, &["a", "f"]), &model, &asks, None)), want);
     assert_eq!(tokens(run(&exact(on_cuda(&one_device(), &["a"])), &model, &asks, None)), want);
+}
+
+/// Drawn with the same numbers, whatever filters: tokens, and log probabilities where they were asked for, are the CPU's.
+#[test]
+fn drawn_tokens_are_the_cpus() {
+    let (model, layout) = (repository("models/tiny-step3"), Layout::default());
+    let drawn = |seed: u64, temperature: f32, top_k: u32, top_p: f32, logprobs: Option<u32>| Ask {
+        sampling: SamplingParams { temperature, top_k, top_p, min_p: 0.001, seed },
+        logprobs,
+        ..Ask::greedy(&[1, 300, 17 + seed as u32, 255], 20)
+    };
+    let asks = [
+        drawn(1, 0.7, 0, 1.0, Some(5)),
+        drawn(2, 1.0, 50, 1.0, None),
+        drawn(3, 1.3, 0, 0.9, Some(0)),
+        drawn(4, 0.9, 200, 0.8, Some(20)),
+        drawn(5, 1.0, 0, 1.0, Some(30)),
+        Ask { logprobs: Some(3), ..Ask::greedy(&[1, 300, 17, 255], 20) },
+    ];
+    let want = support::run(&layout.spec(), &model, &asks, None);
+    let got = run(&on_cuda(&layout, &["a", "f"]), &model, &asks, None);
+    for (asked, (got, want)) in got.iter().zip(&want).enumerate() {
+        assert_eq!(got.tokens, want.tokens, "request {asked}");
+        assert_eq!(got.logprobs.len(), want.logprobs.len(), "request {asked}");
+        for ((odds, likely), (want_odds, want_likely)) in got.logprobs.iter().zip(&want.logprobs) {
+            assert!((odds - want_odds).abs() < 1e-3, "request {asked}: {odds} for {want_odds}");
+            assert_eq!(likely.len(), want_likely.len(), "request {asked}");
+            let off = likely.iter().zip(want_likely).map(|((_, got), (_, want))| (got - want).abs());
+            assert!(off.fold(0.0, f32::max) < 1e-3, "request {asked}: {likely:?} for {want_likely:?}");
+        }
+    }
+    assert_ne!(got[0].tokens, got[5].tokens, "drawn tokens are not the likeliest");
 }
 
 #[test]

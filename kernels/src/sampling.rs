@@ -197,7 +197,7 @@ fn keep_top_p(logits: &[f32], top_p: f64, odds: impl Fn(u32) -> f64, candidates:
 }
 
 /// A number in [0, 1) from the counter (seed, token index): two rounds of the splitmix64 finaliser.
-fn uniform(seed: u64, token_index: u64) -> f64 {
+pub fn uniform(seed: u64, token_index: u64) -> f64 {
     let bits = mix(mix(seed.wrapping_add(GOLDEN_GAMMA)).wrapping_add(token_index.wrapping_mul(GOLDEN_GAMMA)));
     (bits >> 11) as f64 / (1u64 << 53) as f64
 }

@@ -6,7 +6,7 @@ use crate::module::Module;
 use crate::probe::{self, Card};
 use crate::source::Source;
 use cudarc::driver::{result, sys};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// An open card. Shared by everything made on it, which keeps it open.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub struct Device {
     handle: sys::CUdevice,
     context: sys::CUcontext,
     cache: Option<CubinCache>,
+    /// Contexts of other cards that copies have come from.
+    peers: Mutex<Vec<usize>>,
 }
 
 // SAFETY: a context may be used from any thread that has made it current, which `bind` does.
@@ -34,7 +36,7 @@ impl Device {
         let handle = result::device::get(ordinal as i32).during("opening a device")?;
         // SAFETY: the handle is the driver's; released in `drop`.
         let context = unsafe { result::primary_ctx::retain(handle) }.during("opening a device's context")?;
-        let device = Arc::new(Device { card, handle, context, cache: CubinCache::for_user() });
+        let device = Arc::new(Device { card, handle, context, cache: CubinCache::for_user(), peers: Mutex::default() });
         device.bind()?;
         Ok(device)
     }
@@ -51,6 +53,22 @@ impl Device {
     pub fn bind(&self) -> Result<(), CudaError> {
         // SAFETY: the context is retained for as long as `self` lives.
         unsafe { result::ctx::set_current(self.context) }.during("making a device current")
+    }
+
+    /// Its context, which tells it from other cards.
+    pub(crate) fn address(&self) -> usize {
+        self.context as usize
+    }
+
+    /// Lets copies from the card with this context come directly, where the two cards can; where they cannot, the driver takes them
+    /// through the host. The device is current.
+    pub(crate) fn reach(&self, context: usize) {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if !peers.contains(&context) {
+            peers.push(context);
+            // SAFETY: the caller copies from memory of that context, so it is alive. A refusal only makes copies slower.
+            let _ = unsafe { sys::cuCtxEnablePeerAccess(context as sys::CUcontext, 0) };
+        }
     }
 
     /// Compiles (or takes from the cache) and loads one kernel file.

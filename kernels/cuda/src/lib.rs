@@ -24,6 +24,7 @@ pub mod split;
 mod stand_in;
 pub mod stream;
 mod tensor_map;
+mod timeline;
 
 pub use device::Device;
 pub use error::CudaError;

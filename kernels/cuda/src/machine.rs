@@ -1,17 +1,20 @@
 //! Where plain kernels run: a card, or the processor standing in for one. Owns the way in; what kernels mean is `ops`'.
 //!
-//! A machine is one stream of work in order, and memory. Several machines may be on one card and know nothing of each other.
+//! A machine is one stream of work in order, and memory. Several machines may be on one card; [`Mark`]s order the work of one behind
+//! that of another, and rows go from memory to memory.
 
 use crate::device::Device;
 use crate::error::CudaError;
 use crate::memory::{Arena, DeviceSlice, Plain, bytes_of, bytes_of_mut};
 use crate::module::{Kernel, Order, Shape};
 use crate::source::Source;
-use crate::stand_in::StandIn;
-use crate::stream::{Stream, equal_lengths};
+use crate::stand_in::{Flag, StandIn};
+use crate::stream::{Event, Stream, equal_lengths};
+use crate::timeline::Timeline;
 use std::ffi::c_void;
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Warps of a block of the plain kernels.
 const WARPS: u32 = 4;
@@ -46,7 +49,8 @@ impl Machines {
             Machines::Cards => {
                 let cards = crate::probe::cards()?.len();
                 let device = Device::open(index % cards)?;
-                Ok(Arc::new(Card { stream: Arc::new(Stream::new(&device)?), device }))
+                let (stream, timeline) = (Arc::new(Stream::new(&device)?), Timeline::new(&device)?);
+                Ok(Arc::new(Card { device, stream, timeline }))
             }
         }
     }
@@ -92,6 +96,101 @@ pub trait Machine: Debug + Send + Sync {
     /// # Errors
     /// The driver's own.
     fn fill(&self, slice: &DeviceSlice<u8>, byte: u8) -> Result<(), CudaError>;
+
+    /// Where its memory is.
+    fn place(&self) -> Place;
+
+    /// Copies bytes of the memory at `there`, this machine's or another's, behind all work so far of this one. Lengths agree; what
+    /// the other machine has yet to do with them is ordered by marks.
+    ///
+    /// # Errors
+    /// The driver's own.
+    fn copy_bytes(&self, from: &DeviceSlice<u8>, there: Place, to: &DeviceSlice<u8>) -> Result<(), CudaError>;
+
+    /// A mark that this machine can record.
+    ///
+    /// # Errors
+    /// The driver's own.
+    fn mark(&self) -> Result<Mark, CudaError>;
+
+    /// Puts one of its own marks behind all work so far.
+    ///
+    /// # Errors
+    /// The driver's own.
+    fn record(&self, mark: &Mark) -> Result<(), CudaError>;
+
+    /// Work from now on waits until a mark, this machine's or another's, is reached where it was recorded last. The host does not.
+    ///
+    /// # Errors
+    /// The driver's own.
+    fn wait_for(&self, mark: &Mark) -> Result<(), CudaError>;
+
+    /// When one of its own marks was reached, on the host's clock; it has been. The two clocks are held together to a few
+    /// microseconds, times between marks are true to half of one.
+    ///
+    /// # Errors
+    /// The driver's own.
+    fn when(&self, mark: &Mark) -> Result<Instant, CudaError>;
+}
+
+/// Whose memory: two machines of one card share it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place(usize);
+
+/// A point in a machine's work, with its time. One that was never recorded counts as reached.
+#[derive(Debug)]
+pub struct Mark(Point);
+
+#[derive(Debug)]
+enum Point {
+    OnCard(Event),
+    StandIn(Arc<Flag>),
+}
+
+impl Mark {
+    /// Whether the work before it is done.
+    ///
+    /// # Errors
+    /// The driver's own, a kernel's fault included.
+    pub fn is_reached(&self) -> Result<bool, CudaError> {
+        match &self.0 {
+            Point::OnCard(event) => event.is_done(),
+            Point::StandIn(flag) => Ok(flag.is_reached()),
+        }
+    }
+
+    /// Blocks until it is.
+    ///
+    /// # Errors
+    /// The driver's own, a kernel's fault included.
+    pub fn wait(&self) -> Result<(), CudaError> {
+        match &self.0 {
+            Point::OnCard(event) => event.synchronize(),
+            Point::StandIn(flag) => {
+                flag.wait();
+                Ok(())
+            }
+        }
+    }
+}
+
+fn other_kind(operation: &'static str) -> CudaError {
+    let problem = "a card's mark beside one of the processor standing in: use machines of one kind".into();
+    CudaError::Shape { operation, problem }
+}
+
+/// [`Machine::copy_bytes`] of elements.
+///
+/// # Errors
+/// [`CudaError::Shape`] if the lengths differ; the driver's own.
+pub fn copy<T: Plain>(
+    machine: &dyn Machine,
+    from: &DeviceSlice<T>,
+    there: Place,
+    to: &DeviceSlice<T>,
+) -> Result<(), CudaError> {
+    equal_lengths("copy", from.len(), to.len())?;
+    if from.is_empty() { Ok(()) } else { machine.copy_bytes(&from.as_bytes(), there, &to.as_bytes()) }
 }
 
 /// [`Machine::write_bytes`] of elements.
@@ -117,12 +216,12 @@ pub trait Launch: Debug + Send + Sync {
     /// Enqueues work on `items` items.
     ///
     /// # Safety
-    /// `arguments` points to a value of the kernel's parameter structure; memory it names is large enough for `items`, outlives
+    /// `arguments` points to a value of the kernel's parameter structure, of `bytes` bytes; memory it names is large enough for `items`, outlives
     /// the work, and has no other writer meanwhile.
     ///
     /// # Errors
     /// The driver's own; faults of the kernel come later, from whatever waits.
-    unsafe fn launch(&self, items: u32, arguments: *mut c_void) -> Result<(), CudaError>;
+    unsafe fn launch(&self, items: u32, arguments: *mut c_void, bytes: usize) -> Result<(), CudaError>;
 }
 
 /// A card's stream.
@@ -130,6 +229,7 @@ pub trait Launch: Debug + Send + Sync {
 struct Card {
     device: Arc<Device>,
     stream: Arc<Stream>,
+    timeline: Timeline,
 }
 
 impl Machine for Card {
@@ -168,6 +268,58 @@ impl Machine for Card {
         self.device.bind()?;
         self.stream.fill(slice, byte)
     }
+
+    fn place(&self) -> Place {
+        Place(self.device.address())
+    }
+
+    fn copy_bytes(&self, from: &DeviceSlice<u8>, there: Place, to: &DeviceSlice<u8>) -> Result<(), CudaError> {
+        self.device.bind()?;
+        if there == self.place() {
+            return self.stream.copy(from, to);
+        }
+        self.stream.copy_from_peer(from, there.0, to)
+    }
+
+    fn mark(&self) -> Result<Mark, CudaError> {
+        Ok(Mark(Point::OnCard(Event::timed(&self.device)?)))
+    }
+
+    fn record(&self, mark: &Mark) -> Result<(), CudaError> {
+        let Point::OnCard(event) = &mark.0 else { return Err(other_kind("record")) };
+        self.device.bind()?;
+        self.stream.record(event)
+    }
+
+    fn wait_for(&self, mark: &Mark) -> Result<(), CudaError> {
+        let Point::OnCard(event) = &mark.0 else { return Err(other_kind("wait_for")) };
+        self.device.bind()?;
+        self.stream.wait(event)
+    }
+
+    fn when(&self, mark: &Mark) -> Result<Instant, CudaError> {
+        let Point::OnCard(event) = &mark.0 else { return Err(other_kind("when")) };
+        self.device.bind()?;
+        self.timeline.when(event)
+    }
+}
+
+impl Mark {
+    pub(crate) fn stand_in(flag: Arc<Flag>) -> Mark {
+        Mark(Point::StandIn(flag))
+    }
+
+    pub(crate) fn flag(&self) -> Result<&Arc<Flag>, CudaError> {
+        match &self.0 {
+            Point::StandIn(flag) => Ok(flag),
+            Point::OnCard(_) => Err(other_kind("mark")),
+        }
+    }
+}
+
+impl Place {
+    /// The host's memory, which all that stand in share.
+    pub(crate) const HOST: Place = Place(0);
 }
 
 #[derive(Debug)]
@@ -177,7 +329,7 @@ struct OnCard {
 }
 
 impl Launch for OnCard {
-    unsafe fn launch(&self, items: u32, arguments: *mut c_void) -> Result<(), CudaError> {
+    unsafe fn launch(&self, items: u32, arguments: *mut c_void, _bytes: usize) -> Result<(), CudaError> {
         self.kernel.device().bind()?;
         let mut count = items as i32;
         let shape = Shape { grid: (items.div_ceil(WARPS), 1), block: WARPS * 32, order: Order::After };

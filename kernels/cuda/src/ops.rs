@@ -6,11 +6,13 @@
 mod attention;
 mod experts;
 mod rows;
+mod sample;
 mod weights;
 mod wire;
 
 pub use attention::{KvPages, Paged};
 pub use experts::{Routing, Sorted};
+pub use sample::{Choice, Chosen, REPORTED_AT_MOST};
 pub use weights::{HostMatrix, Weights};
 pub use wire::record_bytes;
 
@@ -66,6 +68,9 @@ pub struct Ops {
     count_experts: Box<dyn Launch>,
     place_experts: Box<dyn Launch>,
     sum_experts: Box<dyn Launch>,
+    digest_logits: Box<dyn Launch>,
+    choose_tokens: Box<dyn Launch>,
+    report_odds: Box<dyn Launch>,
     encode: Box<dyn Launch>,
     decode: Box<dyn Launch>,
 }
@@ -84,6 +89,8 @@ impl Ops {
         let [route] = kernels(on, &source::ROUTER, ["route"])?;
         let [count_experts, place_experts, sum_experts] =
             kernels(on, &source::EXPERTS, ["count_experts", "place_experts", "sum_experts"])?;
+        let [digest_logits, choose_tokens, report_odds] =
+            kernels(on, &source::SAMPLE, ["digest_logits", "choose_tokens", "report_odds"])?;
         let [encode, decode] = kernels(on, &source::WIRE, ["encode_wire", "decode_wire"])?;
         Ok(Ops {
             matmul,
@@ -97,6 +104,9 @@ impl Ops {
             count_experts,
             place_experts,
             sum_experts,
+            digest_logits,
+            choose_tokens,
+            report_odds,
             encode,
             decode,
             machine,
@@ -131,7 +141,7 @@ unsafe fn launch<A>(kernel: &dyn Launch, items: usize, mut arguments: A) -> Resu
         return Err(CudaError::Shape { operation: "launch", problem });
     };
     // SAFETY: passed on; the launch copies the arguments.
-    unsafe { kernel.launch(count.unsigned_abs(), (&raw mut arguments).cast::<c_void>()) }
+    unsafe { kernel.launch(count.unsigned_abs(), (&raw mut arguments).cast::<c_void>(), size_of::<A>()) }
 }
 
 /// A slice of at least `wanted` elements.

@@ -38,11 +38,13 @@ pub const ATTENTION: Source = source!("attention.cu", false);
 pub const ROUTER: Source = source!("router.cu", false);
 /// Rows by expert, and the sum of their answers.
 pub const EXPERTS: Source = source!("experts.cu", false);
+/// Tokens from logits.
+pub const SAMPLE: Source = source!("sample.cu", false);
 /// Rows as they cross an edge.
 pub const WIRE: Source = source!("wire.cu", false);
 
 /// Every kernel file.
-pub const SOURCES: [Source; 11] = [
+pub const SOURCES: [Source; 12] = [
     MFA_DECODE_BF16,
     MFA_DECODE_FP8,
     MFA_DECODE_PLAIN,
@@ -53,6 +55,7 @@ pub const SOURCES: [Source; 11] = [
     ATTENTION,
     ROUTER,
     EXPERTS,
+    SAMPLE,
     WIRE,
 ];
 

@@ -99,6 +99,36 @@ impl Stream {
         self.synchronize()
     }
 
+    /// Copies within the memory of its card, asynchronously.
+    ///
+    /// # Errors
+    /// As [`Stream::write`].
+    pub(crate) fn copy(&self, from: &DeviceSlice<u8>, to: &DeviceSlice<u8>) -> Result<(), CudaError> {
+        equal_lengths("copy", from.len(), to.len())?;
+        // SAFETY: lengths agree; whoever drops the slices waits for the work (`cuMemFree`).
+        unsafe { result::memcpy_dtod_async(to.address(), from.address(), from.len(), self.handle) }
+            .during("copying on the device")
+    }
+
+    /// Copies from the memory of another card, whose context `there` is, asynchronously.
+    ///
+    /// # Errors
+    /// As [`Stream::write`].
+    pub(crate) fn copy_from_peer(
+        &self,
+        from: &DeviceSlice<u8>,
+        there: usize,
+        to: &DeviceSlice<u8>,
+    ) -> Result<(), CudaError> {
+        equal_lengths("copy_from_peer", from.len(), to.len())?;
+        self.device.reach(there);
+        let (here, there) = (self.device.address() as sys::CUcontext, there as sys::CUcontext);
+        // SAFETY: lengths agree, and both contexts are alive: slices keep the devices of their memory open.
+        unsafe { sys::cuMemcpyPeerAsync(to.address(), here, from.address(), there, from.len(), self.handle) }
+            .result()
+            .during("copying from another card")
+    }
+
     /// Sets every byte of a slice, asynchronously.
     ///
     /// # Errors

@@ -4,7 +4,9 @@
 use half::bf16;
 use rally_cuda::machine::{Machine, Machines, read, write};
 use rally_cuda::memory::{DeviceSlice, Plain};
-use rally_cuda::ops::{HostMatrix, KvPages, Ops, Paged, Routing, Sorted, Stored, Weights, record_bytes};
+use rally_cuda::ops::{
+    Choice, Chosen, HostMatrix, KvPages, Ops, Paged, REPORTED_AT_MOST, Routing, Sorted, Stored, Weights, record_bytes,
+};
 use rally_kernels::activation::{axpy, swiglu_in_place};
 use rally_kernels::attention::{AttentionScratch, mfa_attention_chunk};
 use rally_kernels::dtype::StorageDtype;
@@ -14,6 +16,7 @@ use rally_kernels::matrix::{self, Matrix};
 use rally_kernels::norm::rms_norm;
 use rally_kernels::rope::RopeTable;
 use rally_kernels::router::route;
+use rally_kernels::sampling::{SamplingParams, SamplingScratch, log_prob, sample, top_log_probs, uniform};
 use rally_kernels::team::Team;
 use rally_kernels::wire;
 use std::sync::Arc;
@@ -309,6 +312,96 @@ fn experts_are_chosen_sorted_computed_and_summed() {
         ops.experts_down(&inner, &sorted, rows, &down, &answers).expect("enqueued");
         ops.sum_experts(&routing, &sorted, &answers, Some(&shared), rows, hidden, &y).expect("enqueued");
         near(&bench.got(&y), &want, hidden, 5e-6, &what);
+    }
+}
+
+/// Rows as greedy, and with every filter alone and together; each drawn several times. Many logits are equal: they are rounded.
+fn parameters(bench: &mut Bench) -> Vec<(SamplingParams, u64)> {
+    let greedy = SamplingParams::default();
+    let hot = SamplingParams { temperature: 0.8, ..greedy };
+    let kinds = [
+        greedy,
+        hot,
+        SamplingParams { top_k: 1, ..hot },
+        SamplingParams { top_k: 40, ..hot },
+        SamplingParams { top_k: u32::MAX, ..hot },
+        SamplingParams { top_p: 0.3, ..hot },
+        SamplingParams { top_p: 0.0, ..hot },
+        SamplingParams { top_p: 0.95, temperature: 3.0, ..hot },
+        SamplingParams { min_p: 0.1, ..hot },
+        SamplingParams { min_p: 1.0, ..hot },
+        SamplingParams { top_k: 25, top_p: 0.7, min_p: 0.02, temperature: 1.7, ..hot },
+    ];
+    let drawn = kinds.iter().flat_map(|kind| (0..9).map(|index| (*kind, index)));
+    drawn.map(|(kind, index)| (SamplingParams { seed: bench.next(), ..kind }, index)).collect()
+}
+
+#[test]
+fn tokens_are_those_that_the_cpu_chooses() {
+    let (mut bench, mut scratch) = (Bench::new(7), SamplingScratch::new());
+    let mut hot_tokens = std::collections::HashSet::new();
+    for (vocab, steps) in [(1, 8.0), (31, 8.0), (1003, 16.0), (1024, 1e6), (5000, 1e6)] {
+        let asked = parameters(&mut bench);
+        let rows = asked.len();
+        let logits: Vec<f32> =
+            bench.values(rows * vocab).iter().map(|value| (value * 6.0 * steps).round() / steps).collect();
+        let reported = |row: usize| (row % 4 != 3).then_some(row % (REPORTED_AT_MOST + 1));
+        let choices: Vec<Choice> = asked
+            .iter()
+            .enumerate()
+            .map(|(row, (how, index))| Choice {
+                uniform: uniform(how.seed, *index),
+                temperature: how.temperature,
+                top_p: how.top_p,
+                min_p: how.min_p,
+                top_k: i32::try_from(how.top_k).unwrap_or(i32::MAX),
+                reported: reported(row).map_or(-1, |most| most as i32),
+                unused: 0,
+            })
+            .collect();
+        let chosen = Chosen::new(bench.machine(), rows, vocab).expect("memory");
+        let (there, choices) = (bench.put(&logits), bench.put(&choices));
+        bench.ops.sample(&there, rows, vocab, &choices, true, &chosen).expect("enqueued");
+        let (mut tokens, mut odds) = (vec![0; rows * 2], vec![0.0; rows * (REPORTED_AT_MOST + 1)]);
+        let mut likely = vec![0; rows * REPORTED_AT_MOST];
+        read(bench.machine(), &chosen.tokens, &mut tokens).expect("read");
+        read(bench.machine(), &chosen.odds, &mut odds).expect("read");
+        read(bench.machine(), &chosen.likely, &mut likely).expect("read");
+        for (row, ((how, index), logits)) in asked.iter().zip(logits.chunks(vocab)).enumerate() {
+            let want = sample(logits, how, *index, &mut scratch).expect("finite logits");
+            assert_eq!(tokens[row * 2..row * 2 + 2], [want as i32, -1], "{vocab} tokens, row {row}: {how:?}");
+            if how.temperature > 0.0 && vocab == 5000 {
+                hot_tokens.insert(want);
+            }
+            let Some(most) = reported(row) else { continue };
+            let odds = &odds[row * (REPORTED_AT_MOST + 1)..];
+            let likely = &likely[row * REPORTED_AT_MOST..];
+            let close = |got: f32, want: f32| assert!((got - want).abs() <= 2e-6 * want.abs().max(1.0), "{got} {want}");
+            close(odds[0], log_prob(logits, want));
+            for (place, (token, odd)) in top_log_probs(logits, most).into_iter().enumerate() {
+                assert_eq!(likely[place], token as i32, "{vocab} tokens, row {row}, place {place}");
+                close(odds[place + 1], odd);
+            }
+            assert!(most <= vocab || likely[vocab] == -1, "no more tokens than there are");
+        }
+    }
+    assert!(hot_tokens.len() > 20, "draws differ");
+}
+
+#[test]
+fn broken_logits_are_named_and_nothing_is_drawn_from_them() {
+    let bench = Bench::new(8);
+    let vocab = 3000;
+    for (bad, at) in [(f32::NAN, 2999), (f32::INFINITY, 0), (f32::NEG_INFINITY, 1024)] {
+        let mut logits = vec![1.0; 2 * vocab];
+        (logits[vocab + at], logits[vocab + 2999]) = (bad, bad);
+        let choice = Choice { temperature: 1.0, top_p: 0.5, reported: 20, ..Choice::default() };
+        let chosen = Chosen::new(bench.machine(), 2, vocab).expect("memory");
+        let (there, choices) = (bench.put(&logits), bench.put(&[choice; 2]));
+        bench.ops.sample(&there, 2, vocab, &choices, true, &chosen).expect("enqueued");
+        let mut tokens = [0; 4];
+        read(bench.machine(), &chosen.tokens, &mut tokens).expect("read");
+        assert_eq!((tokens[1], tokens[3]), (-1, at as i32));
     }
 }
 

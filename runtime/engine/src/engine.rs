@@ -332,7 +332,8 @@ pub(crate) fn prepare(parts: &mut EngineParts, fixed: Option<FixedBatches>) -> R
     let control = Arc::new(Control::new(planner, &parts.plan, surroundings));
     let (graph, attention) = (Arc::clone(&parts.graph), parts.attention.clone());
     let shared = Shared { sync, control, clock, figures, work };
-    let mut wiring = Wiring::new(&graph, &attention, parts.planner.rows_per_device, parts.widths);
+    let remote = parts.devices.iter().map(|device| device.remote.is_some()).collect();
+    let mut wiring = Wiring::new(&graph, &attention, remote, parts.planner.rows_per_device, parts.widths);
     let mut lanes = Vec::new();
     for index in 0..parts.plan.lanes.len() {
         lanes.push(build_lane(parts, index, &shared, &mut wiring)?);

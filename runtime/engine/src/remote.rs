@@ -1,10 +1,13 @@
 //! Values that live in a device's own memory: what the engine asks for when rows of theirs cross an edge.
 //!
 //! A lane's [`Values`] then say how many rows there are and where they came from, and hold the numbers only where a probe looks.
+//! Between two such devices rows do not come to the host: a slot holds a [`Parcel`], which says where they are and from when on.
 
 use crate::stage::StageError;
 use crate::values::Values;
 use rally_kernels::dtype::StorageDtype;
+use std::any::Any;
+use std::sync::Arc;
 
 /// Which of a micro-batch's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +16,10 @@ pub enum Field {
     Input,
     /// FFN output y.
     Output,
+    /// What several parts of y are summed in before it is y, or goes home.
+    Sum,
+    /// One part of it, for as long as it takes to add it.
+    Part,
 }
 
 /// Consecutive rows of a micro-batch.
@@ -26,7 +33,21 @@ pub struct RemoteRows {
     pub rows: usize,
 }
 
+/// Rows that one device offers to another: where they are. What is in it is the devices' business, which are of one kind in a run.
+pub type Parcel = Arc<dyn Any + Send + Sync>;
+
+/// How rows cross.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crossing {
+    /// What they are stored as on the way.
+    pub dtype: StorageDtype,
+    /// Whether the chosen experts and their weights go with them.
+    pub routed: bool,
+}
+
 /// The values of all micro-batches on one device. Its stages work on the same memory, in the order in which they are called.
+///
+/// Nothing here waits for the device but what hands numbers to the host.
 pub trait RemoteValues: Send {
     /// What the device is, for people.
     fn name(&self) -> String;
@@ -38,8 +59,30 @@ pub trait RemoteValues: Send {
     /// The inverse of [`RemoteValues::encode`]; `bytes` may be let go at once.
     fn decode(&mut self, field: Field, at: RemoteRows, dtype: StorageDtype, bytes: &[u8]) -> Result<(), StageError>;
 
-    /// Writes rows of y, `[rows, hidden]`, as they are.
-    fn write_output(&mut self, at: RemoteRows, rows: &[f32]) -> Result<(), StageError>;
+    /// Offers rows to another device, encoded. `parcel` is the slot's own, made here when it is first used. Until they have been
+    /// accepted and, along the way of the rows, something has come back, they stay as they are: the plan sees to that.
+    fn offer(
+        &mut self,
+        field: Field,
+        at: RemoteRows,
+        crossing: Crossing,
+        parcel: &mut Option<Parcel>,
+    ) -> Result<(), StageError>;
+
+    /// Takes rows over that another device has offered.
+    fn accept(
+        &mut self,
+        field: Field,
+        at: RemoteRows,
+        crossing: Crossing,
+        parcel: Option<&Parcel>,
+    ) -> Result<(), StageError>;
+
+    /// `to += from`, row by row.
+    fn add(&mut self, to: Field, from: Field, at: RemoteRows) -> Result<(), StageError>;
+
+    /// Rounds rows as if they had crossed.
+    fn round(&mut self, field: Field, at: RemoteRows, dtype: StorageDtype) -> Result<(), StageError>;
 
     /// Reads the chosen experts of rows and their weights, `[rows, top_k]`.
     fn read_routing(&mut self, at: RemoteRows, ids: &mut [u32], weights: &mut [f32]) -> Result<(), StageError>;

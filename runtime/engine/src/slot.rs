@@ -2,11 +2,12 @@
 //! what crosses in them.
 //!
 //! A slot holds what would cross a wire: encoded rows, expert ids and weights, and a header. Within one process the bytes stay
-//! where they are: the source encodes into the slot, the destination decodes out of it. The plan orders the two, so the lock
+//! where they are: the source encodes into the slot, the destination decodes out of it; between devices with memory of their own the
+//! slot says where that is. The plan orders the two, so the lock
 //! around a slot is never contended; if it is, an order is wrong, and [`SlotError::Busy`] says so instead of corrupting rows.
 
 use crate::primitives::{Mutex, MutexGuard};
-use crate::remote::{Field, RemoteRows, RemoteValues};
+use crate::remote::{Crossing, Field, Parcel, RemoteRows, RemoteValues};
 use crate::stage::StageError;
 use crate::values::{Origin, Values, Widths};
 use rally_graph::spec::WireDtype;
@@ -33,6 +34,19 @@ pub struct Slot {
     rows: Vec<u8>,
     expert_ids: Vec<u32>,
     expert_weights: Vec<f32>,
+    /// The rows stay in the memory of devices.
+    stays: bool,
+    parcel: Option<Parcel>,
+}
+
+fn crossing(dtype: WireDtype, payload: Payload) -> Crossing {
+    Crossing { dtype: storage_dtype(dtype), routed: payload == Payload::RoutedInput }
+}
+
+/// Bytes of `rows` rows that cross, their routing included.
+fn crossing_bytes(rows: usize, widths: Widths, dtype: WireDtype, payload: Payload) -> usize {
+    let routing = if payload == Payload::RoutedInput { rows * widths.top_k * 8 } else { 0 };
+    wire::encoded_bytes(storage_dtype(dtype), rows, widths.hidden) + routing
 }
 
 /// Why a slot cannot be had.
@@ -71,7 +85,19 @@ impl Slot {
             rows: vec![0; wire::encoded_bytes(storage_dtype(dtype), rows, hidden)],
             expert_ids: vec![0; rows * top_k],
             expert_weights: vec![0.0; rows * top_k],
+            stays: false,
+            parcel: None,
         }
+    }
+
+    /// For rows that stay in the memory of devices.
+    pub fn of_parcels() -> Self {
+        Self { stays: true, ..Self::default() }
+    }
+
+    /// Whether the rows stay in the memory of devices.
+    pub fn stays(&self) -> bool {
+        self.stays
     }
 
     /// Encodes `header.rows` rows of `values` from `first_row` on. Returns the bytes that would cross.
@@ -96,26 +122,30 @@ impl Slot {
         bytes + count * 8
     }
 
-    /// [`Slot::send`] of values that live elsewhere.
+    /// [`Slot::send`] of values that live elsewhere, `field` of them.
     pub fn send_remote(
         &mut self,
         remote: &mut dyn RemoteValues,
-        at: RemoteRows,
+        (field, at): (Field, RemoteRows),
         widths: Widths,
         dtype: WireDtype,
         payload: Payload,
         header: Header,
     ) -> Result<usize, StageError> {
-        let bytes = wire::encoded_bytes(storage_dtype(dtype), at.rows, widths.hidden);
-        let field = if payload == Payload::Output { Field::Output } else { Field::Input };
         self.header = header;
-        remote.encode(field, at, storage_dtype(dtype), &mut self.rows[..bytes])?;
-        if payload != Payload::RoutedInput {
-            return Ok(bytes);
+        if self.stays {
+            if at.rows > 0 {
+                remote.offer(field, at, crossing(dtype, payload), &mut self.parcel)?;
+            }
+            return Ok(crossing_bytes(at.rows, widths, dtype, payload));
         }
-        let count = at.rows * widths.top_k;
-        remote.read_routing(at, &mut self.expert_ids[..count], &mut self.expert_weights[..count])?;
-        Ok(bytes + count * 8)
+        let bytes = wire::encoded_bytes(storage_dtype(dtype), at.rows, widths.hidden);
+        remote.encode(field, at, storage_dtype(dtype), &mut self.rows[..bytes])?;
+        if payload == Payload::RoutedInput {
+            let count = at.rows * widths.top_k;
+            remote.read_routing(at, &mut self.expert_ids[..count], &mut self.expert_weights[..count])?;
+        }
+        Ok(crossing_bytes(at.rows, widths, dtype, payload))
     }
 
     /// Encodes the first `header.rows` rows of `source`. Returns the bytes that would cross.
@@ -131,6 +161,10 @@ impl Slot {
     pub fn forward(&mut self, from: &Self, widths: Widths, dtype: WireDtype, payload: Payload) -> usize {
         let bytes = wire::encoded_bytes(storage_dtype(dtype), from.header.rows, widths.hidden);
         self.header = from.header;
+        if self.stays {
+            self.parcel.clone_from(&from.parcel);
+            return crossing_bytes(from.header.rows, widths, dtype, payload);
+        }
         self.rows[..bytes].copy_from_slice(&from.rows[..bytes]);
         if payload != Payload::RoutedInput {
             return bytes;
@@ -200,27 +234,39 @@ impl Slot {
         payload: Payload,
     ) -> Result<(), StageError> {
         let at = RemoteRows { micro_batch, first: values.rows, rows: self.header.rows };
-        let bytes = wire::encoded_bytes(storage_dtype(dtype), at.rows, values.widths.hidden);
-        remote.decode(Field::Input, at, storage_dtype(dtype), &self.rows[..bytes])?;
-        if payload == Payload::RoutedInput {
-            let count = at.rows * values.widths.top_k;
-            remote.write_routing(at, &self.expert_ids[..count], &self.expert_weights[..count])?;
+        if self.stays {
+            if at.rows > 0 {
+                remote.accept(Field::Input, at, crossing(dtype, payload), self.parcel.as_ref())?;
+            }
+        } else {
+            let bytes = wire::encoded_bytes(storage_dtype(dtype), at.rows, values.widths.hidden);
+            remote.decode(Field::Input, at, storage_dtype(dtype), &self.rows[..bytes])?;
+            if payload == Payload::RoutedInput {
+                let count = at.rows * values.widths.top_k;
+                remote.write_routing(at, &self.expert_ids[..count], &self.expert_weights[..count])?;
+            }
         }
         values.origins.push(Origin { device: from, first_row: at.first, rows: at.rows });
         values.rows += at.rows;
         Ok(())
     }
 
-    /// [`Slot::receive_output`] into values that live elsewhere.
+    /// [`Slot::receive_output`] into values that live elsewhere, `field` of them.
     pub fn receive_output_remote(
         &self,
         remote: &mut dyn RemoteValues,
-        at: RemoteRows,
+        (field, at): (Field, RemoteRows),
         hidden: usize,
         dtype: WireDtype,
     ) -> Result<(), StageError> {
-        let bytes = wire::encoded_bytes(storage_dtype(dtype), at.rows, hidden);
-        remote.decode(Field::Output, at, storage_dtype(dtype), &self.rows[..bytes])
+        match self.stays {
+            true if at.rows == 0 => Ok(()),
+            true => remote.accept(field, at, crossing(dtype, Payload::Output), self.parcel.as_ref()),
+            false => {
+                let bytes = wire::encoded_bytes(storage_dtype(dtype), at.rows, hidden);
+                remote.decode(field, at, storage_dtype(dtype), &self.rows[..bytes])
+            }
+        }
     }
 
     /// Decodes FFN output into `target`, `[rows, hidden]`.

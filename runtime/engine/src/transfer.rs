@@ -4,7 +4,7 @@
 //! the sum of a group that has several: on rails that sum crosses, and a broadcast rounds it alike, so both give the same bits.
 
 use crate::engine::EngineError;
-use crate::remote::{RemoteRows, RemoteValues};
+use crate::remote::{Field, RemoteRows, RemoteValues};
 use crate::slot::{self, Header, Slot, storage_dtype};
 use crate::values::{Values, Widths};
 use crate::wiring::{Forward, Moves, Outgoing, Part, Reduce, RowsOf, SharedSlot};
@@ -86,7 +86,10 @@ impl Transfer<'_> {
             let (dtype, payload, widths) = (self.dtype, self.payload, self.values.widths);
             let at = RemoteRows { micro_batch: self.micro_batch, first: rows.start, rows: rows.len() };
             bytes += match &mut self.remote {
-                Some(remote) => slot.send_remote(&mut **remote, at, widths, dtype, payload, header)?,
+                Some(remote) => {
+                    let field = if payload == Payload::Output { Field::Output } else { Field::Input };
+                    slot.send_remote(&mut **remote, (field, at), widths, dtype, payload, header)?
+                }
                 None => slot.send(self.values, rows.start, dtype, payload, header),
             } as u64;
         }
@@ -120,7 +123,28 @@ impl Transfer<'_> {
         let hidden = self.values.widths.hidden;
         let mut moved = Moved::default();
         for Reduce { home, parts, to } in reduces {
-            let header = Header { rows: self.rows_from(*home).len(), ..self.header };
+            let at = self.rows_from(*home);
+            let header = Header { rows: at.len(), ..self.header };
+            if let Some(remote) = &mut self.remote
+                && slot::take(to)?.stays()
+            {
+                let at = RemoteRows { micro_batch: self.micro_batch, first: at.start, rows: at.len() };
+                for (index, slot) in parts.iter().enumerate() {
+                    let slot = slot::take(slot)?;
+                    expect_header(slot.header(), header, Some(header.rows))?;
+                    let field = if index == 0 { Field::Sum } else { Field::Part };
+                    slot.receive_output_remote(&mut **remote, (field, at), hidden, self.dtype)?;
+                    if index > 0 {
+                        remote.add(Field::Sum, Field::Part, at)?;
+                    }
+                }
+                let (widths, dtype, payload) = (self.values.widths, self.dtype, self.payload);
+                let sent =
+                    slot::take(to)?.send_remote(&mut **remote, (Field::Sum, at), widths, dtype, payload, header)?;
+                moved.rows += header.rows;
+                moved.bytes += sent as u64;
+                continue;
+            }
             let (sum, part) = (&mut self.scratch.sum, &mut self.scratch.part);
             let count = header.rows * hidden;
             for (index, slot) in parts.iter().enumerate() {
@@ -158,21 +182,13 @@ impl Transfer<'_> {
     fn sum(&mut self, groups: &[Vec<Part>]) -> Result<Moved, EngineError> {
         let rows = self.header.rows;
         self.values.rows = rows;
-        if let (Some(remote), [parts]) = (&mut self.remote, groups)
-            && let [sources] = &parts[..]
-        {
-            // A part alone: nothing to add, so the rows go where the values live as they were encoded.
-            let (hidden, dtype, micro_batch) = (self.values.widths.hidden, self.dtype, self.micro_batch);
-            each_share(sources, self.header, |rows, slot| {
-                let at = RemoteRows { micro_batch, first: rows.start, rows: rows.len() };
-                Ok(slot.receive_output_remote(&mut **remote, at, hidden, dtype)?)
-            })?;
-            return Ok(Moved::carried(rows, 0));
-        }
-        self.sum_here(groups)?;
-        if let Some(remote) = &mut self.remote {
-            let at = RemoteRows { micro_batch: self.micro_batch, first: 0, rows };
-            remote.write_output(at, &self.values.y[..rows * self.values.widths.hidden])?;
+        match &mut self.remote {
+            Some(remote) => {
+                let at = RemoteRows { micro_batch: self.micro_batch, first: 0, rows };
+                let (hidden, dtype) = (self.values.widths.hidden, self.dtype);
+                sum_there(&mut **remote, at, groups, hidden, dtype, self.header)?;
+            }
+            None => self.sum_here(groups)?,
         }
         Ok(Moved::carried(rows, 0))
     }
@@ -200,6 +216,37 @@ impl Transfer<'_> {
         }
         Ok(())
     }
+}
+
+/// [`Transfer::sum_here`] where the values live elsewhere: the same sums in the same order.
+fn sum_there(
+    remote: &mut dyn RemoteValues,
+    at: RemoteRows,
+    groups: &[Vec<Part>],
+    hidden: usize,
+    dtype: WireDtype,
+    header: Header,
+) -> Result<(), EngineError> {
+    for (g, parts) in groups.iter().enumerate() {
+        let target = if g == 0 { Field::Output } else { Field::Sum };
+        for (index, sources) in parts.iter().enumerate() {
+            let field = if index == 0 { target } else { Field::Part };
+            each_share(sources, header, |rows, slot| {
+                let at = RemoteRows { first: rows.start, rows: rows.len(), ..at };
+                Ok(slot.receive_output_remote(remote, (field, at), hidden, dtype)?)
+            })?;
+            if index > 0 {
+                remote.add(target, Field::Part, at)?;
+            }
+        }
+        if parts.len() > 1 && dtype != WireDtype::F32 {
+            remote.round(target, at, storage_dtype(dtype))?;
+        }
+        if g > 0 {
+            remote.add(Field::Output, Field::Sum, at)?;
+        }
+    }
+    Ok(())
 }
 
 /// Decodes a part of y into `target`, each replica's rows to their places.

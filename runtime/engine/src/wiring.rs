@@ -123,6 +123,8 @@ enum Leg {
 pub(crate) struct Wiring<'a> {
     graph: &'a StageGraph,
     attention: &'a [DeviceIndex],
+    /// By device: whether its values live in memory of its own.
+    remote: Vec<bool>,
     /// By layer.
     ffns: Vec<Option<FfnLayout>>,
     made: HashMap<(StageIndex, usize, DeviceIndex, DeviceIndex, Leg), SharedSlot>,
@@ -139,12 +141,21 @@ struct End<'a> {
     transfer: &'a ResolvedTransfer,
     rails: Option<Rails>,
     ffn: FfnLayout,
+    /// All devices of the transfer have memory of their own, so its rows never come to the host.
+    stays: bool,
 }
 
 impl<'a> Wiring<'a> {
     /// `rows`: most rows of a micro-batch on an attention device.
-    pub(crate) fn new(graph: &'a StageGraph, attention: &'a [DeviceIndex], rows: usize, widths: Widths) -> Self {
-        Self { graph, attention, ffns: FfnLayout::by_layer(graph), made: HashMap::new(), rows, widths }
+    /// `remote`: by device, whether its values live in memory of its own.
+    pub(crate) fn new(
+        graph: &'a StageGraph,
+        attention: &'a [DeviceIndex],
+        remote: Vec<bool>,
+        rows: usize,
+        widths: Widths,
+    ) -> Self {
+        Self { graph, attention, remote, ffns: FfnLayout::by_layer(graph), made: HashMap::new(), rows, widths }
     }
 
     /// What `task` of micro-batch `micro_batch` moves.
@@ -162,6 +173,7 @@ impl<'a> Wiring<'a> {
             transfer,
             rails: Rails::of(graph, transfer),
             ffn: ffn.unwrap_or_else(|| FfnLayout::one_copy(graph, ffn_ends)),
+            stays: transfer.from.iter().chain(&transfer.to).all(|device| self.remote[*device]),
         };
         match (task.role, output, &end.rails) {
             (TaskRole::Compute, ..) => Moves::Nothing,
@@ -202,7 +214,11 @@ impl<'a> Wiring<'a> {
     }
 
     fn slot(&mut self, end: &End<'_>, from: DeviceIndex, to: DeviceIndex, leg: Leg) -> SharedSlot {
-        let make = || Arc::new(Mutex::new(Slot::new(self.rows, self.widths.hidden, self.widths.top_k, end.dtype)));
+        let slot = || match end.stays {
+            true => Slot::of_parcels(),
+            false => Slot::new(self.rows, self.widths.hidden, self.widths.top_k, end.dtype),
+        };
+        let make = || Arc::new(Mutex::new(slot()));
         Arc::clone(self.made.entry((end.stage, end.micro_batch, from, to, leg)).or_insert_with(make))
     }
 

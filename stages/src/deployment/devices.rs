@@ -3,11 +3,13 @@
 use super::assemble::{AssembleError, AssembleOptions};
 use crate::checkpoint::WeightSource;
 #[cfg(feature = "cuda")]
-use crate::kinds::cuda::{CudaDevice, CudaValues};
+use crate::kinds::cuda::{Crossings, CudaDevice, CudaValues};
 use crate::kinds::{BuildContext, BuildError, StageRegistry};
 #[cfg(feature = "cuda")]
 use rally_cuda::CudaError;
 use rally_engine::schedule::planner::PlannerConfig;
+#[cfg(feature = "cuda")]
+use rally_engine::slot::storage_dtype;
 use rally_engine::{DeviceParts, Widths};
 #[cfg(feature = "cuda")]
 use rally_graph::hardware::Machine;
@@ -17,8 +19,16 @@ use rally_graph::kinds::KindRegistry;
 use rally_graph::memory::{DeviceMemory, device_memory};
 use rally_graph::model::ModelShape;
 use rally_graph::routes::Exchanges;
+#[cfg(feature = "cuda")]
+use rally_graph::routes::Rails;
+#[cfg(feature = "cuda")]
+use rally_graph::spec::WireDtype;
 use rally_graph::spec::{Backend, DeploymentSpec};
+#[cfg(feature = "cuda")]
+use rally_graph::stage_graph::Payload;
 use rally_graph::stage_graph::{DeviceIndex, StageGraph};
+#[cfg(feature = "cuda")]
+use rally_kernels::wire;
 use std::collections::{BTreeSet, HashMap};
 
 /// What stages are made from.
@@ -65,10 +75,32 @@ pub(super) fn open(
             fits(memory, *before, free as u64).map_err(|why| refused(format!("{}: {why}", machine.name())))?;
             *before += memory.needed_bytes();
         }
-        let device = CudaDevice::open(machine, &making.planner, rows, making.widths).map_err(fault)?;
+        let crossings = crossings(making.graph, opened.len(), making.widths.hidden);
+        let device = CudaDevice::open(machine, &making.planner, rows, making.widths, &crossings).map_err(fault)?;
         opened.push(Some(device));
     }
     Ok(opened)
+}
+
+/// What `device` offers to others of its kind, and whether it sums what it gets.
+#[cfg(feature = "cuda")]
+fn crossings(graph: &StageGraph, device: DeviceIndex, hidden: usize) -> Crossings {
+    let mut crossings = Crossings::default();
+    for instance in graph.graph.node_weights() {
+        let Some(transfer) = &graph.stages[instance.stage].transfer else { continue };
+        let output = instance.payload == Payload::Output;
+        let railed = output && Rails::of(graph, transfer).is_some();
+        crossings.sums |= output && transfer.from.len() > 1 && (railed || transfer.to.contains(&device));
+        if transfer.dtype != WireDtype::F32 && transfer.from.contains(&device) {
+            let bytes = wire::encoded_bytes(storage_dtype(transfer.dtype), 1, hidden);
+            let widest = |room: &mut usize| *room = bytes.max(*room);
+            widest(&mut crossings.offered[usize::from(output)]);
+            if railed {
+                widest(&mut crossings.offered[2]);
+            }
+        }
+    }
+    crossings
 }
 
 /// Whether a device finds room beside the `before` bytes that others were promised of the `free` ones of its card.

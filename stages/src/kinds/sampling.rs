@@ -67,7 +67,7 @@ pub(super) fn most_samples(context: &BuildContext<'_>) -> usize {
 }
 
 /// A token for each group that samples, from `logits`, `[groups that sample, vocab]`.
-pub(super) fn choose_all(
+fn choose_all(
     task: &mut TaskContext<'_>,
     logits: &[f32],
     vocab: usize,

@@ -3,7 +3,7 @@
 use rally_cuda::CudaError;
 use rally_cuda::machine::{Machine, write};
 use rally_cuda::memory::{Arena, DeviceSlice, Plain};
-use rally_cuda::ops::{Ops, Paged, Routing, Stored, Weights, record_bytes};
+use rally_cuda::ops::{Choice, Ops, Paged, Routing, Stored, Weights, record_bytes};
 use rally_engine::Widths;
 use rally_engine::schedule::planner::PlannerConfig;
 use rally_engine::stage::StageError;
@@ -15,8 +15,10 @@ pub struct CudaDevice {
     ops: Ops,
     pub(super) widths: Widths,
     values: Vec<MicroBatch>,
-    /// Encoded rows on their way in or out.
+    /// Encoded rows on their way in, or out to the host.
     pub(super) wire: DeviceSlice<u8>,
+    /// A part of a sum, `[rows, hidden]`; empty where nothing is summed.
+    pub(super) part: DeviceSlice<f32>,
     /// Matrices that several stages share, by tensor name.
     shared: Mutex<HashMap<String, Arc<Weights>>>,
 }
@@ -29,9 +31,13 @@ pub(super) struct MicroBatch {
     pub(super) u: DeviceSlice<f32>,
     /// FFN output.
     pub(super) y: DeviceSlice<f32>,
+    /// A sum of parts of y that is not y yet; empty where there is none.
+    pub(super) sum: DeviceSlice<f32>,
+    /// What is offered of u, y and sum as it crosses, row by row; empty where they cross as they are, or do not.
+    pub(super) offered: [DeviceSlice<u8>; 3],
     /// Chosen experts, `[rows, top_k]`.
     pub(super) routing: Routing,
-    /// The batch descriptor: the four parts and the page numbers, one after another.
+    /// The batch descriptor: the five parts and the page numbers, one after another.
     pub(super) descriptor: DeviceSlice<i32>,
     /// Token ids, a part of it.
     pub(super) tokens: DeviceSlice<i32>,
@@ -39,39 +45,67 @@ pub(super) struct MicroBatch {
     pub(super) paged: Paged,
     /// Rows that tokens are sampled from.
     pub(super) sampled: DeviceSlice<i32>,
+    /// How.
+    pub(super) choices: DeviceSlice<Choice>,
+}
+
+/// Words of a descriptor for each row before the page numbers: token, position, first page, sampled row, and a choice.
+pub(super) const DESCRIBED: usize = 4 + size_of::<Choice>() / size_of::<i32>();
+
+/// What a device does with rows that cross to or from devices of its kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Crossings {
+    /// Bytes of a row of u, of y, and of a sum of parts of y, as it offers them; 0 if they cross as they are, or do not.
+    pub(crate) offered: [usize; 3],
+    /// Whether it sums parts of y.
+    pub(crate) sums: bool,
 }
 
 impl MicroBatch {
-    fn new(machine: &dyn Machine, rows: usize, widths: Widths, pages: usize) -> Result<Self, CudaError> {
-        let (wide, chosen, described) = (rows * widths.hidden, rows * widths.top_k, rows * 4 + pages);
-        let sizes = [wide, wide, wide, chosen, chosen, described];
-        let mut arena = machine.allocate(Arena::bytes_for(sizes.map(|count| count * 4)))?;
-        let (x, u, y) = (arena.take(wide)?, arena.take(wide)?, arena.take(wide)?);
+    fn new(
+        machine: &dyn Machine,
+        rows: usize,
+        widths: Widths,
+        pages: usize,
+        crossings: &Crossings,
+    ) -> Result<Self, CudaError> {
+        let (wide, chosen, described) = (rows * widths.hidden, rows * widths.top_k, rows * DESCRIBED + pages);
+        let summed = if crossings.sums { wide } else { 0 };
+        let offered = crossings.offered.map(|record| rows * record);
+        let sizes = [wide, wide, wide, summed, chosen, chosen, described].map(|count| count * 4);
+        let mut arena = machine.allocate(Arena::bytes_for(sizes.into_iter().chain(offered)))?;
+        let (x, u, y, sum) = (arena.take(wide)?, arena.take(wide)?, arena.take(wide)?, arena.take(summed)?);
         let routing = Routing { ids: arena.take(chosen)?, weights: arena.take(chosen)? };
         let descriptor: DeviceSlice<i32> = arena.take(described)?;
+        let offered = [arena.take(offered[0])?, arena.take(offered[1])?, arena.take(offered[2])?];
         let part = |index: usize| descriptor.part(index * rows, rows);
-        let paged = Paged { positions: part(1), first: part(2), pages: descriptor.part(4 * rows, pages) };
-        Ok(Self { x, u, y, routing, tokens: part(0), sampled: part(3), paged, descriptor })
+        let paged = Paged { positions: part(1), first: part(2), pages: descriptor.part(DESCRIBED * rows, pages) };
+        // A choice holds a double: after four words a row, of an arena's slice, it is aligned.
+        let choices = descriptor.part(4 * rows, (DESCRIBED - 4) * rows).as_bytes().cast();
+        Ok(Self { x, u, y, sum, offered, routing, tokens: part(0), sampled: part(3), choices, paged, descriptor })
     }
 }
 
 impl CudaDevice {
     /// On a machine of its own. `rows`: most rows of a micro-batch.
-    pub fn open(
+    pub(crate) fn open(
         machine: Arc<dyn Machine>,
         planner: &PlannerConfig,
         rows: usize,
         widths: Widths,
+        crossings: &Crossings,
     ) -> Result<Arc<Self>, CudaError> {
         let ops = Ops::new(machine)?;
         let machine = Arc::clone(ops.machine());
         let pages = planner.pages_per_device as usize;
-        let values = (0..planner.micro_batches).map(|_| MicroBatch::new(&*machine, rows, widths, pages));
+        let values = (0..planner.micro_batches).map(|_| MicroBatch::new(&*machine, rows, widths, pages, crossings));
         let values = values.collect::<Result<_, _>>()?;
         // An f32 record is the longest, unless rows are so narrow that a scale outweighs them.
         let record = record_bytes(Stored::F32, widths.hidden).max(record_bytes(Stored::Fp8, widths.hidden));
         let wire = machine.allocate(rows * record)?.take(rows * record)?;
-        Ok(Arc::new(Self { ops, widths, values, wire, shared: Mutex::default() }))
+        let part = if crossings.sums { rows * widths.hidden } else { 0 };
+        let part = machine.allocate(part * size_of::<f32>())?.take(part)?;
+        Ok(Arc::new(Self { ops, widths, values, wire, part, shared: Mutex::default() }))
     }
 
     /// What it is, for people.

@@ -1,7 +1,7 @@
 //! The built-in stages on CUDA devices: the same work as their neighbours one folder up, on values that stay in the device's memory.
 //!
-//! A stage enqueues and does not wait. What waits is a transfer that sends rows to another device (`values.rs`), and sampling, which
-//! brings the chosen rows' logits to the host. Not here, and refused: a split output projection and experts with copies.
+//! A stage enqueues and does not wait. What waits is sampling, whose tokens the host needs, and a transfer that sends rows to a device
+//! of another kind (`values.rs`). Not here, and refused: a split output projection and experts with copies.
 
 mod attention;
 mod device;
@@ -12,6 +12,7 @@ mod router;
 mod sampling;
 mod values;
 
+pub(crate) use device::Crossings;
 pub use device::CudaDevice;
 pub(crate) use values::CudaValues;
 

@@ -1,16 +1,19 @@
-//! `sampling` on a CUDA device: final norm and head there; the chosen rows' logits come to the host, which chooses tokens.
+//! `sampling` on a CUDA device: final norm, head and the choice of tokens there. Tokens come to the host, log probabilities where a
+//! request asked for them, and whole rows of logits only where it asked for those.
 
 use super::super::registry::{BuildContext, BuildError};
-use super::super::sampling::{choose_all, head_name, most_samples};
+use super::super::sampling::{head_name, most_samples};
 use super::device::CudaDevice;
+use super::embed::reported;
 use super::fault;
 use super::load::{self, LoadError};
 use rally_cuda::CudaError;
 use rally_cuda::machine::read;
 use rally_cuda::memory::DeviceSlice;
-use rally_cuda::ops::Weights;
-use rally_engine::stage::{Stage, StageError, TaskContext};
-use rally_kernels::sampling::SamplingScratch;
+use rally_cuda::ops::{Chosen, REPORTED_AT_MOST, Weights};
+use rally_engine::schedule::batch::{RowGroup, SampleSpec};
+use rally_engine::stage::{Sample, Stage, StageError, TaskContext};
+use rally_kernels::sampling::{log_prob, top_log_probs};
 use std::sync::Arc;
 
 struct Sampling {
@@ -21,8 +24,11 @@ struct Sampling {
     /// Last rows of the groups that sample, `[groups, hidden]`.
     rows: DeviceSlice<f32>,
     logits: DeviceSlice<f32>,
-    host_logits: Vec<f32>,
-    scratch: SamplingScratch,
+    chosen: Chosen,
+    /// What the host is told of it.
+    tokens: Vec<i32>,
+    odds: Vec<f32>,
+    likely: Vec<i32>,
 }
 
 pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) -> Result<Box<dyn Stage>, BuildError> {
@@ -37,30 +43,80 @@ pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) ->
         eps: shape.rms_norm_eps,
         rows: device.buffer(most * hidden).map_err(fault(device))?,
         logits: device.buffer(most * vocab).map_err(fault(device))?,
-        host_logits: vec![0.0; most * vocab],
-        scratch: SamplingScratch::default(),
+        chosen: Chosen::new(device.machine(), most, vocab).map_err(fault(device))?,
+        tokens: vec![0; most * 2],
+        odds: vec![0.0; most * (REPORTED_AT_MOST + 1)],
+        likely: vec![0; most * REPORTED_AT_MOST],
         device: Arc::clone(device),
     }))
 }
 
+/// Groups that sample.
+fn sampled<'a>(task: &TaskContext<'a>) -> impl Iterator<Item = (&'a RowGroup, &'a SampleSpec)> + use<'a> {
+    task.batch.groups.iter().filter_map(|group| Some((group, group.sample.as_ref()?)))
+}
+
 impl Stage for Sampling {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
-        let count = task.batch.groups.iter().filter(|group| group.sample.is_some()).count();
+        let count = sampled(task).count();
         if count == 0 {
             return Ok(());
         }
-        self.logits(task, count).map_err(self.device.fault())?;
-        choose_all(task, &self.host_logits, self.head.rows(), &mut self.scratch)
+        self.choose(task, count).map_err(self.device.fault())?;
+        for (row, (group, spec)) in sampled(task).enumerate() {
+            let sample = self.sample(row, group, spec)?;
+            task.last_tokens[group.slot] = sample.token;
+            task.samples.push(sample);
+        }
+        Ok(())
     }
 }
 
 impl Sampling {
     /// Of the first `count` rows that `embed` noted.
-    fn logits(&mut self, task: &TaskContext<'_>, count: usize) -> Result<(), CudaError> {
+    fn choose(&mut self, task: &TaskContext<'_>, count: usize) -> Result<(), CudaError> {
         let (ops, values) = (self.device.ops(), self.device.values(task.micro_batch));
+        let (vocab, machine) = (self.head.rows(), self.device.machine());
+        let reports = sampled(task).any(|(_, spec)| reported(spec).is_some());
         ops.rms_norm(&values.x, Some(&values.sampled), count, &self.norm, self.eps, &self.rows)?;
         ops.matmul(&self.rows, count, &self.head, &self.logits)?;
-        let wanted = count * self.head.rows();
-        read(self.device.machine(), &self.logits.part(0, wanted), &mut self.host_logits[..wanted])
+        ops.sample(&self.logits, count, vocab, &values.choices, reports, &self.chosen)?;
+        read(machine, &self.chosen.tokens.part(0, count * 2), &mut self.tokens[..count * 2])?;
+        if reports {
+            let (odds, likely) = (count * (REPORTED_AT_MOST + 1), count * REPORTED_AT_MOST);
+            read(machine, &self.chosen.odds.part(0, odds), &mut self.odds[..odds])?;
+            read(machine, &self.chosen.likely.part(0, likely), &mut self.likely[..likely])?;
+        }
+        Ok(())
+    }
+
+    /// What the device chose for the `row`-th group that samples.
+    fn sample(&self, row: usize, group: &RowGroup, spec: &SampleSpec) -> Result<Sample, StageError> {
+        let (token, broken) = (self.tokens[row * 2] as u32, self.tokens[row * 2 + 1]);
+        if let Ok(token) = usize::try_from(broken) {
+            return Err(StageError::NonFiniteLogits { sequence: group.sequence, token });
+        }
+        let by_host = spec.detail.logprobs.filter(|_| reported(spec).is_none());
+        let mut logits = None;
+        if spec.detail.logits || by_host.is_some() {
+            let vocab = self.head.rows();
+            let mut whole = vec![0.0; vocab];
+            let there = self.logits.part(row * vocab, vocab);
+            read(self.device.machine(), &there, &mut whole).map_err(self.device.fault())?;
+            logits = Some(whole);
+        }
+        let logprobs = match (by_host, &logits) {
+            (Some(most), Some(logits)) => Some((log_prob(logits, token), top_log_probs(logits, most as usize))),
+            _ => reported(spec).map(|most| self.reported(row, most)),
+        };
+        Ok(Sample { sequence: group.sequence, token, logprobs, logits: logits.filter(|_| spec.detail.logits) })
+    }
+
+    /// Log probabilities as the device reported them.
+    fn reported(&self, row: usize, most: usize) -> (f32, Vec<(u32, f32)>) {
+        let odds = &self.odds[row * (REPORTED_AT_MOST + 1)..];
+        let likely = &self.likely[row * REPORTED_AT_MOST..][..most];
+        let known = likely.iter().zip(&odds[1..]).take_while(|(token, _)| **token >= 0);
+        (odds[0], known.map(|(token, odds)| (*token as u32, *odds)).collect())
     }
 }

@@ -1,15 +1,20 @@
 //! The values of a CUDA device where rows of theirs cross an edge.
+//!
+//! To and from the host they cross as bytes. Between CUDA devices nobody waits: what is offered stays where it is, encoded if it
+//! crosses encoded, with a mark behind it; who accepts it lets its own work wait for the mark, and copies.
 
-use super::device::CudaDevice;
+use super::device::{CudaDevice, MicroBatch};
 use super::load::stored;
-use rally_cuda::machine::{read, write};
+use rally_cuda::CudaError;
+use rally_cuda::machine::{Mark, copy, read, write};
 use rally_cuda::memory::DeviceSlice;
-use rally_cuda::ops::Stored;
-use rally_engine::remote::{Field, RemoteRows, RemoteValues};
+use rally_cuda::ops::{Stored, record_bytes};
+use rally_engine::remote::{Crossing, Field, Parcel, RemoteRows, RemoteValues};
 use rally_engine::stage::StageError;
 use rally_engine::values::Values;
 use rally_kernels::dtype::StorageDtype;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What the engine gets of a device.
 pub(crate) struct CudaValues {
@@ -18,16 +23,90 @@ pub(crate) struct CudaValues {
     ids: Vec<i32>,
 }
 
+/// Rows of one slot, for another device.
+struct Offer {
+    device: Arc<CudaDevice>,
+    field: Field,
+    micro_batch: usize,
+    /// First row, written before the lane says that it has sent.
+    first: AtomicUsize,
+    /// Behind the last that was done for these rows.
+    mark: Mark,
+}
+
+/// Place in [`MicroBatch::offered`].
+fn offered(values: &MicroBatch, field: Field) -> Option<&DeviceSlice<u8>> {
+    match field {
+        Field::Input => Some(&values.offered[0]),
+        Field::Output => Some(&values.offered[1]),
+        Field::Sum => Some(&values.offered[2]),
+        Field::Part => None,
+    }
+}
+
+fn no_room(field: Field) -> CudaError {
+    let problem = format!("{field:?} is offered, and no room was made for it: a fault of ours");
+    CudaError::Shape { operation: "offer", problem }
+}
+
 impl CudaValues {
     pub(crate) fn new(device: Arc<CudaDevice>) -> Self {
         Self { device, ids: Vec::new() }
     }
 
     fn rows(&self, field: Field, at: RemoteRows) -> DeviceSlice<f32> {
-        let (values, hidden) = (self.device.values(at.micro_batch), self.device.widths.hidden);
-        let whole = if field == Field::Input { &values.u } else { &values.y };
-        whole.part(at.first * hidden, at.rows * hidden)
+        rows(&self.device, field, at)
     }
+
+    fn try_offer(&self, field: Field, at: RemoteRows, crossing: Crossing, mark: &Mark) -> Result<(), CudaError> {
+        let hidden = self.device.widths.hidden;
+        let dtype = stored(crossing.dtype);
+        if dtype != Stored::F32 {
+            let room = offered(self.device.values(at.micro_batch), field).filter(|room| !room.is_empty());
+            let record = record_bytes(dtype, hidden);
+            let bytes = room.ok_or_else(|| no_room(field))?.part(at.first * record, at.rows * record);
+            self.device.ops().encode(&self.rows(field, at), at.rows, hidden, dtype, &bytes)?;
+        }
+        self.device.machine().record(mark)
+    }
+
+    fn try_accept(&self, field: Field, at: RemoteRows, crossing: Crossing, offer: &Offer) -> Result<(), CudaError> {
+        let (machine, there) = (self.device.machine(), offer.device.machine().place());
+        let (hidden, top_k, dtype) = (self.device.widths.hidden, self.device.widths.top_k, stored(crossing.dtype));
+        let source = RemoteRows { micro_batch: offer.micro_batch, first: offer.first.load(Ordering::Relaxed), ..at };
+        machine.wait_for(&offer.mark)?;
+        let target = self.rows(field, at);
+        if dtype == Stored::F32 {
+            copy(machine, &rows(&offer.device, offer.field, source), there, &target)?;
+        } else {
+            let record = record_bytes(dtype, hidden);
+            let room = offered(offer.device.values(source.micro_batch), offer.field);
+            let bytes = room.ok_or_else(|| no_room(offer.field))?.part(source.first * record, at.rows * record);
+            let wire = self.device.wire.part(0, bytes.len());
+            copy(machine, &bytes, there, &wire)?;
+            self.device.ops().decode(&wire, at.rows, hidden, dtype, &target)?;
+        }
+        if crossing.routed {
+            let (from, to) =
+                (&offer.device.values(source.micro_batch).routing, &self.device.values(at.micro_batch).routing);
+            let (first, here, count) = (source.first * top_k, at.first * top_k, at.rows * top_k);
+            copy(machine, &from.ids.part(first, count), there, &to.ids.part(here, count))?;
+            copy(machine, &from.weights.part(first, count), there, &to.weights.part(here, count))?;
+        }
+        Ok(())
+    }
+}
+
+/// Rows of a field of a device's values.
+fn rows(device: &CudaDevice, field: Field, at: RemoteRows) -> DeviceSlice<f32> {
+    let (values, hidden) = (device.values(at.micro_batch), device.widths.hidden);
+    let whole = match field {
+        Field::Input => &values.u,
+        Field::Output => &values.y,
+        Field::Sum => &values.sum,
+        Field::Part => &device.part,
+    };
+    whole.part(at.first * hidden, at.rows * hidden)
 }
 
 impl RemoteValues for CudaValues {
@@ -64,8 +143,52 @@ impl RemoteValues for CudaValues {
         done.map_err(self.device.fault())
     }
 
-    fn write_output(&mut self, at: RemoteRows, rows: &[f32]) -> Result<(), StageError> {
-        write(self.device.machine(), rows, &self.rows(Field::Output, at)).map_err(self.device.fault())
+    fn offer(
+        &mut self,
+        field: Field,
+        at: RemoteRows,
+        crossing: Crossing,
+        parcel: &mut Option<Parcel>,
+    ) -> Result<(), StageError> {
+        let made = match parcel.take() {
+            Some(made) => made,
+            None => {
+                let mark = self.device.machine().mark().map_err(self.device.fault())?;
+                let device = Arc::clone(&self.device);
+                Arc::new(Offer { device, field, micro_batch: at.micro_batch, first: AtomicUsize::new(0), mark })
+            }
+        };
+        let offer = offer(&made)?;
+        offer.first.store(at.first, Ordering::Relaxed);
+        self.try_offer(field, at, crossing, &offer.mark).map_err(self.device.fault())?;
+        *parcel = Some(made);
+        Ok(())
+    }
+
+    fn accept(
+        &mut self,
+        field: Field,
+        at: RemoteRows,
+        crossing: Crossing,
+        parcel: Option<&Parcel>,
+    ) -> Result<(), StageError> {
+        let nothing = || StageError::Other("rows are due from a device that has offered none: a fault of ours".into());
+        let offer = offer(parcel.ok_or_else(nothing)?)?;
+        self.try_accept(field, at, crossing, offer).map_err(self.device.fault())
+    }
+
+    fn add(&mut self, to: Field, from: Field, at: RemoteRows) -> Result<(), StageError> {
+        let (to, from) = (self.rows(to, at), self.rows(from, at));
+        self.device.ops().add(&to, &from, at.rows, self.device.widths.hidden).map_err(self.device.fault())
+    }
+
+    fn round(&mut self, field: Field, at: RemoteRows, dtype: StorageDtype) -> Result<(), StageError> {
+        let (rows, hidden, dtype) = (self.rows(field, at), self.device.widths.hidden, stored(dtype));
+        let (ops, wire) = (self.device.ops(), self.device.wire.part(0, at.rows * record_bytes(dtype, hidden)));
+        let rounded = ops
+            .encode(&rows, at.rows, hidden, dtype, &wire)
+            .and_then(|()| ops.decode(&wire, at.rows, hidden, dtype, &rows));
+        rounded.map_err(self.device.fault())
     }
 
     fn read_routing(&mut self, at: RemoteRows, ids: &mut [u32], weights: &mut [f32]) -> Result<(), StageError> {
@@ -97,4 +220,10 @@ impl RemoteValues for CudaValues {
         }
         self.read_routing(at, &mut values.expert_ids[..chosen], &mut values.expert_weights[..chosen])
     }
+}
+
+/// What is in a parcel. Devices of one run that have memory of their own are all of this kind.
+fn offer(parcel: &Parcel) -> Result<&Offer, StageError> {
+    let other = || StageError::Other("rows of a device of another kind were to stay in its memory".into());
+    parcel.downcast_ref().ok_or_else(other)
 }
