@@ -6,6 +6,8 @@ mod support;
 
 use rally::engine::schedule::batch::SamplingParams;
 use rally::engine::schedule::policy::Schedule;
+use rally::engine::span::{LaneReport, Span};
+use rally::engine::{RunEvent, RunReport};
 use rally::graph::kinds::KindRegistry;
 use rally::graph::spec::DeploymentSpec;
 use rally::graph::stage_graph::StageGraph;
@@ -17,7 +19,7 @@ use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use support::{
-    Answer, Ask, Golden, Layout, Notes, Places, answers, bits, exact, repository, row_error, start_with, worst,
+    Answer, Ask, Golden, Layout, Notes, Places, answers, bits, exact, repository, request, row_error, start_with, worst,
 };
 
 /// Stands in unless a card is asked for.
@@ -44,6 +46,82 @@ fn run(spec: &DeploymentSpec, model: &Path, asks: &[Ask], probe: Option<Arc<Note
     let probe = probe.map(|notes| notes as _);
     let options = AssembleOptions { probe, machines: machines(), ..AssembleOptions::default() };
     answers(start_with(spec, &shape, &weights, options), asks)
+}
+
+/// The same, kernel by kernel or with captured graphs, and what the lanes did.
+fn run_traced(spec: &DeploymentSpec, model: &Path, asks: &[Ask], eager: bool) -> (Vec<Answer>, RunReport) {
+    let shape = load_model_shape(model).expect("the model's configuration is in order");
+    let weights = Checkpoint::open(model).expect("the model's weights are there");
+    let options =
+        AssembleOptions { machines: machines(), eager, spans_per_lane: 100_000, ..AssembleOptions::default() };
+    let engine = start_with(spec, &shape, &weights, options);
+    let mut answers = vec![Answer::default(); asks.len()];
+    let requests = asks.iter().enumerate().map(|(id, ask)| request(id as u64, ask));
+    let report = engine.run_to_end(requests, |event| {
+        if let RunEvent::Token(token) = event {
+            let answer = &mut answers[token.sample.sequence as usize];
+            answer.tokens.push(token.sample.token);
+            answer.logits.push(token.sample.logits.expect("logits were asked for"));
+        }
+    });
+    (answers, report.expect("the run ends well"))
+}
+
+/// Sequences that come and go, so that steps differ in rows.
+fn uneven_asks() -> Vec<Ask> {
+    (0..7u32).map(|i| Ask::greedy(&vec![1 + 40 * i; 1 + 3 * i as usize], 4 + 5 * i as usize)).collect()
+}
+
+#[test]
+fn a_replayed_step_has_the_bits_of_an_eager_one() {
+    let model = repository("tests/golden/step3-renorm");
+    let layouts = [
+        (one_device(), &["a"][..]),
+        (Layout { kv: "fp8_e4m3", a2f: "bf16", f2a: "fp8_e4m3", ..Layout::default() }, &["a", "f"]),
+        (Layout { attention: 2, router_on_ffn: true, ..Layout::default() }, &["a", "f"]),
+    ];
+    for (layout, sides) in layouts {
+        let spec = on_cuda(&layout, sides);
+        let (eager, _) = run_traced(&spec, &model, &uneven_asks(), true);
+        let (replayed, _) = run_traced(&spec, &model, &uneven_asks(), false);
+        assert_eq!(bits(&replayed), bits(&eager), "{sides:?}");
+        assert!(eager.iter().all(|answer| !answer.tokens.is_empty()));
+    }
+}
+
+/// A span is when the device worked: spans of a lane follow each other and add up, and rows are not received before they were sent.
+#[test]
+fn spans_of_cuda_lanes_are_the_devices() {
+    let model = repository("tests/golden/step3-m");
+    let spec = on_cuda(&Layout::default(), &["a", "f"]);
+    let (_, report) = run_traced(&spec, &model, &uneven_asks(), false);
+    for lane in &report.lanes {
+        assert_eq!(lane.dropped_spans, 0);
+        let took = |span: &Span| span.end_ns - span.start_ns;
+        assert_eq!(lane.spans.iter().map(took).sum::<u64>(), lane.busy_ns, "{}", lane.name);
+        assert_eq!(lane.spans.len() as u64, lane.tasks);
+        let mut before_ns = 0;
+        for span in &lane.spans {
+            assert!(
+                before_ns <= span.ready_ns.saturating_sub(span.admission_ns),
+                "a gap begins behind the span before"
+            );
+            assert!(span.ready_ns <= span.start_ns && span.start_ns <= span.end_ns);
+            before_ns = span.end_ns;
+        }
+        let (first, last) = (lane.spans[0].start_ns, lane.spans[lane.spans.len() - 1].end_ns);
+        assert_eq!(last - first, lane.active_ns);
+    }
+    // To tell a device what to do takes next to nothing: these are not the lanes' own times.
+    let busy: f64 = report.lanes.iter().map(LaneReport::busy_share).sum();
+    assert!(busy > 0.2, "the devices worked {busy} of the time");
+    // Of every step the first rows that the FFN side gets: sent first, received later.
+    let [attention, ffn] = &report.lanes[..] else { panic!("two lanes") };
+    let sent = |step: u64| attention.spans.iter().filter(move |span| span.step == step && span.bytes > 0);
+    for received in &ffn.spans {
+        let first = sent(received.step).map(|span| span.end_ns).min().expect("something was sent in this step");
+        assert!(first <= received.end_ns + 20_000, "step {}: {first} {received:?}", received.step);
+    }
 }
 
 fn one_device() -> Layout {

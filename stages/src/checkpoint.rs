@@ -8,6 +8,8 @@ mod error;
 mod files;
 mod header;
 mod names;
+#[cfg(feature = "cuda")]
+mod outline;
 mod random;
 mod read;
 mod shared;
@@ -23,6 +25,8 @@ use rally_kernels::matrix::Matrix;
 
 pub use error::CheckpointError;
 use files::Files;
+#[cfg(feature = "cuda")]
+pub(crate) use outline::Outline;
 pub use random::RandomWeights;
 use read::{Located, Slice};
 pub use shared::{AssemblyWeights, SharedWeights};

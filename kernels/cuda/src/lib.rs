@@ -9,6 +9,7 @@
 
 pub mod cache;
 pub mod compile;
+pub mod counting;
 pub mod device;
 pub mod error;
 pub mod graph;

@@ -5,7 +5,8 @@
 
 use crate::device::Device;
 use crate::error::CudaError;
-use crate::memory::{Arena, DeviceSlice, Plain, bytes_of, bytes_of_mut};
+use crate::graph::CudaGraph;
+use crate::memory::{Arena, DeviceSlice, Plain, Reserve, bytes_of, bytes_of_mut};
 use crate::module::{Kernel, Order, Shape};
 use crate::source::Source;
 use crate::stand_in::{Flag, StandIn};
@@ -14,6 +15,7 @@ use crate::timeline::Timeline;
 use std::ffi::c_void;
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// Warps of a block of the plain kernels.
@@ -32,6 +34,14 @@ pub enum Machines {
 /// The environment variable that [`Machines::from_environment`] reads.
 pub const VARIABLE: &str = "RALLY_CUDA";
 
+/// The environment variable that [`launches_one_by_one`] reads.
+pub const GRAPHS: &str = "RALLY_CUDA_GRAPHS";
+
+/// Whether `RALLY_CUDA_GRAPHS` is `off`: kernels are then launched one by one, not replayed as CUDA graphs.
+pub fn launches_one_by_one() -> bool {
+    std::env::var(GRAPHS).as_deref() == Ok("off")
+}
+
 impl Machines {
     /// What `RALLY_CUDA` says: `stand-in`, or anything else or nothing for the cards.
     pub fn from_environment() -> Machines {
@@ -49,8 +59,14 @@ impl Machines {
             Machines::Cards => {
                 let cards = crate::probe::cards()?.len();
                 let device = Device::open(index % cards)?;
-                let (stream, timeline) = (Arc::new(Stream::new(&device)?), Timeline::new(&device)?);
-                Ok(Arc::new(Card { device, stream, timeline }))
+                let (stream, timeline) = (Arc::new(Stream::new(&device)?), Timeline::of(&device)?);
+                Ok(Arc::new(Card {
+                    device,
+                    stream,
+                    timeline,
+                    is_capturing: AtomicBool::new(false),
+                    reserve: Reserve::default(),
+                }))
             }
         }
     }
@@ -66,6 +82,12 @@ pub trait Machine: Debug + Send + Sync {
     /// # Errors
     /// The driver's own.
     fn free_bytes(&self) -> Result<Option<usize>, CudaError>;
+
+    /// Takes `bytes` at once, out of which [`Machine::allocate`] is served from then on, as long as there is some.
+    ///
+    /// # Errors
+    /// As [`Machine::allocate`].
+    fn reserve(&self, bytes: usize) -> Result<(), CudaError>;
 
     /// Takes memory; what is in it is not said.
     ///
@@ -131,6 +153,28 @@ pub trait Machine: Debug + Send + Sync {
     /// # Errors
     /// The driver's own.
     fn when(&self, mark: &Mark) -> Result<Instant, CudaError>;
+
+    /// Keeps what `enqueue` enqueues, instead of doing it, so that it can be done again and again. Only kernels are kept: whatever
+    /// brings numbers from the host, or waits, is refused meanwhile. Memory that they use must outlive them.
+    ///
+    /// # Errors
+    /// What `enqueue` says; [`CudaError::Shape`] for what cannot be kept; the driver's own.
+    fn capture(&self, enqueue: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<Box<dyn Replay>, CudaError>;
+}
+
+/// Captured work.
+pub trait Replay: Debug + Send {
+    /// Enqueues it.
+    ///
+    /// # Errors
+    /// The driver's own; faults of kernels come later, from whatever waits.
+    fn launch(&self) -> Result<(), CudaError>;
+}
+
+/// What a capture cannot keep.
+pub(crate) fn not_kept(operation: &'static str) -> CudaError {
+    let problem = "asked for while kernels were captured: it would not be done again with them".into();
+    CudaError::Shape { operation, problem }
 }
 
 /// Whose memory: two machines of one card share it.
@@ -229,7 +273,19 @@ pub trait Launch: Debug + Send + Sync {
 struct Card {
     device: Arc<Device>,
     stream: Arc<Stream>,
-    timeline: Timeline,
+    timeline: Arc<Timeline>,
+    is_capturing: AtomicBool,
+    reserve: Reserve,
+}
+
+impl Card {
+    /// For what is not kernels.
+    fn bind(&self, operation: &'static str) -> Result<(), CudaError> {
+        if self.is_capturing.load(Ordering::Relaxed) {
+            return Err(not_kept(operation));
+        }
+        self.device.bind()
+    }
 }
 
 impl Machine for Card {
@@ -241,8 +297,13 @@ impl Machine for Card {
         self.device.memory().map(|(free, _)| Some(free))
     }
 
+    fn reserve(&self, bytes: usize) -> Result<(), CudaError> {
+        self.reserve.put(Arena::new(&self.device, bytes)?);
+        Ok(())
+    }
+
     fn allocate(&self, bytes: usize) -> Result<Arena, CudaError> {
-        Arena::new(&self.device, bytes)
+        self.reserve.take(bytes).map_or_else(|| Arena::new(&self.device, bytes), Ok)
     }
 
     fn kernels(&self, source: &Source, names: &[&'static str]) -> Result<Vec<Box<dyn Launch>>, CudaError> {
@@ -255,17 +316,17 @@ impl Machine for Card {
     }
 
     fn write_bytes(&self, from: &[u8], to: &DeviceSlice<u8>) -> Result<(), CudaError> {
-        self.device.bind()?;
+        self.bind("write")?;
         self.stream.write_staged(from, to)
     }
 
     fn read_bytes(&self, from: &DeviceSlice<u8>, to: &mut [u8]) -> Result<(), CudaError> {
-        self.device.bind()?;
+        self.bind("read")?;
         self.stream.read(from, to)
     }
 
     fn fill(&self, slice: &DeviceSlice<u8>, byte: u8) -> Result<(), CudaError> {
-        self.device.bind()?;
+        self.bind("fill")?;
         self.stream.fill(slice, byte)
     }
 
@@ -274,7 +335,7 @@ impl Machine for Card {
     }
 
     fn copy_bytes(&self, from: &DeviceSlice<u8>, there: Place, to: &DeviceSlice<u8>) -> Result<(), CudaError> {
-        self.device.bind()?;
+        self.bind("copy")?;
         if there == self.place() {
             return self.stream.copy(from, to);
         }
@@ -287,20 +348,42 @@ impl Machine for Card {
 
     fn record(&self, mark: &Mark) -> Result<(), CudaError> {
         let Point::OnCard(event) = &mark.0 else { return Err(other_kind("record")) };
-        self.device.bind()?;
+        self.bind("record")?;
         self.stream.record(event)
     }
 
     fn wait_for(&self, mark: &Mark) -> Result<(), CudaError> {
         let Point::OnCard(event) = &mark.0 else { return Err(other_kind("wait_for")) };
-        self.device.bind()?;
+        self.bind("wait_for")?;
         self.stream.wait(event)
     }
 
     fn when(&self, mark: &Mark) -> Result<Instant, CudaError> {
         let Point::OnCard(event) = &mark.0 else { return Err(other_kind("when")) };
-        self.device.bind()?;
+        self.bind("when")?;
         self.timeline.when(event)
+    }
+
+    fn capture(&self, enqueue: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<Box<dyn Replay>, CudaError> {
+        self.bind("capture")?;
+        self.is_capturing.store(true, Ordering::Relaxed);
+        let graph = CudaGraph::capture(&self.stream, |_| enqueue());
+        self.is_capturing.store(false, Ordering::Relaxed);
+        Ok(Box::new(Captured { graph: graph?, stream: Arc::clone(&self.stream) }))
+    }
+}
+
+/// A card's graph.
+#[derive(Debug)]
+struct Captured {
+    graph: CudaGraph,
+    stream: Arc<Stream>,
+}
+
+impl Replay for Captured {
+    fn launch(&self) -> Result<(), CudaError> {
+        self.stream.device().bind()?;
+        self.graph.launch(&self.stream)
     }
 }
 

@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::error::{Context, CudaError};
 use cudarc::driver::{result, sys};
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What every slice of an arena begins at a multiple of: enough for copy-engine descriptors and whole cache lines.
 pub const ALIGNMENT: usize = 256;
@@ -77,6 +77,11 @@ impl Arena {
         Arena { allocation, address, used: 0, bytes }
     }
 
+    /// Of memory that someone has already taken.
+    pub(crate) fn within(slice: &DeviceSlice<u8>) -> Arena {
+        Arena::over(slice.allocation.clone(), slice.address, slice.count)
+    }
+
     /// The next `count` elements, uninitialised, aligned to [`ALIGNMENT`].
     ///
     /// # Errors
@@ -96,6 +101,24 @@ impl Arena {
     /// Bytes an arena needs to hand out slices of these sizes in this order.
     pub fn bytes_for(sizes: impl IntoIterator<Item = usize>) -> usize {
         sizes.into_iter().fold(0, |used, bytes| used.next_multiple_of(ALIGNMENT) + bytes)
+    }
+}
+
+/// Memory that a machine has taken ahead of those who ask it for some.
+#[derive(Debug, Default)]
+pub(crate) struct Reserve(Mutex<Option<Arena>>);
+
+impl Reserve {
+    /// What is asked for from now on comes out of `arena`.
+    pub(crate) fn put(&self, arena: Arena) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(arena);
+    }
+
+    /// `bytes` of it, or nothing if there is none, or no more of it.
+    pub(crate) fn take(&self, bytes: usize) -> Option<Arena> {
+        let mut reserve = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let slice = reserve.as_mut()?.take::<u8>(bytes).ok()?;
+        Some(Arena::within(&slice))
     }
 }
 

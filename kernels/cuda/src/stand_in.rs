@@ -6,12 +6,12 @@ mod compile;
 mod queue;
 
 use crate::error::CudaError;
-use crate::machine::{Launch, Machine, Mark, Place};
-use crate::memory::{Arena, DeviceSlice, Keeper};
+use crate::machine::{Launch, Machine, Mark, Place, Replay};
+use crate::memory::{Arena, DeviceSlice, Keeper, Reserve};
 use crate::source::Source;
 use compile::{Function, Libraries};
 pub(crate) use queue::Flag;
-use queue::{Job, Queue};
+use queue::{Call, Job, Queue};
 use std::ffi::c_void;
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,6 +20,7 @@ use std::time::Instant;
 pub(crate) struct StandIn {
     libraries: Arc<Libraries>,
     queue: Arc<Queue>,
+    reserve: Reserve,
 }
 
 impl StandIn {
@@ -27,7 +28,7 @@ impl StandIn {
         let failed = |problem| CudaError::StandIn { problem };
         let libraries = compile::once().map_err(failed)?;
         let queue = Queue::new().map_err(|error| failed(format!("no thread: {error}")))?;
-        Ok(StandIn { libraries, queue: Arc::new(queue) })
+        Ok(StandIn { libraries, queue: Arc::new(queue), reserve: Reserve::default() })
     }
 }
 
@@ -57,7 +58,15 @@ impl Machine for StandIn {
         Ok(None)
     }
 
+    fn reserve(&self, bytes: usize) -> Result<(), CudaError> {
+        self.reserve.put(self.allocate(bytes)?);
+        Ok(())
+    }
+
     fn allocate(&self, bytes: usize) -> Result<Arena, CudaError> {
+        if let Some(arena) = self.reserve.take(bytes) {
+            return Ok(arena);
+        }
         // Whole pieces, so that the start can be moved up to a multiple of their size.
         let count = bytes.div_ceil(256) + 1;
         let words = vec![[0x7fc0_0000_7fc0_0000; 32]; count].into_boxed_slice();
@@ -76,20 +85,18 @@ impl Machine for StandIn {
     }
 
     fn write_bytes(&self, from: &[u8], to: &DeviceSlice<u8>) -> Result<(), CudaError> {
-        self.queue.push(Job::Write { bytes: from.into(), to: to.clone() });
-        Ok(())
+        self.queue.push(Job::Write { bytes: from.into(), to: to.clone() })
     }
 
     fn read_bytes(&self, from: &DeviceSlice<u8>, to: &mut [u8]) -> Result<(), CudaError> {
-        self.queue.finish();
+        self.queue.finish()?;
         // SAFETY: the slice keeps its memory and is as long; nothing enqueued is left, and whoever shares it orders its uses.
         unsafe { std::ptr::copy_nonoverlapping(from.address() as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
     }
 
     fn fill(&self, slice: &DeviceSlice<u8>, byte: u8) -> Result<(), CudaError> {
-        self.queue.push(Job::Fill { slice: slice.clone(), byte });
-        Ok(())
+        self.queue.push(Job::Fill { slice: slice.clone(), byte })
     }
 
     fn place(&self) -> Place {
@@ -97,8 +104,7 @@ impl Machine for StandIn {
     }
 
     fn copy_bytes(&self, from: &DeviceSlice<u8>, _there: Place, to: &DeviceSlice<u8>) -> Result<(), CudaError> {
-        self.queue.push(Job::Copy { from: from.clone(), to: to.clone() });
-        Ok(())
+        self.queue.push(Job::Copy { from: from.clone(), to: to.clone() })
     }
 
     fn mark(&self) -> Result<Mark, CudaError> {
@@ -107,18 +113,38 @@ impl Machine for StandIn {
 
     fn record(&self, mark: &Mark) -> Result<(), CudaError> {
         let flag = mark.flag()?;
-        self.queue.push(Job::Reach { flag: Arc::clone(flag), turn: flag.recorded() });
-        Ok(())
+        self.queue.push(Job::Reach { flag: Arc::clone(flag), turn: flag.recorded() })
     }
 
     fn wait_for(&self, mark: &Mark) -> Result<(), CudaError> {
         let flag = mark.flag()?;
-        self.queue.push(Job::Wait { flag: Arc::clone(flag), turn: flag.turn() });
-        Ok(())
+        self.queue.push(Job::Wait { flag: Arc::clone(flag), turn: flag.turn() })
+    }
+
+    fn capture(&self, enqueue: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<Box<dyn Replay>, CudaError> {
+        self.queue.begin_capture();
+        let enqueued = enqueue();
+        let launches = self.queue.end_capture();
+        enqueued?;
+        Ok(Box::new(Captured { launches, queue: Arc::clone(&self.queue), _libraries: Arc::clone(&self.libraries) }))
     }
 
     fn when(&self, mark: &Mark) -> Result<Instant, CudaError> {
         Ok(mark.flag()?.at())
+    }
+}
+
+/// Launches to be repeated.
+#[derive(Debug)]
+struct Captured {
+    launches: Vec<Call>,
+    queue: Arc<Queue>,
+    _libraries: Arc<Libraries>,
+}
+
+impl Replay for Captured {
+    fn launch(&self) -> Result<(), CudaError> {
+        self.launches.iter().try_for_each(|launch| self.queue.push(Job::Run(launch.clone())))
     }
 }
 
@@ -132,7 +158,6 @@ struct Called {
 impl Launch for Called {
     unsafe fn launch(&self, items: u32, arguments: *mut c_void, bytes: usize) -> Result<(), CudaError> {
         // SAFETY: the caller's promise.
-        unsafe { self.queue.launch(self.function, items, arguments, bytes) };
-        Ok(())
+        unsafe { self.queue.launch(self.function, items, arguments, bytes) }
     }
 }

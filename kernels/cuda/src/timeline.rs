@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::error::CudaError;
 use crate::stream::{Event, Stream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// How long clocks run side by side before they are held against each other again: some ten parts in a million is what they may
@@ -28,11 +28,24 @@ struct Anchor {
     at: Instant,
 }
 
+/// By card, while anyone has it.
+static OPEN: Mutex<Vec<(usize, Weak<Timeline>)>> = Mutex::new(Vec::new());
+
 impl Timeline {
-    pub(crate) fn new(device: &Arc<Device>) -> Result<Timeline, CudaError> {
+    /// The card's: one for all that is on it, so that what comes later there is later here.
+    pub(crate) fn of(device: &Arc<Device>) -> Result<Arc<Timeline>, CudaError> {
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|(_, timeline)| timeline.strong_count() > 0);
+        let found =
+            open.iter().find(|(card, _)| *card == device.address()).and_then(|(_, timeline)| timeline.upgrade());
+        if let Some(timeline) = found {
+            return Ok(timeline);
+        }
         let (stream, event) = (Stream::new(device)?, Event::timed(device)?);
         let at = meet(&stream, &event)?;
-        Ok(Timeline { stream, anchor: Mutex::new(Anchor { event, at }) })
+        let timeline = Arc::new(Timeline { stream, anchor: Mutex::new(Anchor { event, at }) });
+        open.push((device.address(), Arc::downgrade(&timeline)));
+        Ok(timeline)
     }
 
     /// When an event that has been reached was.

@@ -101,3 +101,51 @@ fn times_of_marks_are_the_hosts() {
         assert!(before <= from + slack && from < to && to <= after + slack, "{before:?} {from:?} {to:?} {after:?}");
     }
 }
+
+#[test]
+fn captured_kernels_do_the_same_again_and_nothing_while_they_are_captured() {
+    let work = Work::new(machine(0));
+    let put = |value: f32, to: &DeviceSlice<f32>| {
+        write(work.machine(), &vec![value; ROWS * WIDTH], to).expect("written");
+    };
+    let got = || {
+        let mut got = vec![-1.0; ROWS * WIDTH];
+        read(work.machine(), &work.to, &mut got).expect("read");
+        got
+    };
+    put(3.0, &work.from);
+    put(0.0, &work.to);
+    let twice = work.machine().capture(&mut || {
+        work.ops.matmul(&work.from, ROWS, &work.identity, &work.to)?;
+        work.ops.add(&work.to, &work.from, ROWS, WIDTH)
+    });
+    let twice = twice.expect("kernels can be captured");
+    assert!(got().iter().all(|got| *got == 0.0), "a capture does nothing yet");
+    for value in [3.0, 5.0] {
+        put(value, &work.from);
+        twice.launch().expect("enqueued");
+        assert!(got().iter().all(|got| *got == 2.0 * value), "the memory as it is at each replay");
+    }
+    // What a replay would not do again is refused, and nothing is left of the attempt.
+    let refused = work.machine().capture(&mut || write(work.machine(), &[1.0], &work.to.part(0, 1)));
+    assert!(refused.is_err_and(|error| error.to_string().contains("captured")));
+    put(7.0, &work.from);
+    twice.launch().expect("enqueued");
+    assert!(got().iter().all(|got| *got == 14.0));
+}
+
+#[test]
+fn memory_comes_out_of_what_was_reserved() {
+    let machine = machine(0);
+    let bytes = |slice: &DeviceSlice<u8>| slice.address();
+    machine.reserve(1024).expect("memory");
+    let take = |count: usize| machine.allocate(count).and_then(|mut arena| arena.take::<u8>(count)).expect("memory");
+    let (first, second, third, beyond) = (take(100), take(512), take(1), take(500));
+    assert_eq!([bytes(&second) - bytes(&first), bytes(&third) - bytes(&first)], [256, 768]);
+    assert!(bytes(&beyond).abs_diff(bytes(&first)) >= 1024 - 500, "what is not there comes from elsewhere");
+    write(&*machine, &[7u8; 500], &beyond).expect("written");
+    write(&*machine, &[1u8; 100], &first).expect("written");
+    let mut got = [0u8; 500];
+    read(&*machine, &beyond, &mut got).expect("read");
+    assert_eq!(got, [7u8; 500]);
+}

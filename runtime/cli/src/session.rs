@@ -10,9 +10,9 @@ use rally_engine::schedule::policy::Schedule;
 use rally_load::LoadLimits;
 use rally_load::goodput::{Goal, GoalKind};
 use rally_stages::checkpoint::WeightSource;
-#[cfg(feature = "cuda")]
-use rally_stages::deployment::Machines;
 use rally_stages::deployment::{AssembleError, AssembleOptions, Choices, Deployment, GraphError};
+#[cfg(feature = "cuda")]
+use rally_stages::deployment::{Machines, launches_one_by_one};
 use rally_stages::kinds::StageRegistry;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -93,7 +93,7 @@ pub fn assemble_with(
     options: AssembleOptions,
 ) -> Result<EngineParts, CliError> {
     #[cfg(feature = "cuda")]
-    let options = AssembleOptions { machines: Machines::from_environment(), ..options };
+    let options = AssembleOptions { machines: Machines::from_environment(), eager: launches_one_by_one(), ..options };
     let registry = StageRegistry::builtin();
     let build = || deployment.assemble_with(schedule, weights, &registry, options);
     let built = match deployment.progress() {

@@ -389,7 +389,6 @@ fn build_lane(
         attention: parts.attention.iter().position(|attention| *attention == device),
         last_tokens: vec![0; parts.planner.sequences_per_device],
         samples: Vec::with_capacity(rows),
-        remote,
         scratch: Scratch::new(parts.planner.rows_per_device, parts.widths),
         team: Team::pinned(&cores),
         cores,
@@ -400,7 +399,10 @@ fn build_lane(
             shared.clock.clone(),
             parts.spans_per_lane,
             LaneMeter::new(&shared.figures, &parts.plan, &parts.graph, index),
+            remote.is_some(),
         ),
+        remote,
+        unused: None,
         work: shared.work.clone(),
         probe: parts.probe.clone(),
     })

@@ -3,7 +3,7 @@
 use crate::control::Control;
 use crate::engine::EngineError;
 use crate::exchange::{Exchange, Legs};
-use crate::remote::RemoteValues;
+use crate::remote::{Moment, RemoteValues};
 use crate::slot::Header;
 use crate::span::{LaneReport, Recorder, Span};
 use crate::stage::{Probe, Sample, Stage, TaskContext};
@@ -49,6 +49,8 @@ pub(crate) struct Lane {
     pub(crate) values: Vec<Values>,
     /// Where the numbers of `values` are, if the device has memory of its own.
     pub(crate) remote: Option<Box<dyn RemoteValues>>,
+    /// A moment that was noted and is of no use.
+    pub(crate) unused: Option<Moment>,
     /// By micro-batch.
     pub(crate) batches: Vec<DeviceBatch>,
     /// Index among the attention devices.
@@ -98,7 +100,11 @@ impl Lane {
         // Whatever a stage left half done dies with this lane: nothing of it is used after a panic.
         let walked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.walk()));
         match walked {
-            Ok(LaneEnd::Stopped) => {}
+            Ok(LaneEnd::Stopped) => {
+                if let Err(error) = self.hear(true) {
+                    control.fail(error);
+                }
+            }
             Ok(LaneEnd::Failed(error)) => control.fail(error),
             Err(panic) => {
                 control.fail(EngineError::LanePanicked { lane: name, message: panic_message(&*panic) });
@@ -136,6 +142,7 @@ impl Lane {
                     continue;
                 }
             }
+            self.recorder.reached(plan, wait, target as u64);
             // Also where it came between the two looks: the clock was not read since.
             self.recorder.not_before(self.sync.over_ns(wait.lane));
         }
@@ -144,11 +151,28 @@ impl Lane {
         let step = if task.behind { cycle.wrapping_sub(1) } else { cycle };
         let start_ns = self.recorder.begin(position as u32);
         let done = cycle * plan.lanes[self.index].tasks.len() as u64 + position as u64 + 1;
+        let from = self.note(position)?;
         let Moved { rows, effort, bytes } = self.execute(plan, position, task, step)?;
+        let work = self.work.as_ref().filter(|_| plan.table.tasks[task.task].computes());
         let span = (rows > 0).then(|| {
             let (position, rows, effort) = (position as u32, rows as u32, effort as u32);
-            self.recorder.end(Span { position, step, rows, effort, bytes, start_ns, ..Span::default() }, done)
+            Span { position, step, rows, effort, bytes, start_ns, ..Span::default() }
         });
+        let span = match (from, &mut self.remote) {
+            (Some(from), Some(remote)) => {
+                match span {
+                    Some(span) => {
+                        let to = remote.note(None).map_err(EngineError::Remote)?;
+                        self.recorder.tell(span, done, (from, to), work.map(|_| task.micro_batch));
+                    }
+                    // The device was told nothing: the next task's moment instead.
+                    None => self.unused = Some(from),
+                }
+                self.hear(self.positions[position].ends_step)?;
+                None
+            }
+            _ => span.map(|span| self.recorder.end(span, done)),
+        };
         if let (Some(span), Some(work)) = (&span, &self.work)
             && plan.table.tasks[task.task].computes()
         {
@@ -169,6 +193,19 @@ impl Lane {
             self.recorder.settle(span);
         }
         Ok(())
+    }
+
+    /// Where the device works later than it is told to: lets it wait for the rows of the task at `at`, and notes when it begins.
+    fn note(&mut self, at: usize) -> Result<Option<Moment>, EngineError> {
+        let Some(remote) = &mut self.remote else { return Ok(None) };
+        Transfer::expect(&mut **remote, &self.positions[at].moves)?;
+        Ok(Some(remote.note(self.unused.take())?))
+    }
+
+    /// Records what such a device is over with; all that it was told, waiting for it, if `all`.
+    fn hear(&mut self, all: bool) -> Result<(), EngineError> {
+        let Some(remote) = &mut self.remote else { return Ok(()) };
+        Ok(self.recorder.hear(&mut **remote, self.work.as_deref(), all)?)
     }
 
     fn execute(&mut self, plan: &Plan, at: usize, task: &PlannedTask, step: u64) -> Result<Moved, EngineError> {

@@ -8,6 +8,7 @@ use crate::values::Values;
 use rally_kernels::dtype::StorageDtype;
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Which of a micro-batch's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +46,10 @@ pub struct Crossing {
     pub routed: bool,
 }
 
+/// A point in a device's work, as the device numbers them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment(pub usize);
+
 /// The values of all micro-batches on one device. Its stages work on the same memory, in the order in which they are called.
 ///
 /// Nothing here waits for the device but what hands numbers to the host.
@@ -69,7 +74,10 @@ pub trait RemoteValues: Send {
         parcel: &mut Option<Parcel>,
     ) -> Result<(), StageError>;
 
-    /// Takes rows over that another device has offered.
+    /// Lets all that the device is told from now on wait until what is in `parcel` is there.
+    fn expect(&mut self, parcel: Option<&Parcel>) -> Result<(), StageError>;
+
+    /// Takes rows over that another device has offered, and that were expected.
     fn accept(
         &mut self,
         field: Field,
@@ -89,6 +97,13 @@ pub trait RemoteValues: Send {
 
     /// Writes them.
     fn write_routing(&mut self, at: RemoteRows, ids: &[u32], weights: &[f32]) -> Result<(), StageError>;
+
+    /// Notes the moment between all that the device was told so far and what comes: `again`, instead of what was noted under it, or
+    /// a new one.
+    fn note(&mut self, again: Option<Moment>) -> Result<Moment, StageError>;
+
+    /// When a moment was, on the host's clock, if it has been: then it is forgotten.
+    fn when(&mut self, moment: Moment) -> Result<Option<Instant>, StageError>;
 
     /// Copies all that there is of a micro-batch's `values.rows` rows to `values`, for a probe.
     fn fetch(&mut self, micro_batch: usize, values: &mut Values) -> Result<(), StageError>;

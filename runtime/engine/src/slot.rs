@@ -148,6 +148,11 @@ impl Slot {
         Ok(crossing_bytes(at.rows, widths, dtype, payload))
     }
 
+    /// Lets a device wait for the rows, if it is to take over what another one offers.
+    pub fn expect(&self, remote: &mut dyn RemoteValues) -> Result<(), StageError> {
+        if self.stays && self.header.rows > 0 { remote.expect(self.parcel.as_ref()) } else { Ok(()) }
+    }
+
     /// Encodes the first `header.rows` rows of `source`. Returns the bytes that would cross.
     pub fn send_rows(&mut self, source: &[f32], hidden: usize, dtype: WireDtype, header: Header) -> usize {
         let bytes = wire::encoded_bytes(storage_dtype(dtype), header.rows, hidden);

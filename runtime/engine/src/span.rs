@@ -1,11 +1,19 @@
 //! Spans: when each task of a lane ran, and what the lane waited for before it. Their shape is the schedule crate's, where
 //! virtual lanes make the same.
+//!
+//! Where the device works later than it is told to, a span is when the device worked, and the gap before it is when it did not. So
+//! what the lane knows when it has told is kept ([`Late`]) until the device says when that was.
 
 use crate::clock::RunClock;
-use crate::figures::LaneMeter;
+use crate::figures::{Awaited, LaneMeter};
+use crate::remote::{Moment, RemoteValues};
+use crate::stage::StageError;
+use crate::step_work::StepWork;
 use rally_graph::plan::{Plan, Wait};
 pub use rally_schedule::span::{CounterSample, LaneReport, Span, WaitedFor};
 use rally_schedule::span::{Gap, Ring};
+use std::collections::VecDeque;
+use std::time::Instant;
 
 /// A bounded ring of spans and running sums. Owned by its lane.
 ///
@@ -21,14 +29,50 @@ pub(crate) struct Recorder {
     first_ns: Option<u64>,
     last_ns: u64,
     marked_ns: u64,
+    /// Present if the device works later than it is told to.
+    late: Option<VecDeque<Late>>,
+    /// Whom the lane waited for last since it told the device something, and whether for the task at hand; of no meaning elsewhere.
+    awaited: Option<Awaited>,
+    waits_now: bool,
 }
 
+/// A task that the device was told.
+#[derive(Debug)]
+struct Late {
+    /// Times as of the lane.
+    span: Span,
+    awaited: Option<Awaited>,
+    completed: u64,
+    /// The device's times.
+    from: Moment,
+    to: Moment,
+    /// Of this micro-batch, if it counts as work.
+    work: Option<usize>,
+}
+
+/// Tasks of a device that are over and not yet told: room for these before more is taken.
+const LATE: usize = 1024;
+
 impl Recorder {
-    pub(crate) fn new(name: &str, clock: RunClock, capacity: usize, meter: LaneMeter) -> Self {
+    /// `late`: the device works later than it is told to, and says when.
+    pub(crate) fn new(name: &str, clock: RunClock, capacity: usize, meter: LaneMeter, late: bool) -> Self {
         let report = LaneReport { name: name.into(), ..LaneReport::default() };
         let ring = Ring::new(capacity);
         let gap = Gap::default();
-        Self { clock, ring, report, gap, meter, first_ns: None, last_ns: 0, marked_ns: 0 }
+        let late = late.then(|| VecDeque::with_capacity(LATE));
+        Self {
+            clock,
+            ring,
+            report,
+            gap,
+            meter,
+            first_ns: None,
+            last_ns: 0,
+            marked_ns: 0,
+            late,
+            awaited: None,
+            waits_now: false,
+        }
     }
 
     /// Reads the clock and remembers what it said.
@@ -51,28 +95,47 @@ impl Recorder {
     /// The lane turns to its next task.
     pub(crate) fn ready(&mut self) {
         self.gap.ready(self.marked_ns);
+        self.waits_now = false;
     }
 
     /// What is next in the lane's list is the task at `position`.
     pub(crate) fn turn_to(&mut self, position: usize) {
-        self.meter.turn_to(position, self.marked_ns);
+        if self.late.is_none() {
+            self.meter.turn_to(position, self.marked_ns);
+        }
     }
 
     /// The lane is about to wait.
     pub(crate) fn begin_wait(&mut self) {
-        self.meter.begin_wait();
+        if self.late.is_none() {
+            self.meter.begin_wait();
+        }
     }
 
     /// The lane has waited until another one had completed `target` tasks.
     pub(crate) fn waited(&mut self, plan: &Plan, wait: &Wait, target: u64) {
         self.mark();
         self.gap.waited(wait.lane);
-        self.meter.waited(plan, wait, target);
+        let awaited = Awaited::of(plan, wait, target);
+        match self.late {
+            Some(_) => (self.awaited, self.waits_now) = (Some(awaited), true),
+            None => self.meter.waited(awaited),
+        }
+    }
+
+    /// Another lane had completed `target` tasks already, as far as the host goes: the device may have to wait all the same.
+    pub(crate) fn reached(&mut self, plan: &Plan, wait: &Wait, target: u64) {
+        if self.late.is_some() && !self.waits_now {
+            (self.awaited, self.waits_now) = (Some(Awaited::of(plan, wait, target)), true);
+        }
     }
 
     /// The lane begins the task at `position`. Returns when.
     pub(crate) fn begin(&mut self, position: u32) -> u64 {
         let (start_ns, mut gap) = (self.marked_ns, self.gap);
+        if self.late.is_some() {
+            return start_ns;
+        }
         self.meter.begin(&gap.end(Span { position, start_ns, ..Span::default() }));
         start_ns
     }
@@ -88,6 +151,7 @@ impl Recorder {
         if let Some(from_ns) = idle_from_ns {
             let from_ns = self.gap.admission(from_ns, now_ns);
             self.meter.admission(from_ns, now_ns);
+            self.awaited = None;
         }
     }
 
@@ -110,6 +174,67 @@ impl Recorder {
         self.report.busy_ns += span.end_ns - span.start_ns;
         self.report.tasks += 1;
         self.ring.push(span);
+    }
+
+    /// The device was told a task with rows, which it does between `from` and `to`: [`Recorder::hear`] records it when it
+    /// is over. `work`: the micro-batch whose work it is, if it computes.
+    pub(crate) fn tell(&mut self, span: Span, completed: u64, (from, to): (Moment, Moment), work: Option<usize>) {
+        self.mark();
+        let (mut span, awaited) = (self.gap.end(span), self.awaited.take());
+        span.waited_for = match awaited.map(|awaited| awaited.lane() as u16) {
+            Some(lane) if self.waits_now => WaitedFor::Lane(lane),
+            Some(lane) => WaitedFor::Before(lane),
+            None => WaitedFor::Nobody,
+        };
+        if let Some(late) = &mut self.late {
+            late.push_back(Late { span, awaited, completed, from, to, work });
+        }
+    }
+
+    /// Records what the device has been told and is over with; all of it, waiting, if `all`.
+    pub(crate) fn hear(
+        &mut self,
+        remote: &mut dyn RemoteValues,
+        work: Option<&StepWork>,
+        all: bool,
+    ) -> Result<(), StageError> {
+        while let Some((from, to)) = self.late.as_ref().and_then(|late| late.front()).map(|next| (next.from, next.to)) {
+            let end = match remote.when(to)? {
+                Some(end) => end,
+                None if all => {
+                    std::thread::yield_now();
+                    continue;
+                }
+                None => break,
+            };
+            // A moment before one that has been has been.
+            let start = remote.when(from)?.unwrap_or(end);
+            let Some(late) = self.late.as_mut().and_then(VecDeque::pop_front) else { break };
+            let span = self.late_span(&late, start, end);
+            if let (Some(work), Some(micro_batch)) = (work, late.work) {
+                work.add(micro_batch, span.end_ns - span.start_ns);
+            }
+            if let Some(awaited) = late.awaited {
+                self.meter.waited(awaited);
+            }
+            self.meter.begin(&span);
+            self.meter.end(&span, late.completed);
+            self.settle(span);
+        }
+        Ok(())
+    }
+
+    /// The span of a task as the device's: it began behind the one before, and its gap is the time in which the device had nothing.
+    /// Of that the lane's own part lasts until it turned to the task, if that was so late; what follows is waiting for the lane that
+    /// it had to wait for, on the host or on the device, if there was one.
+    fn late_span(&mut self, late: &Late, start: Instant, end: Instant) -> Span {
+        let (now_ns, now) = (self.mark(), Instant::now());
+        let ns = |at: Instant| now_ns.saturating_sub(now.saturating_duration_since(at).as_nanos() as u64);
+        let end_ns = ns(end).max(self.last_ns);
+        let start_ns = ns(start).clamp(self.last_ns, end_ns);
+        let ready_ns = late.span.ready_ns.clamp(self.last_ns, start_ns);
+        let admission_ns = late.span.admission_ns.min(ready_ns - self.last_ns);
+        Span { admission_ns, ready_ns, start_ns, end_ns, ..late.span }
     }
 
     pub(crate) fn into_report(mut self) -> LaneReport {

@@ -3,6 +3,7 @@
 //! Counted, not measured: weights as stored, KV for `limits.kv_tokens`, and the slots that the plan preallocates for
 //! activations and edges. What a runtime or driver takes for itself is not in here.
 
+mod cuda;
 mod slots;
 
 use crate::hardware::{self, Machine};
@@ -84,7 +85,10 @@ pub(crate) fn count(resolved: &Resolved<'_>, shape: &ModelShape, machine: Machin
                 name: entry.name.clone(),
                 weights_bytes: on.iter().map(|stage| weights(stage, device, shape)).fold(0, u64::saturating_add),
                 kv_bytes: on.iter().map(|stage| kv(resolved, stage, shape)).fold(0, u64::saturating_add),
-                slots_bytes: slots::count(resolved, device, shape, &rows),
+                slots_bytes: match resolved.spec.devices.get(&entry.group).map(|device| device.backend) {
+                    Some(Backend::Cuda) => cuda::count(resolved, device, shape, &rows),
+                    _ => slots::count(resolved, device, shape, &rows),
+                },
                 capacity_bytes,
                 capacity_source,
             }

@@ -47,7 +47,8 @@ impl RandomWeights {
         }
     }
 
-    fn format_of(&self, name: &str) -> WeightFormat {
+    /// How the tensor is stored.
+    pub(super) fn format_of(&self, name: &str) -> WeightFormat {
         let plain = ["embed_tokens.weight", "lm_head.weight", ".moe.gate.weight"];
         match self.format {
             WeightFormat::Fp8Block if plain.iter().any(|end| name.ends_with(end)) => WeightFormat::Bf16,

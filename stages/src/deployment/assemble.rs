@@ -28,6 +28,9 @@ pub struct AssembleOptions {
     /// What CUDA devices are.
     #[cfg(feature = "cuda")]
     pub machines: super::Machines,
+    /// CUDA devices launch kernel by kernel, without CUDA graphs: to look for a fault, or to compare.
+    #[cfg(feature = "cuda")]
+    pub eager: bool,
 }
 
 /// Why a deployment cannot run.

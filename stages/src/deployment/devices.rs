@@ -1,12 +1,16 @@
 //! A run's devices: opening those that have memory of their own, and making every device's stages.
 
 use super::assemble::{AssembleError, AssembleOptions};
+#[cfg(feature = "cuda")]
+use crate::checkpoint::Outline;
 use crate::checkpoint::WeightSource;
 #[cfg(feature = "cuda")]
 use crate::kinds::cuda::{Crossings, CudaDevice, CudaValues};
 use crate::kinds::{BuildContext, BuildError, StageRegistry};
 #[cfg(feature = "cuda")]
 use rally_cuda::CudaError;
+#[cfg(feature = "cuda")]
+use rally_cuda::counting::Counting;
 use rally_engine::schedule::planner::PlannerConfig;
 #[cfg(feature = "cuda")]
 use rally_engine::slot::storage_dtype;
@@ -30,6 +34,8 @@ use rally_graph::stage_graph::{DeviceIndex, StageGraph};
 #[cfg(feature = "cuda")]
 use rally_kernels::wire;
 use std::collections::{BTreeSet, HashMap};
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 
 /// What stages are made from.
 pub(super) struct Making<'a> {
@@ -56,10 +62,9 @@ pub(super) fn open(
     making: &Making<'_>,
     options: &AssembleOptions,
 ) -> Result<Vec<Opened>, AssembleError> {
-    let needed = device_memory(spec, making.shape, KindRegistry::shared(), Machine::default());
-    let rows = making.planner.rows_per_device * making.attention;
+    let planned = device_memory(spec, making.shape, KindRegistry::shared(), Machine::default());
     let (mut opened, mut next, mut promised) = (Vec::new(), 0, HashMap::new());
-    for device in &making.graph.devices {
+    for (index, device) in making.graph.devices.iter().enumerate() {
         if device.backend != Backend::Cuda {
             opened.push(None);
             continue;
@@ -68,18 +73,48 @@ pub(super) fn open(
         let fault = |error: CudaError| refused(error.to_string());
         let machine = options.machines.open(next).map_err(fault)?;
         next += 1;
+        let needed = making.bytes_on(index)?;
         if let (Some(free), Some(memory)) =
-            (machine.free_bytes().map_err(fault)?, needed.iter().find(|memory| memory.name == device.name))
+            (machine.free_bytes().map_err(fault)?, planned.iter().find(|memory| memory.name == device.name))
         {
+            // What others on the card have taken is not free any more.
             let before = promised.entry(machine.name()).or_insert(0);
-            fits(memory, *before, free as u64).map_err(|why| refused(format!("{}: {why}", machine.name())))?;
-            *before += memory.needed_bytes();
+            fits(memory, needed as u64, *before, free as u64)
+                .map_err(|why| refused(format!("{}: {why}", machine.name())))?;
+            *before += needed as u64;
         }
-        let crossings = crossings(making.graph, opened.len(), making.widths.hidden);
-        let device = CudaDevice::open(machine, &making.planner, rows, making.widths, &crossings).map_err(fault)?;
-        opened.push(Some(device));
+        machine.reserve(needed).map_err(fault)?;
+        opened.push(Some(making.cuda_device(index, machine, !options.eager).map_err(fault)?));
     }
     Ok(opened)
+}
+
+#[cfg(feature = "cuda")]
+impl Making<'_> {
+    fn cuda_device(
+        &self,
+        device: DeviceIndex,
+        machine: Arc<dyn rally_cuda::machine::Machine>,
+        captures: bool,
+    ) -> Result<Arc<CudaDevice>, CudaError> {
+        let rows = self.planner.rows_per_device * self.attention;
+        let crossings = crossings(self.graph, device, self.widths.hidden);
+        CudaDevice::open(machine, &self.planner, rows, self.widths, &crossings, captures)
+    }
+
+    /// Bytes that a device takes: all of it made once, of nothing.
+    fn bytes_on(&self, device: DeviceIndex) -> Result<usize, AssembleError> {
+        let outline = Outline(self.shape.weight_format);
+        let making = Making { weights: &outline, ..*self };
+        let counting = Arc::new(Counting::default());
+        let opened = making.cuda_device(device, Arc::clone(&counting) as _, false);
+        let opened = opened.map_err(|error| AssembleError::Device {
+            name: self.graph.devices[device].name.clone(),
+            message: error.to_string(),
+        })?;
+        making.device(device, Some(opened))?;
+        Ok(counting.bytes())
+    }
 }
 
 /// What `device` offers to others of its kind, and whether it sums what it gets.
@@ -103,20 +138,21 @@ fn crossings(graph: &StageGraph, device: DeviceIndex, hidden: usize) -> Crossing
     crossings
 }
 
-/// Whether a device finds room beside the `before` bytes that others were promised of the `free` ones of its card.
+/// Whether a device finds room for the bytes `needed`, `memory` by what they are for, in the `free` ones of its card, beside the
+/// `before` that others have of it.
 #[cfg(feature = "cuda")]
-fn fits(memory: &DeviceMemory, before: u64, free: u64) -> Result<(), String> {
-    if before.saturating_add(memory.needed_bytes()) <= free {
+fn fits(memory: &DeviceMemory, needed: u64, before: u64, free: u64) -> Result<(), String> {
+    if needed <= free {
         return Ok(());
     }
     let gb = |bytes: u64| format!("{:.2} GB", bytes as f64 / 1e9);
     let beside = if before > 0 { format!(" beside the {} of other devices there", gb(before)) } else { String::new() };
     Err(format!(
-        "{} are needed ({} of weights, {} of KV, {} of slots){beside}, and {} are free; smaller limits, or more cards",
-        gb(memory.needed_bytes()),
+        "{} are needed ({} of weights, {} of KV, {} of rows and scratch){beside}, and {} are free; smaller limits, or more cards",
+        gb(needed),
         gb(memory.weights_bytes),
         gb(memory.kv_bytes),
-        gb(memory.slots_bytes),
+        gb(needed.saturating_sub(memory.weights_bytes + memory.kv_bytes)),
         gb(free),
     ))
 }
@@ -183,12 +219,57 @@ mod tests {
             capacity_bytes: None,
             capacity_source: None,
         };
-        assert_eq!(fits(&memory, 0, 5_000_000_000), Ok(()));
-        let alone = fits(&memory, 0, 4_999_999_999).expect_err("a byte short");
-        for number in ["5.00 GB are needed", "3.00 GB of weights", "1.50 GB of KV", "0.50 GB of slots"] {
+        assert_eq!(fits(&memory, 5_000_000_000, 0, 5_000_000_000), Ok(()));
+        let alone = fits(&memory, 5_000_000_000, 0, 4_999_999_999).expect_err("a byte short");
+        for number in ["5.00 GB are needed", "3.00 GB of weights", "1.50 GB of KV", "0.50 GB of rows"] {
             assert!(alone.contains(number), "{alone}");
         }
-        let beside = fits(&memory, 2_000_000_000, 6_000_000_000).expect_err("taken by others");
+        let beside = fits(&memory, 5_000_000_000, 2_000_000_000, 4_000_000_000).expect_err("taken by others");
         assert!(beside.contains("beside the 2.00 GB of other devices"), "{beside}");
+    }
+
+    /// Of every CUDA device: what `check` says that it needs, and what it takes.
+    fn planned_and_taken(graph: &str) -> Vec<(u64, u64)> {
+        let repository = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+        let spec: DeploymentSpec = serde_json::from_str(graph).expect("the graph is well formed");
+        let shape = crate::config::load_model_shape(format!("{repository}/models/tiny-step3").as_ref());
+        let shape = shape.expect("the tiny model is there");
+        let graph = StageGraph::build(&spec, &shape, KindRegistry::shared()).expect("it unrolls");
+        let attention = graph.devices_of_role(rally_graph::kinds::Role::Embed).len();
+        let micro_batches = spec.schedule.micro_batches as usize;
+        let making = Making {
+            graph: &graph,
+            shape: &shape,
+            weights: &Outline(shape.weight_format),
+            planner: super::super::planner_config(&spec.limits, attention, micro_batches, &shape),
+            widths: Widths { hidden: shape.hidden, top_k: shape.top_k },
+            attention,
+            registry: &StageRegistry::builtin(),
+        };
+        let planned = device_memory(&spec, &shape, KindRegistry::shared(), Machine::default());
+        let on_cuda = (0..graph.devices.len()).filter(|device| graph.devices[*device].backend == Backend::Cuda);
+        let both = on_cuda
+            .map(|device| (planned[device].needed_bytes(), making.bytes_on(device).expect("it can be made") as u64));
+        both.collect()
+    }
+
+    #[test]
+    fn check_says_what_a_cuda_device_takes_within_2_percent() {
+        let split = include_str!("../../../graphs/1a1f-cuda.json");
+        let two_by_two = split
+            .replace(r#""attn": {"#, r#""attn": { "count": 2,"#)
+            .replace(r#""ffn":  {"#, r#""ffn": { "count": 2,"#)
+            .replace(r#""kind": "expert_ffn","#, r#""kind": "expert_ffn", "shard": { "experts": 2 },"#)
+            .replace(r#""kind": "dense_ffn","#, r#""kind": "dense_ffn", "shard": { "tensor": 2 },"#);
+        let with_little_kv =
+            split.replace("65536", "4096").replace(r#""rows_per_micro_batch": 64"#, r#""rows_per_micro_batch": 512"#);
+        for (graph, devices) in [(split, 2), (&two_by_two, 4), (&with_little_kv, 2)] {
+            let both = planned_and_taken(graph);
+            assert_eq!(both.len(), devices);
+            for (planned, taken) in both {
+                let off = planned.abs_diff(taken) as f64 / taken as f64;
+                assert!(off <= 0.02, "{planned} bytes planned, {taken} taken: off by {:.1} %", 100.0 * off);
+            }
+        }
     }
 }

@@ -10,4 +10,4 @@ pub use assemble::{AssembleError, AssembleOptions, assemble, make_exact, planner
 pub use check::{Checked, Choices, check_graph, check_text};
 pub use open::{Deployment, GraphError, with_costs};
 #[cfg(feature = "cuda")]
-pub use rally_cuda::machine::Machines;
+pub use rally_cuda::machine::{Machines, launches_one_by_one};

@@ -1,19 +1,25 @@
 //! The order of work of a stand-in: a thread that does one job after another, and flags that order two of them.
 
 use super::compile::Function;
+use crate::error::CudaError;
+use crate::machine::not_kept;
 use crate::memory::DeviceSlice;
 use std::ffi::{c_int, c_void};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+/// A kernel's launch.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    function: Function,
+    items: c_int,
+    arguments: Box<[u64]>,
+}
+
 /// Something to do.
 pub(super) enum Job {
-    Run {
-        function: Function,
-        items: c_int,
-        arguments: Box<[u64]>,
-    },
+    Run(Call),
     Write {
         bytes: Box<[u8]>,
         to: DeviceSlice<u8>,
@@ -45,7 +51,7 @@ impl Job {
         // SAFETY of all three copies: slices keep their memory and lengths agree; whoever shares memory orders its uses by flags.
         match self {
             // SAFETY: `Queue::launch`'s caller promised it.
-            Job::Run { function, items, arguments } => unsafe { function(arguments.as_ptr().cast(), items) },
+            Job::Run(call) => unsafe { (call.function)(call.arguments.as_ptr().cast(), call.items) },
             Job::Write { bytes, to } => {
                 // SAFETY: as above.
                 unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.address() as *mut u8, bytes.len()) }
@@ -69,6 +75,8 @@ impl Job {
 #[derive(Debug)]
 pub(super) struct Queue {
     jobs: Sender<Job>,
+    /// Launches that are kept instead of done, while a capture lasts.
+    captured: Mutex<Option<Vec<Call>>>,
 }
 
 impl Queue {
@@ -76,33 +84,61 @@ impl Queue {
         let (jobs, enqueued) = channel::<Job>();
         let thread = std::thread::Builder::new().name("stand-in".into());
         thread.spawn(move || enqueued.into_iter().for_each(Job::run))?;
-        Ok(Queue { jobs })
+        Ok(Queue { jobs, captured: Mutex::default() })
     }
 
-    pub(super) fn push(&self, job: Job) {
+    fn captured(&self) -> MutexGuard<'_, Option<Vec<Call>>> {
+        self.captured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn begin_capture(&self) {
+        *self.captured() = Some(Vec::new());
+    }
+
+    pub(super) fn end_capture(&self) -> Vec<Call> {
+        self.captured().take().unwrap_or_default()
+    }
+
+    pub(super) fn push(&self, job: Job) -> Result<(), CudaError> {
+        match (&mut *self.captured(), job) {
+            (Some(captured), Job::Run(call)) => captured.push(call),
+            (Some(_), _) => return Err(not_kept("enqueue")),
+            (None, job) => self.send(job),
+        }
+        Ok(())
+    }
+
+    fn send(&self, job: Job) {
         // The thread ends only when nobody can push any more, or when a kernel has brought the process down.
         let _ = self.jobs.send(job);
     }
 
     /// # Safety
     /// As `Launch::launch`.
-    pub(super) unsafe fn launch(&self, function: Function, items: u32, arguments: *mut c_void, bytes: usize) {
+    pub(super) unsafe fn launch(
+        &self,
+        function: Function,
+        items: u32,
+        arguments: *mut c_void,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
         let mut words = vec![0u64; bytes.div_ceil(8)].into_boxed_slice();
         // SAFETY: that many bytes are there, and there is room for them.
         unsafe { std::ptr::copy_nonoverlapping(arguments.cast::<u8>(), words.as_mut_ptr().cast(), bytes) };
-        self.push(Job::Run { function, items: items as c_int, arguments: words });
+        self.push(Job::Run(Call { function, items: items as c_int, arguments: words }))
     }
 
     /// Blocks until all is done.
-    pub(super) fn finish(&self) {
+    pub(super) fn finish(&self) -> Result<(), CudaError> {
         let flag = Arc::<Flag>::default();
-        self.push(Job::Reach { flag: Arc::clone(&flag), turn: flag.recorded() });
+        self.push(Job::Reach { flag: Arc::clone(&flag), turn: flag.recorded() })?;
         flag.wait();
+        Ok(())
     }
 
     /// Frees memory behind what is enqueued.
     pub(super) fn outlive(&self, words: Box<[[u64; 32]]>) {
-        self.push(Job::Free { _words: words });
+        self.send(Job::Free { _words: words });
     }
 }
 

@@ -12,7 +12,7 @@ mod stragglers;
 mod waits;
 
 pub(crate) use series::{Series, counts_routing};
-pub(crate) use waits::LaneMeter;
+pub(crate) use waits::{Awaited, LaneMeter};
 
 use crate::clock::RunClock;
 use crossbeam::utils::CachePadded;

@@ -33,12 +33,24 @@ pub(crate) struct LaneMeter {
 
 /// Whom a lane waited for.
 #[derive(Clone, Copy, Debug)]
-struct Awaited {
+pub(crate) struct Awaited {
     lane: usize,
     /// How many tasks it had to have completed.
     target: u64,
     /// The transfer that the task awaited is part of.
     edge: Option<StageIndex>,
+}
+
+impl Awaited {
+    /// Another lane, until it had completed `target` tasks.
+    pub(crate) fn of(plan: &Plan, wait: &Wait, target: u64) -> Self {
+        Self { lane: wait.lane, target, edge: edge_of(plan, wait) }
+    }
+
+    /// The lane.
+    pub(crate) fn lane(&self) -> usize {
+        self.lane
+    }
 }
 
 /// A gap that is over: from when to when the lane did nothing, or waited.
@@ -124,8 +136,8 @@ impl LaneMeter {
     }
 
     /// The lane has waited until another one had completed `target` tasks.
-    pub(crate) fn waited(&mut self, plan: &Plan, wait: &Wait, target: u64) {
-        self.awaited = Some(Awaited { lane: wait.lane, target, edge: edge_of(plan, wait) });
+    pub(crate) fn waited(&mut self, awaited: Awaited) {
+        self.awaited = Some(awaited);
     }
 
     /// There was nothing to do from `from_ns` to `to_ns`, waits since the last span included. Told

@@ -2,6 +2,7 @@
 
 use super::super::layers::Layers;
 use super::super::registry::{BuildContext, BuildError};
+use super::captured::{Captured, Which};
 use super::device::CudaDevice;
 use super::load::{self, LoadError, stored};
 use super::{fault, refused};
@@ -27,9 +28,16 @@ struct Layer {
 }
 
 struct MfaAttention {
+    captured: Captured,
+    kernels: Kernels,
+    most: usize,
+}
+
+struct Kernels {
     device: Arc<CudaDevice>,
     layers: Layers<Layer>,
     heads: usize,
+    hidden: usize,
     eps: f32,
     /// `[positions, head_dim]`: cosines, then sines.
     rope: DeviceSlice<f32>,
@@ -55,8 +63,9 @@ pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) ->
     let layers = Layers::make(context, |layer| load_layer(context, device, layer)).map_err(LoadError::on(device))?;
     let rope = rope_table(context, device).map_err(fault(device))?;
     let buffers = buffers(context, device).map_err(fault(device))?;
-    let (heads, eps) = (shape.heads, shape.rms_norm_eps);
-    Ok(Box::new(MfaAttention { device: Arc::clone(device), layers, heads, eps, rope, buffers }))
+    let (heads, hidden, eps) = (shape.heads, shape.hidden, shape.rms_norm_eps);
+    let kernels = Kernels { device: Arc::clone(device), layers, heads, hidden, eps, rope, buffers };
+    Ok(Box::new(MfaAttention { captured: Captured::default(), kernels, most: context.attention_rows() }))
 }
 
 fn buffers(context: &BuildContext<'_>, device: &CudaDevice) -> Result<Buffers, CudaError> {
@@ -94,6 +103,7 @@ fn load_layer(context: &BuildContext<'_>, device: &CudaDevice, layer: usize) -> 
     };
     let (width, planner) = (heads * head_dim, context.planner);
     let dtype = stored(storage_dtype(context.stage.spec.kv_dtype.unwrap_or_default()));
+    // One more, for rows that pad.
     let pages = planner.pages_per_device as usize;
     Ok(Layer {
         input_norm: vector("input_layernorm", hidden)?,
@@ -104,21 +114,25 @@ fn load_layer(context: &BuildContext<'_>, device: &CudaDevice, layer: usize) -> 
         v_proj: matrix("v_proj", head_dim, hidden)?,
         o_proj: matrix("o_proj", hidden, width)?,
         post_norm: vector("post_attention_layernorm", hidden)?,
-        kv: KvPages::new(device.machine(), pages, planner.page_tokens, head_dim, dtype)?,
+        kv: KvPages::new(device.machine(), pages + 1, planner.page_tokens, head_dim, dtype)?,
     })
 }
 
 impl Stage for MfaAttention {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
-        self.enqueue(task).map_err(self.device.fault())
+        let Self { captured, kernels, most } = self;
+        let which = Which { layer: task.layer, micro_batch: task.micro_batch, form: 0 };
+        let rows = (task.batch.rows, *most);
+        let done = captured.run(&kernels.device, which, rows, |rows| kernels.enqueue(which, rows));
+        done.map_err(kernels.device.fault())
     }
 }
 
-impl MfaAttention {
-    fn enqueue(&self, task: &TaskContext<'_>) -> Result<(), CudaError> {
-        let layer = self.layers.at(task.layer);
-        let (ops, values, to) = (self.device.ops(), self.device.values(task.micro_batch), &self.buffers);
-        let (rows, hidden, eps) = (task.batch.rows, task.values.widths.hidden, self.eps);
+impl Kernels {
+    fn enqueue(&self, which: Which, rows: usize) -> Result<(), CudaError> {
+        let layer = self.layers.at(which.layer);
+        let (ops, values, to) = (self.device.ops(), self.device.values(which.micro_batch), &self.buffers);
+        let (hidden, eps) = (self.hidden, self.eps);
         ops.rms_norm(&values.x, None, rows, &layer.input_norm, eps, &to.normed)?;
         ops.matmul(&to.normed, rows, &layer.q_proj, &to.compressed)?;
         ops.rms_norm(&to.compressed, None, rows, &layer.inter_norm, eps, &to.compressed)?;

@@ -19,6 +19,8 @@ pub struct CudaDevice {
     pub(super) wire: DeviceSlice<u8>,
     /// A part of a sum, `[rows, hidden]`; empty where nothing is summed.
     pub(super) part: DeviceSlice<f32>,
+    /// Stages replay their kernels.
+    captures: bool,
     /// Matrices that several stages share, by tensor name.
     shared: Mutex<HashMap<String, Arc<Weights>>>,
 }
@@ -69,7 +71,8 @@ impl MicroBatch {
         pages: usize,
         crossings: &Crossings,
     ) -> Result<Self, CudaError> {
-        let (wide, chosen, described) = (rows * widths.hidden, rows * widths.top_k, rows * DESCRIBED + pages);
+        // A page more: that of rows that pad.
+        let (wide, chosen, described) = (rows * widths.hidden, rows * widths.top_k, rows * DESCRIBED + pages + 1);
         let summed = if crossings.sums { wide } else { 0 };
         let offered = crossings.offered.map(|record| rows * record);
         let sizes = [wide, wide, wide, summed, chosen, chosen, described].map(|count| count * 4);
@@ -79,7 +82,10 @@ impl MicroBatch {
         let descriptor: DeviceSlice<i32> = arena.take(described)?;
         let offered = [arena.take(offered[0])?, arena.take(offered[1])?, arena.take(offered[2])?];
         let part = |index: usize| descriptor.part(index * rows, rows);
-        let paged = Paged { positions: part(1), first: part(2), pages: descriptor.part(DESCRIBED * rows, pages) };
+        let paged = Paged { positions: part(1), first: part(2), pages: descriptor.part(DESCRIBED * rows, pages + 1) };
+        write(machine, &[pages as i32], &paged.pages.part(pages, 1))?;
+        // Rows that pad are routed as whatever was there says, which has to be experts.
+        machine.fill(&routing.ids.as_bytes(), 0)?;
         // A choice holds a double: after four words a row, of an arena's slice, it is aligned.
         let choices = descriptor.part(4 * rows, (DESCRIBED - 4) * rows).as_bytes().cast();
         Ok(Self { x, u, y, sum, offered, routing, tokens: part(0), sampled: part(3), choices, paged, descriptor })
@@ -94,6 +100,7 @@ impl CudaDevice {
         rows: usize,
         widths: Widths,
         crossings: &Crossings,
+        captures: bool,
     ) -> Result<Arc<Self>, CudaError> {
         let ops = Ops::new(machine)?;
         let machine = Arc::clone(ops.machine());
@@ -105,7 +112,7 @@ impl CudaDevice {
         let wire = machine.allocate(rows * record)?.take(rows * record)?;
         let part = if crossings.sums { rows * widths.hidden } else { 0 };
         let part = machine.allocate(part * size_of::<f32>())?.take(part)?;
-        Ok(Arc::new(Self { ops, widths, values, wire, part, shared: Mutex::default() }))
+        Ok(Arc::new(Self { ops, widths, values, wire, part, captures, shared: Mutex::default() }))
     }
 
     /// What it is, for people.
@@ -119,6 +126,11 @@ impl CudaDevice {
 
     pub(super) fn machine(&self) -> &dyn Machine {
         &**self.ops.machine()
+    }
+
+    /// Whether stages replay their kernels.
+    pub(super) fn captures(&self) -> bool {
+        self.captures
     }
 
     pub(super) fn values(&self, micro_batch: usize) -> &MicroBatch {

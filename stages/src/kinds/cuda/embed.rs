@@ -15,6 +15,8 @@ struct Embed {
     device: Arc<CudaDevice>,
     table: Arc<Weights>,
     rows: usize,
+    /// KV pages of the device, the number of the one that is nobody's.
+    pages: usize,
     /// Token ids, positions, first pages, sampled rows and how they are sampled, `rows` places each, then page numbers.
     descriptor: Vec<i32>,
 }
@@ -27,7 +29,7 @@ pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) ->
     let rows = device.values(0).tokens.len();
     let pages = context.planner.pages_per_device as usize;
     let descriptor = Vec::with_capacity(rows * DESCRIBED + pages);
-    Ok(Box::new(Embed { device: Arc::clone(device), table, rows, descriptor }))
+    Ok(Box::new(Embed { device: Arc::clone(device), table, rows, pages, descriptor }))
 }
 
 /// As a device is told.
@@ -58,6 +60,8 @@ impl Embed {
         let (first, rest) = rest.split_at_mut(self.rows);
         let (sampled, choices) = rest.split_at_mut(self.rows);
         let mut choices = choices.chunks_exact_mut(DESCRIBED - 4);
+        // Where rows that pad find a page.
+        first.fill(self.pages as i32);
         let (vocab, mut samples) = (self.table.rows(), 0);
         for group in &task.batch.groups {
             for (index, row) in group.row_range().enumerate() {

@@ -3,6 +3,7 @@
 use super::super::ffn::{Share, SwiGlu};
 use super::super::layers::Layers;
 use super::super::registry::{BuildContext, BuildError};
+use super::captured::{Captured, Which};
 use super::device::CudaDevice;
 use super::load::{self, LoadError};
 use super::{fault, refused};
@@ -46,9 +47,11 @@ fn experts(
 }
 
 struct DenseFfn {
+    captured: Captured,
     device: Arc<CudaDevice>,
     layers: Layers<Block>,
     inner: DeviceSlice<f32>,
+    most: usize,
 }
 
 pub(super) fn build_dense(
@@ -59,19 +62,22 @@ pub(super) fn build_dense(
     let share = Share::of(context);
     let block = |layer| plain(context, device, (layer, "mlp"), shape.dense_width, &share);
     let layers = Layers::make(context, block).map_err(LoadError::on(device))?;
-    let inner = context.gathered_rows() * share.inner(shape.dense_width).len();
-    let inner = device.buffer(inner).map_err(fault(device))?;
-    Ok(Box::new(DenseFfn { device: Arc::clone(device), layers, inner }))
+    let most = context.gathered_rows();
+    let inner = device.buffer(most * share.inner(shape.dense_width).len()).map_err(fault(device))?;
+    Ok(Box::new(DenseFfn { captured: Captured::default(), device: Arc::clone(device), layers, inner, most }))
 }
 
 impl Stage for DenseFfn {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
-        let layer = self.layers.at(task.layer);
-        let (ops, values, rows) = (self.device.ops(), self.device.values(task.micro_batch), task.values.rows);
-        let done = ops
-            .gated(&values.u, rows, &layer.gate, &layer.up, &self.inner)
-            .and_then(|()| ops.matmul(&self.inner, rows, &layer.down, &values.y));
-        done.map_err(self.device.fault())
+        let Self { captured, device, layers, inner, most } = self;
+        let layer = layers.at(task.layer);
+        let which = Which { layer: task.layer, micro_batch: task.micro_batch, form: 0 };
+        let (ops, values) = (device.ops(), device.values(task.micro_batch));
+        let done = captured.run(device, which, (task.values.rows, *most), |rows| {
+            ops.gated(&values.u, rows, &layer.gate, &layer.up, inner)?;
+            ops.matmul(inner, rows, &layer.down, &values.y)
+        });
+        done.map_err(device.fault())
     }
 }
 
@@ -83,9 +89,16 @@ struct MoeLayer {
 }
 
 struct ExpertFfn {
+    captured: Captured,
+    kernels: Kernels,
+    most: usize,
+}
+
+struct Kernels {
     device: Arc<CudaDevice>,
     layers: Layers<MoeLayer>,
     buffers: Buffers,
+    hidden: usize,
 }
 
 struct Buffers {
@@ -121,7 +134,8 @@ pub(super) fn build_expert(
         load_moe(context, device, layer, &share, held, here).map_err(LoadError::on(device))
     })?;
     let buffers = buffers(context, device, &share).map_err(fault(device))?;
-    Ok(Box::new(ExpertFfn { device: Arc::clone(device), layers, buffers }))
+    let kernels = Kernels { device: Arc::clone(device), layers, buffers, hidden: shape.hidden };
+    Ok(Box::new(ExpertFfn { captured: Captured::default(), kernels, most: context.gathered_rows() }))
 }
 
 fn load_moe(
@@ -154,15 +168,19 @@ fn buffers(context: &BuildContext<'_>, device: &CudaDevice, share: &Share) -> Re
 
 impl Stage for ExpertFfn {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
-        self.enqueue(task).map_err(self.device.fault())
+        let Self { captured, kernels, most } = self;
+        let which = Which { layer: task.layer, micro_batch: task.micro_batch, form: 0 };
+        let rows = (task.values.rows, *most);
+        let done = captured.run(&kernels.device, which, rows, |rows| kernels.enqueue(which, rows));
+        done.map_err(kernels.device.fault())
     }
 }
 
-impl ExpertFfn {
-    fn enqueue(&self, task: &TaskContext<'_>) -> Result<(), CudaError> {
-        let layer = self.layers.at(task.layer);
-        let (ops, values, to) = (self.device.ops(), self.device.values(task.micro_batch), &self.buffers);
-        let (rows, hidden) = (task.values.rows, task.values.widths.hidden);
+impl Kernels {
+    fn enqueue(&self, which: Which, rows: usize) -> Result<(), CudaError> {
+        let layer = self.layers.at(which.layer);
+        let (ops, values, to) = (self.device.ops(), self.device.values(which.micro_batch), &self.buffers);
+        let hidden = self.hidden;
         let SwiGlu { gate, up, down } = &layer.experts;
         ops.sort_experts(&values.routing, rows, &layer.sorted)?;
         ops.experts_up(&values.u, &layer.sorted, rows, gate, up, &to.inner)?;

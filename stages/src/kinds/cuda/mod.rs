@@ -4,6 +4,7 @@
 //! of another kind (`values.rs`). Not here, and refused: a split output projection and experts with copies.
 
 mod attention;
+mod captured;
 mod device;
 mod embed;
 mod ffn;

@@ -2,6 +2,7 @@
 
 use super::super::layers::Layers;
 use super::super::registry::{BuildContext, BuildError};
+use super::captured::{Captured, Which};
 use super::device::CudaDevice;
 use super::fault;
 use super::load::{self, LoadError};
@@ -11,6 +12,8 @@ use rally_engine::stage::{Stage, StageError, TaskContext};
 use std::sync::Arc;
 
 struct Router {
+    captured: Captured,
+    most: usize,
     device: Arc<CudaDevice>,
     gates: Layers<Weights>,
     experts: usize,
@@ -27,6 +30,8 @@ pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) ->
     });
     let gates = gates.map_err(LoadError::on(device))?;
     Ok(Box::new(Router {
+        captured: Captured::default(),
+        most: context.gathered_rows(),
         gates,
         experts: shape.experts,
         top_k: shape.top_k,
@@ -38,11 +43,14 @@ pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) ->
 
 impl Stage for Router {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
-        let gate = self.gates.at(task.layer);
-        let (ops, values, rows) = (self.device.ops(), self.device.values(task.micro_batch), task.values.rows);
-        let routed = ops
-            .matmul(&values.u, rows, gate, &self.logits)
-            .and_then(|()| ops.route(&self.logits, rows, self.experts, self.top_k, self.renormalises, &values.routing));
-        routed.map_err(self.device.fault())
+        let Self { captured, most, device, gates, experts, top_k, renormalises, logits } = self;
+        let gate = gates.at(task.layer);
+        let which = Which { layer: task.layer, micro_batch: task.micro_batch, form: 0 };
+        let (ops, values) = (device.ops(), device.values(task.micro_batch));
+        let routed = captured.run(device, which, (task.values.rows, *most), |rows| {
+            ops.matmul(&values.u, rows, gate, logits)?;
+            ops.route(logits, rows, *experts, *top_k, *renormalises, &values.routing)
+        });
+        routed.map_err(device.fault())
     }
 }

@@ -3,6 +3,7 @@
 
 use super::super::registry::{BuildContext, BuildError};
 use super::super::sampling::{head_name, most_samples};
+use super::captured::{Captured, Which};
 use super::device::CudaDevice;
 use super::embed::reported;
 use super::fault;
@@ -17,6 +18,8 @@ use rally_kernels::sampling::{log_prob, top_log_probs};
 use std::sync::Arc;
 
 struct Sampling {
+    captured: Captured,
+    most: usize,
     device: Arc<CudaDevice>,
     norm: DeviceSlice<f32>,
     head: Arc<Weights>,
@@ -38,6 +41,8 @@ pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) ->
     let head = device.shared(name, head).map_err(LoadError::on(device))?;
     let most = most_samples(context);
     Ok(Box::new(Sampling {
+        captured: Captured::default(),
+        most,
         norm: load::vector(context, device, "model.norm.weight", hidden).map_err(LoadError::on(device))?,
         head,
         eps: shape.rms_norm_eps,
@@ -75,12 +80,16 @@ impl Stage for Sampling {
 impl Sampling {
     /// Of the first `count` rows that `embed` noted.
     fn choose(&mut self, task: &TaskContext<'_>, count: usize) -> Result<(), CudaError> {
-        let (ops, values) = (self.device.ops(), self.device.values(task.micro_batch));
-        let (vocab, machine) = (self.head.rows(), self.device.machine());
         let reports = sampled(task).any(|(_, spec)| reported(spec).is_some());
-        ops.rms_norm(&values.x, Some(&values.sampled), count, &self.norm, self.eps, &self.rows)?;
-        ops.matmul(&self.rows, count, &self.head, &self.logits)?;
-        ops.sample(&self.logits, count, vocab, &values.choices, reports, &self.chosen)?;
+        let which = Which { layer: 0, micro_batch: task.micro_batch, form: usize::from(reports) };
+        let Self { captured, most, device, norm, head, eps, rows, logits, chosen, .. } = self;
+        let (ops, values) = (device.ops(), device.values(task.micro_batch));
+        captured.run(device, which, (count, *most), |count| {
+            ops.rms_norm(&values.x, Some(&values.sampled), count, norm, *eps, rows)?;
+            ops.matmul(rows, count, head, logits)?;
+            ops.sample(logits, count, head.rows(), &values.choices, reports, chosen)
+        })?;
+        let machine = self.device.machine();
         read(machine, &self.chosen.tokens.part(0, count * 2), &mut self.tokens[..count * 2])?;
         if reports {
             let (odds, likely) = (count * (REPORTED_AT_MOST + 1), count * REPORTED_AT_MOST);

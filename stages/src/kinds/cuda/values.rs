@@ -9,19 +9,26 @@ use rally_cuda::CudaError;
 use rally_cuda::machine::{Mark, copy, read, write};
 use rally_cuda::memory::DeviceSlice;
 use rally_cuda::ops::{Stored, record_bytes};
-use rally_engine::remote::{Crossing, Field, Parcel, RemoteRows, RemoteValues};
+use rally_engine::remote::{Crossing, Field, Moment, Parcel, RemoteRows, RemoteValues};
 use rally_engine::stage::StageError;
 use rally_engine::values::Values;
 use rally_kernels::dtype::StorageDtype;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 /// What the engine gets of a device.
 pub(crate) struct CudaValues {
     device: Arc<CudaDevice>,
     /// Expert ids as the device has them.
     ids: Vec<i32>,
+    /// Moments by number, and the numbers of those that nobody asks for any more.
+    moments: Vec<Mark>,
+    free: Vec<usize>,
 }
+
+/// Moments that a device begins with: more are made when so many are in flight.
+const MOMENTS: usize = 512;
 
 /// Rows of one slot, for another device.
 struct Offer {
@@ -51,7 +58,30 @@ fn no_room(field: Field) -> CudaError {
 
 impl CudaValues {
     pub(crate) fn new(device: Arc<CudaDevice>) -> Self {
-        Self { device, ids: Vec::new() }
+        Self { device, ids: Vec::new(), moments: Vec::with_capacity(MOMENTS), free: Vec::with_capacity(MOMENTS) }
+    }
+
+    fn try_note(&mut self, again: Option<Moment>) -> Result<Moment, CudaError> {
+        let machine = self.device.machine();
+        let number = match again.map(|moment| moment.0).or_else(|| self.free.pop()) {
+            Some(number) => number,
+            None => {
+                self.moments.push(machine.mark()?);
+                self.moments.len() - 1
+            }
+        };
+        machine.record(&self.moments[number])?;
+        Ok(Moment(number))
+    }
+
+    fn try_when(&mut self, number: usize) -> Result<Option<Instant>, CudaError> {
+        let mark = &self.moments[number];
+        if !mark.is_reached()? {
+            return Ok(None);
+        }
+        let at = self.device.machine().when(mark)?;
+        self.free.push(number);
+        Ok(Some(at))
     }
 
     fn rows(&self, field: Field, at: RemoteRows) -> DeviceSlice<f32> {
@@ -74,7 +104,6 @@ impl CudaValues {
         let (machine, there) = (self.device.machine(), offer.device.machine().place());
         let (hidden, top_k, dtype) = (self.device.widths.hidden, self.device.widths.top_k, stored(crossing.dtype));
         let source = RemoteRows { micro_batch: offer.micro_batch, first: offer.first.load(Ordering::Relaxed), ..at };
-        machine.wait_for(&offer.mark)?;
         let target = self.rows(field, at);
         if dtype == Stored::F32 {
             copy(machine, &rows(&offer.device, offer.field, source), there, &target)?;
@@ -158,11 +187,15 @@ impl RemoteValues for CudaValues {
                 Arc::new(Offer { device, field, micro_batch: at.micro_batch, first: AtomicUsize::new(0), mark })
             }
         };
-        let offer = offer(&made)?;
+        let offer = offer(Some(&made))?;
         offer.first.store(at.first, Ordering::Relaxed);
         self.try_offer(field, at, crossing, &offer.mark).map_err(self.device.fault())?;
         *parcel = Some(made);
         Ok(())
+    }
+
+    fn expect(&mut self, parcel: Option<&Parcel>) -> Result<(), StageError> {
+        self.device.machine().wait_for(&offer(parcel)?.mark).map_err(self.device.fault())
     }
 
     fn accept(
@@ -172,9 +205,7 @@ impl RemoteValues for CudaValues {
         crossing: Crossing,
         parcel: Option<&Parcel>,
     ) -> Result<(), StageError> {
-        let nothing = || StageError::Other("rows are due from a device that has offered none: a fault of ours".into());
-        let offer = offer(parcel.ok_or_else(nothing)?)?;
-        self.try_accept(field, at, crossing, offer).map_err(self.device.fault())
+        self.try_accept(field, at, crossing, offer(parcel)?).map_err(self.device.fault())
     }
 
     fn add(&mut self, to: Field, from: Field, at: RemoteRows) -> Result<(), StageError> {
@@ -211,6 +242,14 @@ impl RemoteValues for CudaValues {
         done.map_err(self.device.fault())
     }
 
+    fn note(&mut self, again: Option<Moment>) -> Result<Moment, StageError> {
+        self.try_note(again).map_err(self.device.fault())
+    }
+
+    fn when(&mut self, moment: Moment) -> Result<Option<Instant>, StageError> {
+        self.try_when(moment.0).map_err(self.device.fault())
+    }
+
     fn fetch(&mut self, micro_batch: usize, values: &mut Values) -> Result<(), StageError> {
         let at = RemoteRows { micro_batch, first: 0, rows: values.rows };
         let (wide, chosen) = (values.rows * values.widths.hidden, values.rows * values.widths.top_k);
@@ -223,7 +262,8 @@ impl RemoteValues for CudaValues {
 }
 
 /// What is in a parcel. Devices of one run that have memory of their own are all of this kind.
-fn offer(parcel: &Parcel) -> Result<&Offer, StageError> {
+fn offer(parcel: Option<&Parcel>) -> Result<&Offer, StageError> {
+    let nothing = || StageError::Other("rows are due from a device that has offered none: a fault of ours".into());
     let other = || StageError::Other("rows of a device of another kind were to stay in its memory".into());
-    parcel.downcast_ref().ok_or_else(other)
+    parcel.ok_or_else(nothing)?.downcast_ref().ok_or_else(other)
 }
