@@ -94,7 +94,9 @@ impl Product<'_> {
                 (6, true) => self.narrow::<S, F, 6, 2>(&weights),
                 (7, true) => self.narrow::<S, F, 7, 2>(&weights),
                 (8, true) => self.narrow::<S, F, 8, 2>(&weights),
-                (_, false) => self.as_stored::<S, F, 4, 6>(&weights),
+                // From here on a panel is used often enough to pay for widening it once.
+                (..32, false) => self.as_stored::<S, F, 4, 6>(&weights),
+                (_, false) => self.widened::<S, F, 4, 6>(&weights),
                 (_, true) => self.widened::<S, F, 4, 6>(&weights),
             }
         }
@@ -143,7 +145,7 @@ impl Product<'_> {
                 let scales = std::array::from_fn(|c| weights.scales_at(column + c, start));
                 // The same inputs of the columns that come next.
                 let ahead = C * weights.stride;
-                let sums = tile::<S, F, R, C>(self.x_at(0, start), self.x_stride, rows, scales, len, ahead);
+                let sums = tile::<S, F, R, C, true>(self.x_at(0, start), self.x_stride, rows, scales, len, ahead);
                 self.add(0, column, start, sums);
             }
         }
@@ -266,9 +268,12 @@ impl Product<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             let x = self.x_at(row, panel.start);
-            // Once is enough.
-            let ahead = if row == 0 { panel.ahead } else { 0 };
-            let sums = tile::<S, F, R, C>(x, self.x_stride, rows, scales, panel.len, ahead);
+            // Asked for once, by the first rows.
+            let sums = if row == 0 && panel.ahead > 0 {
+                tile::<S, F, R, C, true>(x, self.x_stride, rows, scales, panel.len, panel.ahead)
+            } else {
+                tile::<S, F, R, C, false>(x, self.x_stride, rows, scales, panel.len, 0)
+            };
             self.add(row, panel.columns.start + index, panel.start, sums);
         }
     }
@@ -318,19 +323,16 @@ struct Panel<'a, F: Format> {
     ahead: usize,
 }
 
-/// Rows of a tile from which computing takes longer than reading the weights, so that it pays to ask for those that come
-/// next. With fewer, weights come nearly as fast as the memory gives them without.
-const PREFETCH_ROWS: usize = 3;
-
 /// One block of the sums of R rows of activations with C rows of weights. `ahead` elements after each weight lies one that is
-/// needed later.
+/// needed later, and asked for if `AHEAD`. Weights that come from memory need that, with one row as well: a tenth faster there. A
+/// panel that is read again does not, and the asking alone would cost a fifth.
 ///
 /// # Safety
 ///
 /// `x` is valid for R rows of `len` at `x_stride`, each of `weights` for `len` (a multiple of 16), and each of
 /// `scales` for one scale per 128 of them if the format has scales. The machine has the set of `S`.
 #[inline(always)]
-unsafe fn tile<S: Simd, F: Format, const R: usize, const C: usize>(
+unsafe fn tile<S: Simd, F: Format, const R: usize, const C: usize, const AHEAD: bool>(
     x: *const f32,
     x_stride: usize,
     weights: [*const F::Element; C],
@@ -346,7 +348,7 @@ unsafe fn tile<S: Simd, F: Format, const R: usize, const C: usize>(
                 let mut w = [S::splat(0.0); C];
                 for (w, weights) in w.iter_mut().zip(weights) {
                     *w = F::load::<S>(weights.add(k));
-                    if R >= PREFETCH_ROWS {
+                    if AHEAD {
                         S::prefetch(weights.wrapping_add(k + ahead));
                     }
                 }
@@ -365,7 +367,6 @@ unsafe fn tile<S: Simd, F: Format, const R: usize, const C: usize>(
                     let mut codes = [[S::splat(0.0); 4]; C];
                     for (codes, weights) in codes.iter_mut().zip(weights) {
                         *codes = F::load_64::<S>(weights.add(k));
-                        // Widening codes takes as long as reading them, with one row as well.
                         S::prefetch(weights.wrapping_add(k + ahead));
                     }
                     for vector in 0..4 {
