@@ -5,7 +5,7 @@ use crate::engine::EngineError;
 use crate::exchange::{Exchange, Legs};
 use crate::remote::{Moment, RemoteValues};
 use crate::slot::Header;
-use crate::span::{LaneReport, Recorder, Span};
+use crate::span::{Begin, LaneReport, Recorder, Span};
 use crate::stage::{Probe, Sample, Stage, TaskContext};
 use crate::step_work::StepWork;
 use crate::sync::{LaneSync, Stopped};
@@ -166,7 +166,11 @@ impl Lane {
                         self.recorder.tell(span, done, (from, to), work.map(|_| task.micro_batch));
                     }
                     // The device was told nothing: the next task's moment instead.
-                    None => self.unused = Some(from),
+                    None => {
+                        if let Begin::At(moment) = from {
+                            self.unused = Some(moment);
+                        }
+                    }
                 }
                 self.hear(self.positions[position].ends_step)?;
                 None
@@ -196,10 +200,17 @@ impl Lane {
     }
 
     /// Where the device works later than it is told to: lets it wait for the rows of the task at `at`, and notes when it begins.
-    fn note(&mut self, at: usize) -> Result<Option<Moment>, EngineError> {
+    fn note(&mut self, at: usize) -> Result<Option<Begin>, EngineError> {
         let Some(remote) = &mut self.remote else { return Ok(None) };
-        Transfer::expect(&mut **remote, &self.positions[at].moves)?;
-        Ok(Some(remote.note(self.unused.take())?))
+        let waits = Transfer::expect(&mut **remote, &self.positions[at].moves)?;
+        // Two moments with nothing between them are microseconds apart: one will do where the device is still at work.
+        if !waits
+            && let Some(last) = self.recorder.told_last()
+            && !remote.is_over(last)?
+        {
+            return Ok(Some(Begin::Behind));
+        }
+        Ok(Some(Begin::At(remote.note(self.unused.take())?)))
     }
 
     /// Records what such a device is over with; all that it was told, waiting for it, if `all`.

@@ -102,6 +102,9 @@ pub trait RemoteValues: Send {
     /// a new one.
     fn note(&mut self, again: Option<Moment>) -> Result<Moment, StageError>;
 
+    /// Whether a moment has been.
+    fn is_over(&mut self, moment: Moment) -> Result<bool, StageError>;
+
     /// When a moment was, on the host's clock, if it has been: then it is forgotten.
     fn when(&mut self, moment: Moment) -> Result<Option<Instant>, StageError>;
 

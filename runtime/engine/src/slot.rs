@@ -148,9 +148,13 @@ impl Slot {
         Ok(crossing_bytes(at.rows, widths, dtype, payload))
     }
 
-    /// Lets a device wait for the rows, if it is to take over what another one offers.
-    pub fn expect(&self, remote: &mut dyn RemoteValues) -> Result<(), StageError> {
-        if self.stays && self.header.rows > 0 { remote.expect(self.parcel.as_ref()) } else { Ok(()) }
+    /// Lets a device wait for the rows, if it is to take over what another one offers. Returns whether it is.
+    pub fn expect(&self, remote: &mut dyn RemoteValues) -> Result<bool, StageError> {
+        let expected = self.stays && self.header.rows > 0;
+        if expected {
+            remote.expect(self.parcel.as_ref())?;
+        }
+        Ok(expected)
     }
 
     /// Encodes the first `header.rows` rows of `source`. Returns the bytes that would cross.

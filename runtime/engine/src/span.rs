@@ -43,11 +43,20 @@ struct Late {
     span: Span,
     awaited: Option<Awaited>,
     completed: u64,
-    /// The device's times.
-    from: Moment,
+    /// The device's times. It begins with the end of the task before, if that was not over yet when this one was told.
+    from: Begin,
     to: Moment,
     /// Of this micro-batch, if it counts as work.
     work: Option<usize>,
+}
+
+/// When a device begins a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begin {
+    /// At this moment.
+    At(Moment),
+    /// When the one before is over.
+    Behind,
 }
 
 /// Tasks of a device that are over and not yet told: room for these before more is taken.
@@ -178,7 +187,7 @@ impl Recorder {
 
     /// The device was told a task with rows, which it does between `from` and `to`: [`Recorder::hear`] records it when it
     /// is over. `work`: the micro-batch whose work it is, if it computes.
-    pub(crate) fn tell(&mut self, span: Span, completed: u64, (from, to): (Moment, Moment), work: Option<usize>) {
+    pub(crate) fn tell(&mut self, span: Span, completed: u64, (from, to): (Begin, Moment), work: Option<usize>) {
         self.mark();
         let (mut span, awaited) = (self.gap.end(span), self.awaited.take());
         span.waited_for = match awaited.map(|awaited| awaited.lane() as u16) {
@@ -189,6 +198,11 @@ impl Recorder {
         if let Some(late) = &mut self.late {
             late.push_back(Late { span, awaited, completed, from, to, work });
         }
+    }
+
+    /// The end of what the device was told last, unless it is known to be over.
+    pub(crate) fn told_last(&self) -> Option<Moment> {
+        self.late.as_ref()?.back().map(|last| last.to)
     }
 
     /// Records what the device has been told and is over with; all of it, waiting, if `all`.
@@ -208,7 +222,10 @@ impl Recorder {
                 None => break,
             };
             // A moment before one that has been has been.
-            let start = remote.when(from)?.unwrap_or(end);
+            let start = match from {
+                Begin::At(moment) => Some(remote.when(moment)?.unwrap_or(end)),
+                Begin::Behind => None,
+            };
             let Some(late) = self.late.as_mut().and_then(VecDeque::pop_front) else { break };
             let span = self.late_span(&late, start, end);
             if let (Some(work), Some(micro_batch)) = (work, late.work) {
@@ -227,11 +244,11 @@ impl Recorder {
     /// The span of a task as the device's: it began behind the one before, and its gap is the time in which the device had nothing.
     /// Of that the lane's own part lasts until it turned to the task, if that was so late; what follows is waiting for the lane that
     /// it had to wait for, on the host or on the device, if there was one.
-    fn late_span(&mut self, late: &Late, start: Instant, end: Instant) -> Span {
+    fn late_span(&mut self, late: &Late, start: Option<Instant>, end: Instant) -> Span {
         let (now_ns, now) = (self.mark(), Instant::now());
         let ns = |at: Instant| now_ns.saturating_sub(now.saturating_duration_since(at).as_nanos() as u64);
         let end_ns = ns(end).max(self.last_ns);
-        let start_ns = ns(start).clamp(self.last_ns, end_ns);
+        let start_ns = start.map_or(self.last_ns, ns).clamp(self.last_ns, end_ns);
         let ready_ns = late.span.ready_ns.clamp(self.last_ns, start_ns);
         let admission_ns = late.span.admission_ns.min(ready_ns - self.last_ns);
         Span { admission_ns, ready_ns, start_ns, end_ns, ..late.span }

@@ -74,15 +74,21 @@ impl Transfer<'_> {
         }
     }
 
-    /// Lets the device wait for the rows that `moves` takes over. Whatever the slots hold: `run` looks whether it is right.
-    pub(crate) fn expect(remote: &mut dyn RemoteValues, moves: &Moves) -> Result<(), EngineError> {
-        let mut expect = |slot: &SharedSlot| -> Result<(), EngineError> { Ok(slot::take(slot)?.expect(remote)?) };
+    /// Lets the device wait for the rows that `moves` takes over. Whatever the slots hold: `run` looks whether it is right. Returns
+    /// whether there are any.
+    pub(crate) fn expect(remote: &mut dyn RemoteValues, moves: &Moves) -> Result<bool, EngineError> {
+        let mut any = false;
+        let mut expect = |slot: &SharedSlot| -> Result<(), EngineError> {
+            any |= slot::take(slot)?.expect(remote)?;
+            Ok(())
+        };
         match moves {
             Moves::Nothing | Moves::Send(_) | Moves::Forward(_) => Ok(()),
             Moves::Reduce(reduces) => reduces.iter().flat_map(|reduce| &reduce.parts).try_for_each(expect),
             Moves::Gather(sources) => sources.iter().try_for_each(|(_, slot)| expect(slot)),
             Moves::Sum(groups) => groups.iter().flatten().flatten().try_for_each(|(_, slot)| expect(slot)),
-        }
+        }?;
+        Ok(any)
     }
 
     fn send(&mut self, outgoing: &[Outgoing]) -> Result<Moved, EngineError> {

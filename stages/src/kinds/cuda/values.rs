@@ -246,6 +246,10 @@ impl RemoteValues for CudaValues {
         self.try_note(again).map_err(self.device.fault())
     }
 
+    fn is_over(&mut self, moment: Moment) -> Result<bool, StageError> {
+        self.moments[moment.0].is_reached().map_err(self.device.fault())
+    }
+
     fn when(&mut self, moment: Moment) -> Result<Option<Instant>, StageError> {
         self.try_when(moment.0).map_err(self.device.fault())
     }
