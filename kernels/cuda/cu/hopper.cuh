@@ -78,3 +78,13 @@ template <int Registers> __device__ __forceinline__ void grow_registers() {
 template <int Registers> __device__ __forceinline__ void shrink_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
 }
+
+// Four floats as e4m3, the first in the lowest byte.
+__device__ __forceinline__ u32 pack_e4m3(float a, float b, float c, float d) {
+    u32 packed;
+    asm("{ .reg .b16 low, high; cvt.rn.satfinite.e4m3x2.f32 low, %2, %1; cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;"
+        " mov.b32 %0, {low, high}; }"
+        : "=r"(packed)
+        : "f"(a), "f"(b), "f"(c), "f"(d));
+    return packed;
+}

@@ -77,3 +77,34 @@ __device__ __forceinline__ void wgmma_rs_e4m3_n64(float (&d)[32], const u32 *a, 
                  : RALLY_F32(d, 0)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
 }
+
+// The same for other numbers of B's rows, 2 x the accumulators of a thread: both operands K-major in shared memory, 32 bytes of
+// every row. `multiply` of e4m3 or bf16, by how many accumulators there are.
+#define RALLY_MULTIPLY(registers, width, list, a, b, flag, ...)                                                           \
+    __device__ __forceinline__ void multiply_e4m3(float (&d)[registers], u64 from, u64 by, bool accumulate) {            \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, " flag ", 0;\n"                                                     \
+                     "wgmma.mma_async.sync.aligned.m64n" width "k32.f32.e4m3.e4m3 {" list "}, " a ", " b ", p, 1, 1; }\n" \
+                     : __VA_ARGS__                                                                                       \
+                     : "l"(from), "l"(by), "r"((int)accumulate));                                                        \
+    }                                                                                                                    \
+    __device__ __forceinline__ void multiply_bf16(float (&d)[registers], u64 from, u64 by, bool accumulate) {            \
+        asm volatile("{ .reg .pred p; setp.ne.b32 p, " flag ", 0;\n"                                                     \
+                     "wgmma.mma_async.sync.aligned.m64n" width "k16.f32.bf16.bf16 {" list "}, " a ", " b                 \
+                     ", p, 1, 1, 0, 0; }\n"                                                                              \
+                     : __VA_ARGS__                                                                                       \
+                     : "l"(from), "l"(by), "r"((int)accumulate));                                                        \
+    }
+RALLY_MULTIPLY(8, "16",
+               "%0, %1, %2, %3, %4, %5, %6, %7",
+               "%8", "%9", "%10", RALLY_F4(d, 0), RALLY_F4(d, 4))
+RALLY_MULTIPLY(16, "32",
+               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15",
+               "%16", "%17", "%18", RALLY_F16(d, 0))
+RALLY_MULTIPLY(32, "64",
+               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
+               "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31",
+               "%32", "%33", "%34", RALLY_F32(d, 0))
+RALLY_MULTIPLY(40, "80",
+               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
+               "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39",
+               "%40", "%41", "%42", RALLY_F32(d, 0), RALLY_F4(d, 32), RALLY_F4(d, 36))

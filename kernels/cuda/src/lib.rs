@@ -5,7 +5,8 @@
 //!
 //! Kernels live in `cu/`, one operation a file with its contract at the top; they are embedded as text and compiled by
 //! NVRTC for the card that is there ([`compile`]). [`ops`] are those of every stage, of any shape, on a [`machine`]: a card, or
-//! the processor standing in for one. [`mfa`] is decode attention at the speed of Hopper's memory; [`split`] plans its work.
+//! the processor standing in for one. [`tensor`] are products on
+//! Hopper's tensor cores, for shapes that they take. [`mfa`] is decode attention at the speed of Hopper's memory; [`split`] plans its work.
 
 pub mod cache;
 pub mod compile;
@@ -24,6 +25,7 @@ pub mod source;
 pub mod split;
 mod stand_in;
 pub mod stream;
+pub mod tensor;
 mod tensor_map;
 mod timeline;
 

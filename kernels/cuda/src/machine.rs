@@ -77,6 +77,11 @@ pub trait Machine: Debug + Send + Sync {
     /// What it is, for people: `CUDA device 0 (NVIDIA H100 80GB HBM3)`.
     fn name(&self) -> String;
 
+    /// The card and the stream of work on it, for operations that only a card has; none of the processor.
+    fn card(&self) -> Option<(&Arc<Device>, &Arc<Stream>)> {
+        None
+    }
+
     /// Bytes of memory free now; absent where nobody counts them.
     ///
     /// # Errors
@@ -291,6 +296,10 @@ impl Card {
 impl Machine for Card {
     fn name(&self) -> String {
         format!("CUDA device {} ({})", self.device.card().ordinal, self.device.card().name)
+    }
+
+    fn card(&self) -> Option<(&Arc<Device>, &Arc<Stream>)> {
+        Some((&self.device, &self.stream))
     }
 
     fn free_bytes(&self) -> Result<Option<usize>, CudaError> {

@@ -25,6 +25,8 @@ pub const MFA_DECODE_FP8: Source = source!("mfa_decode_fp8.cu", true);
 pub const MFA_DECODE_PLAIN: Source = source!("mfa_decode_plain.cu", false);
 /// Random data and the read ceiling, for tests and benchmarks.
 pub const MEASURE: Source = source!("measure.cu", false);
+/// The tensor cores' ceiling, for benchmarks.
+pub const MEASURE_TENSOR: Source = source!("measure_tensor.cu", true);
 
 /// Products with weights as stored.
 pub const MATMUL: Source = source!("matmul.cu", false);
@@ -43,12 +45,24 @@ pub const SAMPLE: Source = source!("sample.cu", false);
 /// Rows as they cross an edge.
 pub const WIRE: Source = source!("wire.cu", false);
 
+/// Rows sorted by expert, for the tensor cores.
+pub const SLOTS: Source = source!("slots.cu", true);
+/// Rows to what tensor cores multiply, and the sum of experts' answers.
+pub const ROWS_FAST: Source = source!("rows_fast.cu", true);
+/// Gated products with experts on tensor cores.
+pub const TENSOR_UP: Source = source!("tensor_up.cu", true);
+/// Products with experts on tensor cores.
+pub const TENSOR_DOWN: Source = source!("tensor_down.cu", true);
+/// Products with one matrix on tensor cores.
+pub const TENSOR_PROJECT: Source = source!("tensor_project.cu", true);
+
 /// Every kernel file.
-pub const SOURCES: [Source; 12] = [
+pub const SOURCES: [Source; 18] = [
     MFA_DECODE_BF16,
     MFA_DECODE_FP8,
     MFA_DECODE_PLAIN,
     MEASURE,
+    MEASURE_TENSOR,
     MATMUL,
     ROWS,
     ROPE_APPEND,
@@ -57,15 +71,21 @@ pub const SOURCES: [Source; 12] = [
     EXPERTS,
     SAMPLE,
     WIRE,
+    SLOTS,
+    ROWS_FAST,
+    TENSOR_UP,
+    TENSOR_DOWN,
+    TENSOR_PROJECT,
 ];
 
 /// Files that kernels include, by the name they include them by.
-pub const HEADERS: [(&str, &str); 6] = [
+pub const HEADERS: [(&str, &str); 7] = [
     ("common.cuh", include_str!("../cu/common.cuh")),
     ("hopper.cuh", include_str!("../cu/hopper.cuh")),
     ("wgmma.cuh", include_str!("../cu/wgmma.cuh")),
     ("mfa_work.cuh", include_str!("../cu/mfa_work.cuh")),
     ("warp.cuh", include_str!("../cu/warp.cuh")),
+    ("tensor.cuh", include_str!("../cu/tensor.cuh")),
     ("weights.cuh", include_str!("../cu/weights.cuh")),
 ];
 

@@ -20,7 +20,7 @@ const POOL_PAGES: usize = 65536;
 const ROTATED_BYTES: u64 = 200 << 20;
 
 /// Microseconds a call, the median over replays of a graph of `calls` calls.
-fn measure(
+pub fn measure(
     stream: &Stream,
     calls: usize,
     mut enqueue: impl FnMut(usize, &Stream) -> Result<(), CudaError>,
@@ -43,7 +43,7 @@ fn measure(
     Ok(times[times.len() / 2] / calls as f64)
 }
 
-struct Bench {
+pub struct Bench {
     device: Arc<Device>,
     stream: Stream,
     module: Arc<Module>,
@@ -73,6 +73,7 @@ pub fn run(device: &Arc<Device>, filter: &str) -> Result<(), CudaError> {
         return Ok(());
     }
     println!("large reads: {:.0} GB/s", bench.ceiling(2 << 30)?);
+    crate::tensor_bench::run(&mut bench, filter)?;
     for fp8 in [false, true] {
         let kv = bench.fill(fp8)?;
         let decode = MfaDecode::new(device, kv.clone())?;
@@ -116,7 +117,18 @@ fn cases(random: &mut Random) -> Vec<(String, Vec<u32>)> {
 }
 
 impl Bench {
-    fn fill_kernel<T>(&self, name: &'static str, to: &DeviceSlice<T>, count: u64, seed: u64) -> Result<(), CudaError>
+    /// Waits for what was enqueued.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        self.stream.synchronize()
+    }
+
+    pub fn fill_kernel<T>(
+        &self,
+        name: &'static str,
+        to: &DeviceSlice<T>,
+        count: u64,
+        seed: u64,
+    ) -> Result<(), CudaError>
     where
         T: rally_cuda::memory::Plain,
     {
@@ -149,7 +161,7 @@ impl Bench {
     }
 
     /// GB/s of reading `bytes` bytes once.
-    fn ceiling(&mut self, bytes: u64) -> Result<f64, CudaError> {
+    pub fn ceiling(&mut self, bytes: u64) -> Result<f64, CudaError> {
         if let Some((_, known)) = self.ceilings.iter().find(|(size, _)| *size == bytes) {
             return Ok(*known);
         }

@@ -12,6 +12,8 @@ mod data;
 mod plain;
 mod problem;
 mod reference;
+mod tensor;
+mod tensor_bench;
 mod tests;
 
 use rally_cuda::{CudaError, Device};

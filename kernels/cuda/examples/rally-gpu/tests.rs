@@ -3,6 +3,7 @@
 use crate::data::{Random, to_bf16, to_e4m3};
 use crate::plain;
 use crate::problem::{PAGE, PAGE_ELEMENTS, Problem, Scratch, heavy_tail, step_bytes, uniform};
+use crate::tensor;
 use rally_cuda::memory::Arena;
 use rally_cuda::mfa::{HEAD_DIM, HEADS, KvPages, MfaDecode, MfaStep, fp8_value_place};
 use rally_cuda::module::Order;
@@ -46,6 +47,9 @@ pub fn run(device: &Arc<Device>, filter: &str) -> Result<bool, CudaError> {
                 report(&name, plain::worst_error(device, storage, shape, &mut random)?, bound);
             }
         }
+    }
+    if device.card().is_hopper() {
+        tensor::run(filter, &mut random, &mut report)?;
     }
     Ok(all)
 }

@@ -31,11 +31,14 @@ pub struct Weights {
     rows: usize,
     cols: usize,
     count: usize,
+    /// The numbers of all of them, one after another.
+    values: DeviceSlice<u8>,
+    /// `[count, ceil(rows/128), ceil(cols/128)]` for fp8, else empty.
+    scales: DeviceSlice<f32>,
+    stride: usize,
+    stored: Stored,
     /// What `weights.cuh` calls `Weights`, of each: two addresses, the stride, and above it the format.
     table: DeviceSlice<u64>,
-    /// Keep what the table names.
-    _values: Vec<DeviceSlice<u8>>,
-    _scales: Vec<DeviceSlice<f32>>,
 }
 
 impl Weights {
@@ -59,26 +62,100 @@ impl Weights {
         cols: usize,
         mut each: impl FnMut(usize, &mut dyn FnMut(HostMatrix<'_>) -> Result<(), CudaError>) -> Result<(), E>,
     ) -> Result<Weights, E> {
-        let (mut table, mut all_values, mut all_scales) = (Vec::new(), Vec::new(), Vec::new());
+        let mut room: Option<(Weights, Vec<u64>)> = None;
         for index in 0..count {
             each(index, &mut |matrix| {
                 check(&matrix, rows, cols)?;
-                let sizes = [matrix.values.len(), size_of_val(matrix.scales)];
-                let mut arena = machine.allocate(Arena::bytes_for(sizes))?;
-                let values = arena.take::<u8>(matrix.values.len())?;
-                let scales = arena.take::<f32>(matrix.scales.len())?;
+                if room.is_none() {
+                    let made = Weights::room(machine, count, &matrix)?;
+                    room = Some((made, Vec::new()));
+                }
+                let (to, table) = room.as_mut().expect("made above");
+                if (matrix.stored, matrix.stride) != (to.stored, to.stride) {
+                    let problem = format!("{:?} among matrices of {:?}", matrix.stored, to.stored);
+                    return Err(CudaError::Shape { operation: "weights", problem });
+                }
+                let values = to.values.part(index * matrix.values.len(), matrix.values.len());
+                let scales = to.scales.part(index * matrix.scales.len(), matrix.scales.len());
                 write(machine, matrix.values, &values)?;
                 write(machine, matrix.scales, &scales)?;
-                let kind = matrix.stride as u64 | (matrix.stored as u64) << 32;
-                table.extend([values.address(), scales.address(), kind]);
-                all_values.push(values);
-                all_scales.push(scales);
+                table.extend([values.address(), scales.address(), kind(to.stride, to.stored)]);
                 Ok(())
             })?;
         }
-        let on_device = machine.allocate(size_of_val(&table[..]))?.take::<u64>(table.len())?;
-        write(machine, &table, &on_device)?;
-        Ok(Weights { rows, cols, count, table: on_device, _values: all_values, _scales: all_scales })
+        let Some((weights, table)) = room else {
+            // A device may hold no expert of a layer.
+            let none = HostMatrix { rows, cols, stride: cols, values: &[], scales: &[], stored: Stored::F32 };
+            return Ok(Weights::room(machine, 0, &none)?);
+        };
+        write(machine, &table, &weights.table)?;
+        Ok(weights)
+    }
+
+    /// Over what is on a device already, rows without a gap: `values` `[count, rows, cols]`, `scales` as [`HostMatrix`] has them.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] for slices of other lengths.
+    pub fn over(
+        machine: &dyn Machine,
+        (count, rows, cols): (usize, usize, usize),
+        stored: Stored,
+        values: DeviceSlice<u8>,
+        scales: DeviceSlice<f32>,
+    ) -> Result<Weights, CudaError> {
+        let (bytes, tiles) = (rows * cols * stored.bytes(), scales_of(rows, cols, stored));
+        if values.len() != count * bytes || scales.len() != count * tiles {
+            let problem = format!("{} bytes and {} scales for {count} of {rows}x{cols}", values.len(), scales.len());
+            return Err(CudaError::Shape { operation: "weights", problem });
+        }
+        let each = |index: usize| {
+            let (values, scales) = (values.part(index * bytes, bytes), scales.part(index * tiles, tiles));
+            [values.address(), scales.address(), kind(cols, stored)]
+        };
+        let entries: Vec<u64> = (0..count).flat_map(each).collect();
+        let table = machine.allocate(size_of_val(&entries[..]))?.take(entries.len())?;
+        write(machine, &entries, &table)?;
+        Ok(Weights { rows, cols, count, values, scales, stride: cols, stored, table })
+    }
+
+    /// Memory for `count` matrices like this one.
+    fn room(machine: &dyn Machine, count: usize, like: &HostMatrix<'_>) -> Result<Weights, CudaError> {
+        let (values, scales) = (count * like.values.len(), count * like.scales.len());
+        let sizes = [values, scales * size_of::<f32>(), count * 3 * size_of::<u64>()];
+        let mut arena = machine.allocate(Arena::bytes_for(sizes))?;
+        Ok(Weights {
+            rows: like.rows,
+            cols: like.cols,
+            count,
+            values: arena.take(values)?,
+            scales: arena.take(scales)?,
+            stride: like.stride,
+            stored: like.stored,
+            table: arena.take(count * 3)?,
+        })
+    }
+
+    /// Matrices.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The format.
+    pub fn stored(&self) -> Stored {
+        self.stored
+    }
+
+    /// Elements from one row to the next.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    pub(crate) fn values(&self) -> &DeviceSlice<u8> {
+        &self.values
+    }
+
+    pub(crate) fn scales(&self) -> &DeviceSlice<f32> {
+        &self.scales
     }
 
     /// Output width.
@@ -96,6 +173,15 @@ impl Weights {
     }
 }
 
+/// Stride and format as a table has them.
+fn kind(stride: usize, stored: Stored) -> u64 {
+    stride as u64 | (stored as u64) << 32
+}
+
+fn scales_of(rows: usize, cols: usize, stored: Stored) -> usize {
+    if stored == Stored::Fp8 { rows.div_ceil(SCALE_TILE) * cols.div_ceil(SCALE_TILE) } else { 0 }
+}
+
 fn check(matrix: &HostMatrix<'_>, rows: usize, cols: usize) -> Result<(), CudaError> {
     let refused = |problem: String| Err(CudaError::Shape { operation: "weights", problem });
     if (matrix.rows, matrix.cols) != (rows, cols) {
@@ -107,8 +193,7 @@ fn check(matrix: &HostMatrix<'_>, rows: usize, cols: usize) -> Result<(), CudaEr
     if matrix.values.len() != rows * matrix.stride * matrix.stored.bytes() {
         return refused(format!("{} bytes are not {rows} rows of {}", matrix.values.len(), matrix.stride));
     }
-    let tiles = rows.div_ceil(SCALE_TILE) * cols.div_ceil(SCALE_TILE);
-    let wanted = if matrix.stored == Stored::Fp8 { tiles } else { 0 };
+    let wanted = scales_of(rows, cols, matrix.stored);
     if matrix.scales.len() != wanted {
         return refused(format!("{} scales where {wanted} belong", matrix.scales.len()));
     }

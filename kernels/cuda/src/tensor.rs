@@ -1,0 +1,118 @@
+//! Products of rows with weights on Hopper's tensor cores, and what belongs to them: rows sorted by expert, norm and quantise, the
+//! sum of experts' answers (`cu/tensor*.cu`, `cu/slots.cu`, `cu/rows_fast.cu`). fp8 weights meet rows in e4m3 with a scale each 128
+//! inputs, bf16 weights rows in bf16. Shapes that do not fit are the plain operations' ([`crate::ops`]).
+//!
+//! Everything is enqueued and not waited for, and nothing but pointers is told by the host: counts of experts stay on the device.
+
+mod experts;
+mod product;
+mod rows;
+
+pub use experts::Slots;
+pub use product::TensorMatrix;
+pub use rows::{Narrowed, Norm};
+
+use crate::device::Device;
+use crate::error::CudaError;
+use crate::memory::{Arena, DeviceSlice};
+use crate::module::{Kernel, Order, Shape};
+use crate::ops::Stored;
+use crate::source;
+use crate::stream::Stream;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+/// Tokens of a tile at most.
+pub const TILE_TOKENS: usize = 160;
+
+/// A kernel for e4m3 and one for bf16.
+type Both = [Kernel; 2];
+
+/// All kernels of the tensor-core path on one stream.
+#[derive(Debug)]
+pub struct TensorOps {
+    device: Arc<Device>,
+    stream: Arc<Stream>,
+    place: Kernel,
+    narrow: Both,
+    sum: Kernel,
+    up: Both,
+    down: Both,
+    project: Both,
+    /// Sums of parts of the inputs, on their way to whoever adds them.
+    partials: DeviceSlice<f32>,
+    /// How many parts of each item have come.
+    counters: DeviceSlice<i32>,
+}
+
+impl TensorOps {
+    /// Compiles and loads the kernels for a card that has what they need; none for others.
+    ///
+    /// # Errors
+    /// What compiling and loading say; no memory.
+    pub fn new(device: &Arc<Device>, stream: &Arc<Stream>) -> Result<Option<TensorOps>, CudaError> {
+        if !device.card().is_hopper() {
+            return Ok(None);
+        }
+        let both = |source, names: [&'static str; 2], shared| -> Result<Both, CudaError> {
+            let module = device.load(source)?;
+            Ok([module.kernel(names[0], shared)?, module.kernel(names[1], shared)?])
+        };
+        let rows = device.load(&source::ROWS_FAST)?;
+        let ctas = device.card().multiprocessors as usize;
+        let (partials, counters) = (product::partials_for(ctas), product::items_at_most(ctas));
+        let mut arena = Arena::new(device, Arena::bytes_for([partials * 4, counters * 4]))?;
+        let ops = TensorOps {
+            place: device.load(&source::SLOTS)?.kernel("place_slots", 0)?,
+            narrow: [rows.kernel("narrow_fp8", 0)?, rows.kernel("narrow_bf16", 0)?],
+            sum: rows.kernel("sum_slots", 0)?,
+            up: both(&source::TENSOR_UP, ["tensor_up_fp8", "tensor_up_bf16"], product::EXPERTS_SHARED)?,
+            down: both(&source::TENSOR_DOWN, ["tensor_down_fp8", "tensor_down_bf16"], product::EXPERTS_SHARED)?,
+            project: both(
+                &source::TENSOR_PROJECT,
+                ["tensor_project_fp8", "tensor_project_bf16"],
+                product::PROJECT_SHARED,
+            )?,
+            partials: arena.take(partials)?,
+            counters: arena.take(counters)?,
+            device: Arc::clone(device),
+            stream: Arc::clone(stream),
+        };
+        ops.stream.fill(&ops.counters, 0)?;
+        Ok(Some(ops))
+    }
+
+    /// Its device.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Where work goes.
+    pub fn stream(&self) -> &Arc<Stream> {
+        &self.stream
+    }
+
+    /// Enqueues a kernel that waits for the one before where it says so.
+    ///
+    /// # Safety
+    /// `A` is the kernel's parameter; memory that it names is large enough and outlives the work.
+    unsafe fn launch<A>(&self, kernel: &Kernel, grid: usize, block: u32, mut arguments: A) -> Result<(), CudaError> {
+        if grid == 0 {
+            return Ok(());
+        }
+        self.device.bind()?;
+        let mut argument: *mut c_void = (&raw mut arguments).cast();
+        let shape = Shape { grid: (grid as u32, 1), block, order: Order::Overlapped };
+        // SAFETY: passed on; the launch copies the parameter.
+        unsafe { kernel.launch(&self.stream, shape, std::slice::from_mut(&mut argument)) }
+    }
+}
+
+/// Which of [`Both`].
+fn of(both: &Both, stored: Stored) -> &Kernel {
+    &both[usize::from(stored != Stored::Fp8)]
+}
+
+fn refused(operation: &'static str, problem: String) -> CudaError {
+    CudaError::Shape { operation, problem }
+}

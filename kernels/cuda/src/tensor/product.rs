@@ -1,0 +1,268 @@
+//! Weights as the copy engine reads them, and the products (`cu/tensor_up.cu`, `cu/tensor_down.cu`, `cu/tensor_project.cu`).
+
+use super::rows::{Narrowed, SCALE_GROUP};
+use super::{Slots, TILE_TOKENS, TensorOps, of, refused};
+use crate::device::Device;
+use crate::error::CudaError;
+use crate::memory::DeviceSlice;
+use crate::ops::{Stored, Weights};
+use crate::tensor_map::{Blocked, TensorMap};
+
+/// Rows of weights that the copy engine brings at once.
+const BOX_ROWS: usize = 128;
+/// Threads of the kernels: two warpgroups that multiply, and one that loads.
+const THREADS: u32 = 384;
+/// Tiles of tokens of one launch that may have its inputs in parts.
+const TILES_AT_ONCE: usize = 2;
+/// `sizeof(Memory)` of the experts' kernels: 4 stages, scales, results being turned, barriers.
+pub(super) const EXPERTS_SHARED: u32 = 1024 + 4 * (2 * 16384 + 160 * 128 + 160 * 4 + 16) + 2 * 16 * 272 + 8;
+/// The same of `tensor_project.cu`: 6 stages of half the weights.
+pub(super) const PROJECT_SHARED: u32 = 1024 + 6 * (16384 + 160 * 128 + 160 * 4 + 16) + 2 * 16 + 8;
+
+/// Items whose parts may be on their way at once.
+pub(super) fn items_at_most(ctas: usize) -> usize {
+    ctas * TILES_AT_ONCE
+}
+
+/// f32 sums of as many parts.
+pub(super) fn partials_for(ctas: usize) -> usize {
+    items_at_most(ctas) * BOX_ROWS * TILE_TOKENS
+}
+
+/// Matrices of one shape that the tensor cores take.
+#[derive(Debug)]
+pub struct TensorMatrix {
+    map: TensorMap,
+    scales: DeviceSlice<f32>,
+    /// Keeps what the map names.
+    _values: DeviceSlice<u8>,
+    rows: usize,
+    cols: usize,
+    count: usize,
+    stored: Stored,
+}
+
+impl TensorMatrix {
+    /// Of weights on the device; none if the tensor cores cannot take their shape or format. Several matrices need whole blocks of
+    /// 128 rows each.
+    ///
+    /// # Errors
+    /// The driver's own.
+    pub fn of(device: &Device, weights: &Weights) -> Result<Option<TensorMatrix>, CudaError> {
+        let (rows, cols, count, stored) = (weights.rows(), weights.cols(), weights.count(), weights.stored());
+        let fits = stored != Stored::F32
+            && cols.is_multiple_of(SCALE_GROUP)
+            && weights.stride() == cols
+            && count > 0
+            && (count == 1 || rows.is_multiple_of(BOX_ROWS));
+        if !fits {
+            return Ok(None);
+        }
+        let map = Blocked {
+            address: weights.values().address(),
+            element: stored.bytes() as u32,
+            rows: (count * rows) as u64,
+            columns: cols as u64,
+            block: 128 / stored.bytes() as u32,
+            box_rows: BOX_ROWS as u32,
+            box_blocks: 1,
+        };
+        Ok(Some(TensorMatrix {
+            map: map.encode(device)?,
+            scales: weights.scales().clone(),
+            _values: weights.values().clone(),
+            rows,
+            cols,
+            count,
+            stored,
+        }))
+    }
+
+    /// The format, which rows must be narrowed to.
+    pub fn stored(&self) -> Stored {
+        self.stored
+    }
+
+    fn blocks(&self) -> usize {
+        self.cols * self.stored.bytes() / 128
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Arguments {
+    w: TensorMap,
+    up: TensorMap,
+    x: TensorMap,
+    w_scales: u64,
+    up_scales: u64,
+    x_scales: u64,
+    tiles: u64,
+    tile_count: u64,
+    slot_weights: u64,
+    out: u64,
+    out_scales: u64,
+    partials: u64,
+    counters: u64,
+    rows: i32,
+    first: i32,
+    step: i32,
+    tiles_here: i32,
+    slots: i32,
+    outputs: i32,
+    blocks: i32,
+    row_blocks: i32,
+    splits: i32,
+    adds: i32,
+}
+
+impl TensorOps {
+    /// `h = silu(x · Gᵀ) ⊙ (x · Uᵀ)` of every slot with its expert's matrices: x `[slots, cols]`, h `[slots, gate rows]`.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] for shapes or formats that do not agree; the driver's own.
+    pub fn up(
+        &self,
+        x: &Narrowed,
+        slots: &Slots,
+        gate: &TensorMatrix,
+        up: &TensorMatrix,
+        h: &Narrowed,
+    ) -> Result<(), CudaError> {
+        let alike = (gate.rows, gate.cols, gate.count, gate.stored) == (up.rows, up.cols, up.count, up.stored);
+        if !alike || h.width != gate.rows || h.stored != gate.stored || h.slots != x.slots {
+            return Err(refused("tensor_up", format!("gates of {}x{} to rows of {}", gate.rows, gate.cols, h.width)));
+        }
+        let arguments = Arguments {
+            up: up.map,
+            up_scales: up.scales.address(),
+            out: h.codes.address(),
+            out_scales: h.scales.address(),
+            row_blocks: (gate.rows / BOX_ROWS) as i32,
+            ..self.grouped("tensor_up", x, slots, gate)?
+        };
+        self.multiply(of(&self.up, gate.stored), arguments)
+    }
+
+    /// `answers = weight · (h · Dᵀ)` of every slot: h `[slots, cols]`, answers `[slots, rows]` bf16. rows a multiple of 256.
+    ///
+    /// # Errors
+    /// As [`TensorOps::up`].
+    pub fn down(
+        &self,
+        h: &Narrowed,
+        slots: &Slots,
+        down: &TensorMatrix,
+        answers: &DeviceSlice<u16>,
+    ) -> Result<(), CudaError> {
+        if !down.rows.is_multiple_of(2 * BOX_ROWS) || answers.len() < h.slots * down.rows {
+            let problem = format!("answers of {} elements for {} slots of {}", answers.len(), h.slots, down.rows);
+            return Err(refused("tensor_down", problem));
+        }
+        let arguments = Arguments {
+            out: answers.address(),
+            row_blocks: (down.rows / (2 * BOX_ROWS)) as i32,
+            ..self.grouped("tensor_down", h, slots, down)?
+        };
+        self.multiply(of(&self.down, down.stored), arguments)
+    }
+
+    /// `y = x · Wᵀ`, or `y +=`: x's first `rows` slots, y `[rows, w rows]` f32.
+    ///
+    /// # Errors
+    /// As [`TensorOps::up`].
+    pub fn project(
+        &self,
+        x: &Narrowed,
+        rows: usize,
+        w: &TensorMatrix,
+        y: &DeviceSlice<f32>,
+        adds: bool,
+    ) -> Result<(), CudaError> {
+        if rows > x.slots || y.len() < rows * w.rows || w.count != 1 {
+            let problem = format!("{} elements for {rows} rows of {}", y.len(), w.rows);
+            return Err(refused("tensor_project", problem));
+        }
+        let ctas = self.device.card().multiprocessors as usize;
+        let row_blocks = w.rows.div_ceil(BOX_ROWS);
+        let splits = (ctas / row_blocks).clamp(1, w.blocks());
+        let tiles = rows.div_ceil(TILE_TOKENS);
+        // What parts need is there for a few tiles; without parts all go at once.
+        let at_once = if splits == 1 { tiles.max(1) } else { TILES_AT_ONCE };
+        let step = rows.div_ceil(tiles.max(1)).next_multiple_of(8);
+        for first in (0..rows).step_by(step * at_once) {
+            let here = (rows - first).min(step * at_once);
+            let whole = self.common("tensor_project", x, w)?;
+            let arguments = Arguments {
+                out: y.address() + (first * w.rows * size_of::<f32>()) as u64,
+                partials: self.partials.address(),
+                counters: self.counters.address(),
+                rows: here as i32,
+                first: first as i32,
+                step: step as i32,
+                tiles_here: here.div_ceil(step) as i32,
+                row_blocks: row_blocks as i32,
+                splits: splits as i32,
+                adds: i32::from(adds),
+                ..whole
+            };
+            self.multiply(of(&self.project, w.stored), arguments)?;
+        }
+        Ok(())
+    }
+
+    fn grouped(
+        &self,
+        operation: &'static str,
+        x: &Narrowed,
+        slots: &Slots,
+        w: &TensorMatrix,
+    ) -> Result<Arguments, CudaError> {
+        if w.count != slots.matrices() {
+            return Err(refused(operation, format!("{} matrices for {} experts", w.count, slots.matrices())));
+        }
+        Ok(Arguments {
+            tiles: slots.tiles.address(),
+            tile_count: slots.head.address(),
+            slot_weights: slots.slot_weights.address(),
+            ..self.common(operation, x, w)?
+        })
+    }
+
+    fn common(&self, operation: &'static str, x: &Narrowed, w: &TensorMatrix) -> Result<Arguments, CudaError> {
+        if x.width != w.cols || x.stored != w.stored {
+            let problem = format!("rows of {} {:?} and weights of {} {:?}", x.width, x.stored, w.cols, w.stored);
+            return Err(refused(operation, problem));
+        }
+        Ok(Arguments {
+            w: w.map,
+            up: w.map,
+            x: x.map,
+            w_scales: w.scales.address(),
+            up_scales: 0,
+            x_scales: x.scales.address(),
+            tiles: 0,
+            tile_count: 0,
+            slot_weights: 0,
+            out: 0,
+            out_scales: 0,
+            partials: 0,
+            counters: 0,
+            rows: 0,
+            first: 0,
+            step: 0,
+            tiles_here: 0,
+            slots: x.slots as i32,
+            outputs: w.rows as i32,
+            blocks: w.blocks() as i32,
+            row_blocks: 0,
+            splits: 1,
+            adds: 0,
+        })
+    }
+
+    fn multiply(&self, kernel: &crate::module::Kernel, arguments: Arguments) -> Result<(), CudaError> {
+        // SAFETY: shapes agree and were checked; tiles lie within their slots; a CTA takes items as long as there are any.
+        unsafe { self.launch(kernel, self.device.card().multiprocessors as usize, THREADS, arguments) }
+    }
+}

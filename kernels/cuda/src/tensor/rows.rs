@@ -1,0 +1,187 @@
+//! Rows as tensor cores multiply them, and the norm on the way there (`cu/rows_fast.cu`).
+
+use super::experts::{MOST_TOP_K, Slots};
+use super::{TensorOps, of, refused};
+use crate::device::Device;
+use crate::error::CudaError;
+use crate::memory::{Arena, DeviceSlice};
+use crate::ops::Stored;
+use crate::tensor_map::{Blocked, TensorMap};
+
+/// Tokens that the copy engine brings at once.
+const TOKEN_BOX: u32 = 32;
+/// Inputs that share a scale.
+pub(super) const SCALE_GROUP: usize = 128;
+/// Widest row.
+const WIDTH_AT_MOST: usize = 16384;
+/// Threads of these kernels.
+const THREADS: u32 = 256;
+
+/// Rows in e4m3 with a scale each 128 elements, `[width / 128, slots]`, or in bf16: `[slots, width]`.
+#[derive(Debug)]
+pub struct Narrowed {
+    pub(super) codes: DeviceSlice<u8>,
+    pub(super) scales: DeviceSlice<f32>,
+    pub(super) slots: usize,
+    pub(super) width: usize,
+    pub(super) stored: Stored,
+    pub(super) map: TensorMap,
+}
+
+impl Narrowed {
+    /// Room for `slots` rows.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] for a width that is no multiple of 128 or above 16384, or f32; no memory.
+    pub fn new(
+        device: &std::sync::Arc<Device>,
+        slots: usize,
+        width: usize,
+        stored: Stored,
+    ) -> Result<Narrowed, CudaError> {
+        if width == 0 || !width.is_multiple_of(SCALE_GROUP) || width > WIDTH_AT_MOST || stored == Stored::F32 {
+            return Err(refused(
+                "narrow",
+                format!("rows of {width} in {stored:?}: multiples of 128 to {WIDTH_AT_MOST}"),
+            ));
+        }
+        let slots = slots.max(1).next_multiple_of(8);
+        let (bytes, scales) = (slots * width * stored.bytes(), slots * width / SCALE_GROUP);
+        let mut arena = Arena::new(device, Arena::bytes_for([bytes, scales * size_of::<f32>()]))?;
+        let (codes, scales) = (arena.take(bytes)?, arena.take(scales)?);
+        let map = Blocked {
+            address: codes.address(),
+            element: stored.bytes() as u32,
+            rows: slots as u64,
+            columns: width as u64,
+            block: 128 / stored.bytes() as u32,
+            box_rows: TOKEN_BOX,
+            box_blocks: 1,
+        };
+        Ok(Narrowed { map: map.encode(device)?, codes, scales, slots, width, stored })
+    }
+
+    /// The numbers as they lie there, for tests.
+    pub fn parts(&self) -> (&DeviceSlice<u8>, &DeviceSlice<f32>) {
+        (&self.codes, &self.scales)
+    }
+
+    /// Rows there is room for.
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+}
+
+/// RMS norm before rows are narrowed.
+#[derive(Debug, Clone, Copy)]
+pub struct Norm<'a> {
+    /// `[width]`.
+    pub weight: &'a DeviceSlice<f32>,
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// Where the normed rows go as f32 too.
+    pub normed: Option<&'a DeviceSlice<f32>>,
+}
+
+#[repr(C)]
+struct Arguments {
+    x: u64,
+    weight: u64,
+    normed: u64,
+    codes: u64,
+    scales: u64,
+    slot_of: u64,
+    head: u64,
+    rows: i32,
+    width: i32,
+    slots: i32,
+    top_k: i32,
+    shares: i32,
+    eps: f32,
+}
+
+#[repr(C)]
+struct Sum {
+    answers: u64,
+    y: u64,
+    slot_of: u64,
+    head: u64,
+    rows: i32,
+    width: i32,
+    top_k: i32,
+    shares: i32,
+}
+
+impl TensorOps {
+    /// Rows of x `[rows, width]`, normed or not, each to slot `row`, or to all of its `slots`.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] for slices too short; the driver's own.
+    pub fn narrow(
+        &self,
+        x: &DeviceSlice<f32>,
+        rows: usize,
+        norm: Option<Norm<'_>>,
+        slots: Option<&Slots>,
+        to: &Narrowed,
+    ) -> Result<(), CudaError> {
+        let wanted = slots.map_or(rows, |slots| slots.capacity_for(rows));
+        if x.len() < rows * to.width || to.slots < wanted {
+            let problem = format!("{} elements for {rows} rows of {}, {} slots", x.len(), to.width, to.slots);
+            return Err(refused("narrow", problem));
+        }
+        if let Some(norm) = norm {
+            let short = norm.normed.is_some_and(|normed| normed.len() < rows * to.width);
+            if norm.weight.len() != to.width || short {
+                return Err(refused("narrow", format!("a norm of {} for rows of {}", norm.weight.len(), to.width)));
+            }
+        }
+        let arguments = Arguments {
+            x: x.address(),
+            weight: norm.map_or(0, |norm| norm.weight.address()),
+            normed: norm.and_then(|norm| norm.normed).map_or(0, DeviceSlice::address),
+            codes: to.codes.address(),
+            scales: to.scales.address(),
+            slot_of: slots.map_or(0, |slots| slots.slot_of.address()),
+            head: slots.map_or(0, |slots| slots.head.address()),
+            rows: rows as i32,
+            width: to.width as i32,
+            slots: to.slots as i32,
+            top_k: slots.map_or(1, |slots| slots.top_k) as i32,
+            shares: slots.map_or(0, |slots| i32::from(slots.shares)),
+            eps: norm.map_or(0.0, |norm| norm.eps),
+        };
+        // SAFETY: lengths were checked; slots are `place`'s own.
+        unsafe { self.launch(of(&self.narrow, to.stored), rows, THREADS, arguments) }
+    }
+
+    /// The sum of each row's answers `[slots, width]`, which have their weights already: y `[rows, width]`.
+    ///
+    /// # Errors
+    /// As [`TensorOps::narrow`].
+    pub fn sum(
+        &self,
+        slots: &Slots,
+        rows: usize,
+        width: usize,
+        answers: &DeviceSlice<u16>,
+        y: &DeviceSlice<f32>,
+    ) -> Result<(), CudaError> {
+        if y.len() < rows * width || answers.len() < slots.capacity_for(rows) * width || !width.is_multiple_of(8) {
+            return Err(refused("sum_slots", format!("{} elements for {rows} rows of {width}", y.len())));
+        }
+        debug_assert!(slots.top_k <= MOST_TOP_K, "slots are made so");
+        let arguments = Sum {
+            answers: answers.address(),
+            y: y.address(),
+            slot_of: slots.slot_of.address(),
+            head: slots.head.address(),
+            rows: rows as i32,
+            width: width as i32,
+            top_k: slots.top_k as i32,
+            shares: i32::from(slots.shares),
+        };
+        // SAFETY: lengths were checked; slots are `place`'s own.
+        unsafe { self.launch(&self.sum, rows, THREADS, arguments) }
+    }
+}
