@@ -9,9 +9,10 @@ use rally::engine::schedule::policy::Schedule;
 use rally::engine::span::{LaneReport, Span};
 use rally::engine::{RunEvent, RunReport};
 use rally::graph::kinds::KindRegistry;
+use rally::graph::model::ModelShape;
 use rally::graph::spec::DeploymentSpec;
 use rally::graph::stage_graph::StageGraph;
-use rally::stages::checkpoint::Checkpoint;
+use rally::stages::checkpoint::{Checkpoint, RandomWeights};
 use rally::stages::config::load_model_shape;
 use rally::stages::deployment::{AssembleOptions, Machines, assemble};
 use rally::stages::kinds::StageRegistry;
@@ -19,7 +20,8 @@ use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use support::{
-    Answer, Ask, Golden, Layout, Notes, Places, answers, bits, exact, repository, request, row_error, start_with, worst,
+    Answer, Ask, Golden, Layout, Notes, Places, answers, bits, exact, repository, request, row_error, small_shape,
+    start_with, worst,
 };
 
 /// Stands in unless a card is asked for.
@@ -273,6 +275,35 @@ fn drawn_tokens_are_the_cpus() {
         }
     }
     assert_ne!(got[0].tokens, got[5].tokens, "drawn tokens are not the likeliest");
+}
+
+/// Heads and pages as the fast attention of a card takes them, KV that rounds, ragged sequences, prompts and decoding side by side: the
+/// rows are those of the CPU, and of the plain kernels.
+#[test]
+fn ragged_sequences_with_heads_of_step3() {
+    let shape = ModelShape { heads: 64, head_dim: 256, query_rank: 64, ..small_shape() };
+    let weights = RandomWeights::new(5, shape.weight_format);
+    let lengths = [1, 63, 65, 130];
+    let prompt = |length: u32| (0..length).map(|i| (i * 7 + length) % 64).collect::<Vec<_>>();
+    let asks: Vec<Ask> = lengths.iter().map(|length| Ask::greedy(&prompt(*length), 6)).collect();
+    for kv in ["bf16", "fp8_e4m3"] {
+        let layout = Layout { kv, ..one_device() };
+        let run = |spec: &DeploymentSpec, machines| {
+            let options = AssembleOptions { machines, ..AssembleOptions::default() };
+            answers(start_with(spec, &shape, &weights, options), &asks)
+        };
+        let want = run(&layout.spec(), machines());
+        let spec = on_cuda(&layout, &["a"]);
+        let all = [Machines::StandIn, Machines::Cards];
+        for machines in all.into_iter().filter(|kind| [Machines::StandIn, machines()].contains(kind)) {
+            let got = run(&spec, machines);
+            let errors: Vec<f64> = got.iter().zip(&want).flat_map(|(a, b)| errors(a, &b.tokens, &b.logits)).collect();
+            let count = errors.len();
+            let (median, high) = spread(errors);
+            // q, probabilities and the result of the fast attention are in bf16; KV is rounded from sums of another order.
+            assert!(count >= 16 && median <= 0.01 && high <= 0.05, "{kv} {machines:?}: {count} rows, {median}, {high}");
+        }
+    }
 }
 
 #[test]

@@ -5,6 +5,8 @@
 //   positions  [rows];  first [rows]: where in `pages` a row's begin;  pages: page numbers
 //   keys, values [pages, page_tokens, head_dim] f32, bf16 or e4m3;  scales [pages, 2, page_tokens] f32 for e4m3: K's, then V's
 //
+// `is_turned`: values of e4m3 are [pages, head_dim, 64] in the order of mfa_decode_fp8.cu, whose pages have 64 positions.
+//
 // An item is a head of q, or the key, or the value of a row: rows × (heads + 2). head_dim even, at most 512. An e4m3 row's scale is
 // its largest finite magnitude / 448.
 #include "warp.cuh"
@@ -15,8 +17,14 @@ typedef struct {
     const int *positions, *first, *pages;
     void *keys, *values;
     float *scales;
-    int heads, head_dim, page_tokens, dtype;
+    int heads, head_dim, page_tokens, dtype, is_turned;
 } Append;
+
+// Where mfa_decode_fp8.cu has a position's value in a row of 64.
+FN int turned_place(int position) {
+    int rest = position % 16;
+    return position - rest + 4 * (rest % 8 / 2) + 2 * (rest / 8) + rest % 2;
+}
 
 // Element j * 32 + lane of the head, rotated.
 FN float rotated(const float *head, const float *table, int head_dim, int element) {
@@ -57,6 +65,8 @@ KERNEL(rope_append, Append) {
                 ((float *)pool)[at + element] = AT(x[j]);
             else if (a.dtype == STORED_BF16)
                 ((u16 *)pool)[at + element] = to_bf16(AT(x[j]));
+            else if (is_value && a.is_turned)
+                ((u8 *)pool)[((size_t)page * d + element) * a.page_tokens + turned_place(offset)] = to_e4m3(AT(x[j]) / scale);
             else
                 ((u8 *)pool)[at + element] = to_e4m3(AT(x[j]) / scale);
         }

@@ -62,15 +62,25 @@ __device__ __forceinline__ Run run_of(const Product &a, int item) {
     return run;
 }
 
-template <int Boxes_, int Stages_, int Staged> struct Memory {
-    static constexpr int Boxes = Boxes_, Stages = Stages_;
+#define QUEUE 3         // items fetched ahead
+#define MOST_BLOCKS 128 // with scales
+
+// An item and what is small of it, fetched by a warp of its own: memory under load answers in microseconds.
+template <int Weights> struct __align__(16) Entry {
+    float scales[2][MOST_BLOCKS], weights[Weights];
+    Run run;
+};
+
+template <int Boxes_, int Stages_, int Staged, int Weights_> struct Memory {
+    static constexpr int Boxes = Boxes_, Stages = Stages_, Weights = Weights_;
     struct {
         u8 w[Boxes][BOX_BYTES];
         u8 x[TILE_TOKENS * 128];
     } stages[Stages];
     float scales[Stages][TILE_TOKENS];
     u8 staged[2][Staged];
-    u64 full[Stages], empty[Stages];
+    u64 full[Stages], empty[Stages], queue_full[QUEUE], queue_empty[QUEUE];
+    Entry<Weights_> queue[QUEUE];
     int is_last;
 };
 
@@ -79,6 +89,63 @@ template <class M> struct Ring {
     u32 phase = 0;
     __device__ __forceinline__ void advance() {
         if (++stage == M::Stages) stage = 0, phase ^= 1;
+    }
+};
+
+// One warp: items into the queue, `work.scales(a, run, i)` the scales of each block of its weights; no count ends them.
+template <bool Fp8, class M, class Work> __device__ void fetch_items(const Product &a, M &memory, const Work &work, int lane) {
+    if (a.tiles) await_dependencies();
+    for (int item = blockIdx.x, items = items_of(a), at = 0, parity = 1;; item += gridDim.x) {
+        Run run = {};
+        float scales[2][MOST_BLOCKS / 32], weights[M::Weights / 32];
+        if (item < items) {
+            run = run_of(a, item);
+            if (Fp8) {
+#pragma unroll
+                for (int i = 0; i < 2; i++)
+#pragma unroll
+                    for (int j = 0; j < MOST_BLOCKS / 32; j++) {
+                        const float *from = work.scales(a, run, i);
+                        int block = run.begin + j * 32 + lane;
+                        scales[i][j] = from && block < run.end ? __ldg(from + block) : 0;
+                    }
+            }
+            if (a.slot_weights) {
+#pragma unroll
+                for (int j = 0; j < M::Weights / 32; j++)
+                    weights[j] = j * 32 + lane < run.count ? __ldcg(a.slot_weights + run.first + j * 32 + lane) : 0;
+            }
+        }
+        barrier_wait(shared_address(&memory.queue_empty[at]), parity);
+        auto &entry = memory.queue[at];
+        if (lane == 0) entry.run = run;
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+#pragma unroll
+            for (int j = 0; j < MOST_BLOCKS / 32; j++) entry.scales[i][j * 32 + lane] = scales[i][j];
+#pragma unroll
+        for (int j = 0; j < M::Weights / 32; j++) entry.weights[j * 32 + lane] = weights[j];
+        __syncwarp();
+        if (lane == 0) barrier_arrive(shared_address(&memory.queue_full[at]));
+        if (item >= items) return;
+        if (++at == QUEUE) at = 0, parity ^= 1;
+    }
+}
+
+// A reader's place in the queue.
+struct Reader {
+    int at = 0;
+    u32 parity = 0;
+    template <class M> __device__ __forceinline__ Run take(M &memory) const {
+        barrier_wait(shared_address(&memory.queue_full[at]), parity);
+        return memory.queue[at].run;
+    }
+    template <class M> __device__ __forceinline__ void give_back(M &memory) {
+        barrier_arrive(shared_address(&memory.queue_empty[at]));
+        next();
+    }
+    __device__ __forceinline__ void next() {
+        if (++at == QUEUE) at = 0, parity ^= 1;
     }
 };
 
@@ -116,8 +183,11 @@ template <bool Fp8, class M, class Row> __device__ void load_items(const Product
             load_weights<Fp8>(a, memory, i, run, run.begin + i, run.tiles == 1 ? EVICT_FIRST : EVICT_NORMAL, row);
     }
     await_dependencies();
-    for (int item = blockIdx.x, items = items_of(a); item < items; item += gridDim.x) {
-        Run run = run_of(a, item);
+    Reader queue;
+    for (;;) {
+        Run run = queue.take(memory);
+        if (run.count == 0) return;
+        queue.give_back(memory);
         u64 policy = run.tiles == 1 ? EVICT_FIRST : EVICT_NORMAL;
         for (int block = run.begin; block < run.end; block++, ring.advance()) {
             if (ahead > 0) {
@@ -170,11 +240,6 @@ __device__ __forceinline__ void multiply_run(float (&sum)[Tiles][Chunks][N], M &
         for (int c = 0; c < Chunks; c++)
 #pragma unroll
             for (int i = 0; i < N; i++) sum[m][c][i] = 0;
-    float next[Tiles];
-    if (Fp8) {
-#pragma unroll
-        for (int m = 0; m < Tiles; m++) next[m] = __ldg(scales[m]);
-    }
     int before = -1;
     for (int block = 0; block < count; block++, ring.advance()) {
         barrier_wait(shared_address(&memory.full[ring.stage]), ring.phase);
@@ -182,21 +247,42 @@ __device__ __forceinline__ void multiply_run(float (&sum)[Tiles][Chunks][N], M &
         u64 w = smem_descriptor(base + first, 16, 1024, 1), x = smem_descriptor(base + M::Boxes * BOX_BYTES, 16, 1024, 1);
         u64 across = step / 16;
         if constexpr (Fp8) {
-            // One product at a time: the other warpgroup multiplies while this one adds. With two there are too few registers, and
-            // ptxas then waits after every instruction.
-            float scale[Tiles], product[N];
             const float *x_scales = memory.scales[ring.stage] + 2 * (thread & 3);
-#pragma unroll
-            for (int m = 0; m < Tiles; m++) scale[m] = next[m], next[m] = __ldg(scales[m] + min(block + 1, count - 1));
-#pragma unroll
-            for (int p = 0; p < products; p++) {
-                pin(product);
+            if constexpr (N <= 32) {
+                // A product is added while the next is multiplied.
+                float product[2][N];
+                pin(product[0]);
                 wgmma_fence();
-                start_product<true>(product, w + p / Chunks * across, x + p % Chunks * chunk, false);
+                start_product<true>(product[0], w, x, false);
                 wgmma_commit();
-                wgmma_wait<0>();
-                pin(product);
-                add_product(sum[p / Chunks][p % Chunks], product, x_scales + p % Chunks * 2 * N, scale[p / Chunks]);
+#pragma unroll
+                for (int p = 0; p < products; p++) {
+                    if (p + 1 < products) {
+                        pin(product[(p + 1) % 2]);
+                        wgmma_fence();
+                        start_product<true>(product[(p + 1) % 2], w + (p + 1) / Chunks * across, x + (p + 1) % Chunks * chunk, false);
+                        wgmma_commit();
+                        wgmma_wait<1>();
+                    } else {
+                        wgmma_wait<0>();
+                    }
+                    pin(product[p % 2]);
+                    add_product(sum[p / Chunks][p % Chunks], product[p % 2], x_scales + p % Chunks * 2 * N, scales[p / Chunks][block]);
+                }
+            } else {
+                // For two there are too few registers, and ptxas would wait after every instruction: the other warpgroup multiplies
+                // while this one adds.
+                float product[N];
+#pragma unroll
+                for (int p = 0; p < products; p++) {
+                    pin(product);
+                    wgmma_fence();
+                    start_product<true>(product, w + p / Chunks * across, x + p % Chunks * chunk, false);
+                    wgmma_commit();
+                    wgmma_wait<0>();
+                    pin(product);
+                    add_product(sum[p / Chunks][p % Chunks], product, x_scales + p % Chunks * 2 * N, scales[p / Chunks][block]);
+                }
             }
             release(memory, ring.stage, thread);
         } else {
@@ -238,11 +324,13 @@ __device__ __forceinline__ u32 turned_place(u32 piece, int row, int lane) {
     return piece + (tile / 2 * 8 + lane % 8) * PIECE_STRIDE + (row + tile % 2 * 8) * 2;
 }
 
-// Barriers, roles and items of a kernel. `Work::item<Chunks, N>(a, memory, ring, run, group, thread)` does an item's products.
+// Barriers, roles and items of a kernel. `work.item<Chunks, N>(a, memory, ring, entry, run, group, thread)` does an item's products.
 template <bool Fp8, class M, class Work> __device__ __forceinline__ void run_items(const Product &a, u8 *raw, Work work) {
     M &memory = *reinterpret_cast<M *>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
     if (threadIdx.x == 0) {
         for (int i = 0; i < M::Stages; i++) barrier_init(shared_address(&memory.full[i]), 1), barrier_init(shared_address(&memory.empty[i]), 8);
+        // Readers of the queue: eight warps, and the thread that loads.
+        for (int i = 0; i < QUEUE; i++) barrier_init(shared_address(&memory.queue_full[i]), 1), barrier_init(shared_address(&memory.queue_empty[i]), 9);
         barrier_init_fence();
     }
     if (threadIdx.x == 256)
@@ -251,26 +339,37 @@ template <bool Fp8, class M, class Work> __device__ __forceinline__ void run_ite
     start_dependents();
     int group = threadIdx.x / 128, thread = threadIdx.x & 127;
     if (group == 2) {
-        shrink_registers<24>();
-        if (thread == 0) load_items<Fp8>(a, memory, [&](const Run &run, int box, const TensorMap *&map) { return work.row(a, run, box, map); });
+        shrink_registers<40>();
+        if (thread == 0)
+            load_items<Fp8>(a, memory, [&](const Run &run, int box, const TensorMap *&map) { return work.row(a, run, box, map); });
+        else if (thread >= 32 && thread < 64)
+            fetch_items<Fp8>(a, memory, work, thread - 32);
     } else {
-        grow_registers<240>();
+        grow_registers<232>();
         await_dependencies();
         Ring<M> ring;
-        for (int item = blockIdx.x, items = items_of(a); item < items; item += gridDim.x) {
-            Run run = run_of(a, item);
+        Reader queue;
+        for (;;) {
+            Run run = queue.take(memory);
+            if (run.count == 0) return;
+            const auto &entry = memory.queue[queue.at];
             if (run.count <= 16)
-                work.template item<1, 8>(a, memory, ring, run, group, thread);
+                work.template item<1, 8>(a, memory, ring, entry, run, group, thread);
             else if (run.count <= 32)
-                work.template item<1, 16>(a, memory, ring, run, group, thread);
+                work.template item<1, 16>(a, memory, ring, entry, run, group, thread);
             else if (run.count <= 64)
-                work.template item<1, 32>(a, memory, ring, run, group, thread);
+                work.template item<1, 32>(a, memory, ring, entry, run, group, thread);
             else if (run.count <= 80)
-                work.template item<1, 40>(a, memory, ring, run, group, thread);
+                work.template item<1, 40>(a, memory, ring, entry, run, group, thread);
             else if (run.count <= 128)
-                work.template item<2, 32>(a, memory, ring, run, group, thread);
+                work.template item<2, 32>(a, memory, ring, entry, run, group, thread);
             else
-                work.template item<2, 40>(a, memory, ring, run, group, thread);
+                work.template item<2, 40>(a, memory, ring, entry, run, group, thread);
+            __syncwarp();
+            if ((thread & 31) == 0)
+                queue.give_back(memory);
+            else
+                queue.next();
         }
     }
 }

@@ -10,7 +10,7 @@
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #include "tensor.cuh"
 
-typedef Memory<2, 4, PIECE * PIECE_STRIDE> DownMemory;
+typedef Memory<2, 4, PIECE * PIECE_STRIDE, TILE_TOKENS> DownMemory;
 
 template <bool Fp8> struct Down {
     __device__ __forceinline__ int row(const Product &a, const Run &run, int box, const TensorMap *&map) const {
@@ -18,23 +18,26 @@ template <bool Fp8> struct Down {
         return run.expert * a.outputs + run.row_block * 256 + box * 128;
     }
 
+    __device__ __forceinline__ const float *scales(const Product &a, const Run &run, int group) const {
+        return a.w_scales + (((size_t)run.expert * a.row_blocks + run.row_block) * 2 + group) * a.blocks;
+    }
+
     template <int Chunks, int N>
-    __device__ __forceinline__ void item(const Product &a, DownMemory &memory, Ring<DownMemory> &ring, const Run &run, int group, int thread) const {
+    __device__ __forceinline__ void item(const Product &a, DownMemory &memory, Ring<DownMemory> &ring, const Entry<TILE_TOKENS> &entry, const Run &run, int group, int thread) const {
         float sum[2][Chunks][N];
-        const float *of_group = a.w_scales + (((size_t)run.expert * a.row_blocks + run.row_block) * 2 + group) * a.blocks;
-        const float *const scales[2] = {of_group, of_group};
+        const float *const scales[2] = {entry.scales[group], entry.scales[group]};
         multiply_run<Fp8>(sum, memory, ring, scales, a.blocks, group * BOX_BYTES, 8192, thread);
         int warp = thread / 32, lane = thread % 32, part = thread % 16;
         u8 *piece = memory.staged[group];
         bf16 *out = (bf16 *)a.out + (size_t)run.first * a.outputs + run.row_block * 256 + group * 128 + part * 8;
-        const float *weights = a.slot_weights + run.first + 2 * (thread & 3);
+        const float *weights = entry.weights + 2 * (thread & 3);
 #pragma unroll
         for (int c = 0; c < Chunks; c++)
 #pragma unroll
             for (int q = 0; q < N / 8; q++) {
                 int start = c * 2 * N + q * PIECE;
                 if (start >= run.count) continue;
-                float2 of[2] = {__ldg((const float2 *)(weights + start)), __ldg((const float2 *)(weights + start + 8))};
+                float2 of[2] = {*(const float2 *)(weights + start), *(const float2 *)(weights + start + 8)};
 #pragma unroll
                 for (int m = 0; m < 2; m++) {
                     u32 words[4];

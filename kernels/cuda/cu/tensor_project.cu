@@ -11,7 +11,7 @@
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #include "tensor.cuh"
 
-typedef Memory<1, 6, 16> ProjectMemory;
+typedef Memory<1, 6, 16, 32> ProjectMemory;
 
 // Accumulators of a thread at most, which is what parts are apart: tiles of one launch may differ in size.
 #define MOST_SUMS (TILE_TOKENS / 2)
@@ -25,9 +25,7 @@ template <int Chunks, int N> __device__ __forceinline__ bool leave_part(const Pr
     int id = threadIdx.x;
     float *part = part_of(a, run, run.split);
 #pragma unroll
-    for (int c = 0; c < Chunks; c++)
-#pragma unroll
-        for (int i = 0; i < N; i++) __stcg(part + (c * N + i) * 256, sum[c][i]);
+    for (int i = 0; i < Chunks * N; i++) __stcg(part + i * 256, sum[i / N][i % N]);
     __threadfence();
     named_barrier<1, 256>();
     if (id == 0) {
@@ -43,29 +41,40 @@ template <int Chunks, int N> __device__ __forceinline__ bool leave_part(const Pr
     return is_last;
 }
 
+template <int N> __device__ __forceinline__ void add_parts(const Product &a, const Run &run, float (&sum)[N], int from) {
+    const float *part = part_of(a, run, 0) + from * 256;
+#pragma unroll
+    for (int i = 0; i < N; i++) sum[i] = __ldcg(part + i * 256);
+    pin(sum);
+#pragma unroll 1
+    for (int split = 1; split < a.splits; split++) {
+        part += MOST_SUMS * 256;
+#pragma unroll
+        for (int i = 0; i < N; i++) sum[i] += __ldcg(part + i * 256);
+    }
+    pin(sum);
+}
+
 template <bool Fp8> struct Project {
     __device__ __forceinline__ int row(const Product &a, const Run &run, int box, const TensorMap *&map) const {
         map = &a.w;
         return run.row_block * 128;
     }
 
+    __device__ __forceinline__ const float *scales(const Product &a, const Run &run, int map) const {
+        return map ? nullptr : a.w_scales + (size_t)run.row_block * a.blocks;
+    }
+
     template <int Chunks, int N>
-    __device__ __forceinline__ void item(const Product &a, ProjectMemory &memory, Ring<ProjectMemory> &ring, const Run &run, int group, int thread) const {
+    __device__ __forceinline__ void item(const Product &a, ProjectMemory &memory, Ring<ProjectMemory> &ring, const Entry<32> &entry, const Run &run, int group, int thread) const {
         float sum[1][Chunks][N];
-        const float *const scales[1] = {a.w_scales + (size_t)run.row_block * a.blocks + run.begin};
+        const float *const scales[1] = {entry.scales[0]};
         multiply_run<Fp8>(sum, memory, ring, scales, run.end - run.begin, group * 8192, 0, thread);
         if (a.splits > 1) {
             if (!leave_part(a, memory, run, sum[0])) return;
-            for (int split = 0; split < a.splits; split++) {
-                const float *part = part_of(a, run, split);
+            // A few sums at a time: all of them and their parts would not fit in registers.
 #pragma unroll
-                for (int c = 0; c < Chunks; c++)
-#pragma unroll
-                    for (int i = 0; i < N; i++) {
-                        float more = __ldcg(part + (c * N + i) * 256);
-                        sum[0][c][i] = split ? sum[0][c][i] + more : more;
-                    }
-            }
+            for (int c = 0; c < Chunks; c++) add_parts(a, run, sum[0][c], c * N);
         }
         int upper = run.row_block * 128 + group * 64 + thread / 32 * 16 + thread % 32 / 4;
 #pragma unroll

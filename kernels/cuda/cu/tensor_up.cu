@@ -10,7 +10,7 @@
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #include "tensor.cuh"
 
-typedef Memory<2, 4, PIECE * PIECE_STRIDE> UpMemory;
+typedef Memory<2, 4, PIECE * PIECE_STRIDE, 32> UpMemory;
 
 __device__ __forceinline__ float swiglu(float gate, float up) {
     return __fdividef(gate, 1.0f + fast_exp2(-1.4426950408889634f * gate)) * up;
@@ -41,11 +41,14 @@ template <bool Fp8> struct Up {
         return run.expert * a.outputs + run.row_block * 128;
     }
 
+    __device__ __forceinline__ const float *scales(const Product &a, const Run &run, int map) const {
+        return (map ? a.up_scales : a.w_scales) + ((size_t)run.expert * a.row_blocks + run.row_block) * a.blocks;
+    }
+
     template <int Chunks, int N>
-    __device__ __forceinline__ void item(const Product &a, UpMemory &memory, Ring<UpMemory> &ring, const Run &run, int group, int thread) const {
+    __device__ __forceinline__ void item(const Product &a, UpMemory &memory, Ring<UpMemory> &ring, const Entry<32> &entry, const Run &run, int group, int thread) const {
         float sum[2][Chunks][N];
-        size_t block = ((size_t)run.expert * a.row_blocks + run.row_block) * a.blocks;
-        const float *const scales[2] = {a.w_scales + block, a.up_scales + block};
+        const float *const scales[2] = {entry.scales[0], entry.scales[1]};
         multiply_run<Fp8>(sum, memory, ring, scales, a.blocks, group * 8192, BOX_BYTES, thread);
         int warp = thread / 32, lane = thread % 32, token = (group * 128 + thread) / 16, part = thread % 16;
 #pragma unroll

@@ -13,9 +13,15 @@ use std::time::Instant;
 #[derive(Debug, Default)]
 pub struct Counting {
     bytes: AtomicUsize,
+    mfa_ctas: usize,
 }
 
 impl Counting {
+    /// For a device that will be made on `machine`.
+    pub fn of(machine: &dyn Machine) -> Counting {
+        Counting { bytes: AtomicUsize::new(0), mfa_ctas: machine.mfa_ctas() }
+    }
+
     /// What [`Machine::reserve`] has to be given for all that was asked for.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
@@ -31,6 +37,10 @@ impl Keeper for Nothing {}
 impl Machine for Counting {
     fn name(&self) -> String {
         "a count of a device's memory".into()
+    }
+
+    fn mfa_ctas(&self) -> usize {
+        self.mfa_ctas
     }
 
     fn free_bytes(&self) -> Result<Option<usize>, CudaError> {

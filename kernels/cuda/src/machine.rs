@@ -82,6 +82,11 @@ pub trait Machine: Debug + Send + Sync {
         None
     }
 
+    /// CTAs that [`crate::mfa`] is launched with, one a multiprocessor; 0 where it does not run.
+    fn mfa_ctas(&self) -> usize {
+        0
+    }
+
     /// Bytes of memory free now; absent where nobody counts them.
     ///
     /// # Errors
@@ -300,6 +305,11 @@ impl Machine for Card {
 
     fn card(&self) -> Option<(&Arc<Device>, &Arc<Stream>)> {
         Some((&self.device, &self.stream))
+    }
+
+    fn mfa_ctas(&self) -> usize {
+        let card = self.device.card();
+        if card.is_hopper() { card.multiprocessors as usize } else { 0 }
     }
 
     fn free_bytes(&self) -> Result<Option<usize>, CudaError> {

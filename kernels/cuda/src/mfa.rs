@@ -125,20 +125,13 @@ impl MfaDecode {
     /// # Errors
     /// [`CudaError::Shape`] off Hopper or with pools of unequal size; what compiling and loading say.
     pub fn new(device: &Arc<Device>, kv: KvPages) -> Result<MfaDecode, CudaError> {
-        let refused = |problem: String| CudaError::Shape { operation: "mfa_decode", problem };
         if !device.card().is_hopper() {
             return Err(refused(format!(
                 "needs compute capability 9.0, {} has not: use the plain path",
                 device.card().name
             )));
         }
-        let (k, v) = match &kv {
-            KvPages::Bf16 { k, v } => (k.len(), v.len()),
-            KvPages::Fp8 { k, v, .. } => (k.len(), v.len()),
-        };
-        if k != v || k % (PAGE_TOKENS as usize * HEAD_DIM) != 0 {
-            return Err(refused(format!("K has {k} elements and V {v}: give both the same whole number of pages")));
-        }
+        check(&kv)?;
         let (source, name, threads, shared) = match &kv {
             // `Memory` begins at a multiple of 1 KiB, and dynamic shared memory may not.
             KvPages::Bf16 { .. } => (source::MFA_DECODE_BF16, "mfa_decode_bf16", 224, BF16_SHARED + 1024),
@@ -148,13 +141,25 @@ impl MfaDecode {
         Ok(MfaDecode { kernel, threads, kv })
     }
 
+    /// The same kernel for other pools of the same kind.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] for another kind, or pools of unequal size.
+    pub fn for_pages(&self, kv: KvPages) -> Result<MfaDecode, CudaError> {
+        if std::mem::discriminant(&kv) != std::mem::discriminant(&self.kv) {
+            return Err(refused("pools of another kind than the kernel's".to_owned()));
+        }
+        check(&kv)?;
+        Ok(MfaDecode { kernel: self.kernel.clone(), threads: self.threads, kv })
+    }
+
     /// Makes a step ready to be enqueued any number of times.
     ///
     /// # Errors
     /// [`CudaError::Shape`] for more CTAs than multiprocessors or slices that are too short.
-    pub fn prepare(&self, step: MfaStep) -> Result<MfaCall<'_>, CudaError> {
+    pub fn prepare(&self, step: MfaStep) -> Result<MfaCall, CudaError> {
         let device = self.kernel.device();
-        let refused = |problem: String| Err(CudaError::Shape { operation: "mfa_decode", problem });
+        let refused = |problem: String| Err(refused(problem));
         let (ctas, rows) = (step.ctas as usize, step.q.len() / (HEADS * HEAD_DIM));
         if step.ctas == 0 || step.ctas > device.card().multiprocessors {
             return refused(format!("{ctas} CTAs: give at least one, and at most one a multiprocessor"));
@@ -171,7 +176,8 @@ impl MfaDecode {
             return refused(format!("{ctas} CTAs need {partials} bytes of partials, {} given", step.partials.len()));
         }
         let arguments = self.arguments(device, &step, rows)?;
-        Ok(MfaCall { decode: self, arguments, step })
+        let (kernel, threads, kv) = (self.kernel.clone(), self.threads, self.kv.clone());
+        Ok(MfaCall { kernel, threads, _kv: kv, arguments, step })
     }
 
     fn arguments(&self, device: &Device, step: &MfaStep, rows: usize) -> Result<Arguments, CudaError> {
@@ -218,6 +224,22 @@ impl MfaDecode {
     }
 }
 
+fn refused(problem: String) -> CudaError {
+    CudaError::Shape { operation: "mfa_decode", problem }
+}
+
+/// Pools of the same whole number of pages.
+fn check(kv: &KvPages) -> Result<(), CudaError> {
+    let (k, v) = match kv {
+        KvPages::Bf16 { k, v } => (k.len(), v.len()),
+        KvPages::Fp8 { k, v, .. } => (k.len(), v.len()),
+    };
+    if k != v || k % (PAGE_TOKENS as usize * HEAD_DIM) != 0 {
+        return Err(refused(format!("K has {k} elements and V {v}: give both the same whole number of pages")));
+    }
+    Ok(())
+}
+
 /// Two items and their barriers.
 const QUEUE_SHARED: u32 = 2 * (64 + 16);
 /// `sizeof(Memory)` of the bf16 kernel: 3 stages, two q, the queue, barriers.
@@ -229,13 +251,15 @@ const FP8_SHARED: u32 =
 
 /// A step bound to its buffers, which it keeps alive.
 #[derive(Debug)]
-pub struct MfaCall<'a> {
-    decode: &'a MfaDecode,
+pub struct MfaCall {
+    kernel: Kernel,
+    threads: u32,
+    _kv: KvPages,
     arguments: Arguments,
     step: MfaStep,
 }
 
-impl MfaCall<'_> {
+impl MfaCall {
     /// Enqueues the step.
     ///
     /// # Errors
@@ -245,8 +269,9 @@ impl MfaCall<'_> {
             Arguments::Bf16(arguments) => (&raw const **arguments).cast_mut().cast(),
             Arguments::Fp8(arguments) => (&raw const **arguments).cast_mut().cast(),
         };
-        let shape = Shape { grid: (self.step.ctas, 1), block: self.decode.threads, order: self.step.order };
-        // SAFETY: one parameter, of the type that this kernel takes; its slices live in `self` and in `decode`.
-        unsafe { self.decode.kernel.launch(stream, shape, std::slice::from_mut(&mut argument)) }
+        let shape = Shape { grid: (self.step.ctas, 1), block: self.threads, order: self.step.order };
+        self.kernel.device().bind()?;
+        // SAFETY: one parameter, of the type that this kernel takes; its slices live in `self`.
+        unsafe { self.kernel.launch(stream, shape, std::slice::from_mut(&mut argument)) }
     }
 }

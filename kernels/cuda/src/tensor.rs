@@ -23,7 +23,14 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 /// Tokens of a tile at most.
-pub const TILE_TOKENS: usize = 160;
+const TILE_TOKENS: usize = 160;
+/// Of several tiles of the same weights: the kernels are faster with 128, and weights are read twice anyway.
+const TILE_STEP: usize = 128;
+
+/// Tiles for so many rows of the same weights.
+fn tiles_for(rows: usize) -> usize {
+    if rows <= TILE_TOKENS { 1 } else { rows.div_ceil(TILE_STEP) }
+}
 
 /// A kernel for e4m3 and one for bf16.
 type Both = [Kernel; 2];
@@ -66,8 +73,8 @@ impl TensorOps {
             place: device.load(&source::SLOTS)?.kernel("place_slots", 0)?,
             narrow: [rows.kernel("narrow_fp8", 0)?, rows.kernel("narrow_bf16", 0)?],
             sum: rows.kernel("sum_slots", 0)?,
-            up: both(&source::TENSOR_UP, ["tensor_up_fp8", "tensor_up_bf16"], product::EXPERTS_SHARED)?,
-            down: both(&source::TENSOR_DOWN, ["tensor_down_fp8", "tensor_down_bf16"], product::EXPERTS_SHARED)?,
+            up: both(&source::TENSOR_UP, ["tensor_up_fp8", "tensor_up_bf16"], product::UP_SHARED)?,
+            down: both(&source::TENSOR_DOWN, ["tensor_down_fp8", "tensor_down_bf16"], product::DOWN_SHARED)?,
             project: both(
                 &source::TENSOR_PROJECT,
                 ["tensor_project_fp8", "tensor_project_bf16"],

@@ -4,6 +4,7 @@
 use half::bf16;
 use rally_cuda::machine::{Machine, Machines, read, write};
 use rally_cuda::memory::{DeviceSlice, Plain};
+use rally_cuda::mfa;
 use rally_cuda::ops::{
     Choice, Chosen, HostMatrix, KvPages, Ops, Paged, REPORTED_AT_MOST, Routing, Sorted, Stored, Weights, record_bytes,
 };
@@ -260,6 +261,47 @@ fn attention_over_pages() {
         attend(&mut bench, 2, 256, 64, &[(127, 2), (64, 1)], format);
         attend(&mut bench, 1, 512, 5, &[(11, 2)], format);
     }
+}
+
+/// Pages for the fast attention: the values' bytes stand where its kernel looks for them, and nothing else is written.
+#[test]
+fn fp8_values_are_turned_for_the_fast_attention() {
+    let mut bench = Bench::new(8);
+    let (rows, d, pages) = (70, 256, 3);
+    let kv = KvPages::new(bench.machine(), pages, 64, d, Stored::Fp8).and_then(KvPages::for_mfa);
+    let (kv, there) = kv.expect("pages as it takes them");
+    let mfa::KvPages::Fp8 { v: there, scales, .. } = there else { panic!("fp8 pages") };
+    bench.machine().fill(&there, 0xff).expect("filled");
+    let (q, k, v) = (bench.values(rows * d), bench.values(rows * d), bench.values(rows * d));
+    let table: Vec<f32> = (0..rows).flat_map(|_| [vec![1.0; d / 2], vec![0.0; d / 2]].concat()).collect();
+    // The second page comes before the first.
+    let numbers = [2, 0];
+    let at = Paged {
+        positions: bench.put(&(0..rows as i32).collect::<Vec<_>>()),
+        first: bench.put(&vec![0; rows]),
+        pages: bench.put(&numbers),
+    };
+    let (q, k, v_there, table) = (bench.put(&q), bench.put(&k), bench.put(&v), bench.put(&table));
+    bench.ops.rope_append(&q, &k, &v_there, &table, rows, 1, &at, &kv).expect("enqueued");
+    let mut want = vec![0xffu8; pages * 64 * d];
+    for (row, values) in v.chunks(d).enumerate() {
+        let scale = values.iter().fold(0f32, |most, value| most.max(value.abs())) / 448.0;
+        let page = numbers[row / 64] as usize;
+        for (element, value) in values.iter().enumerate() {
+            let place = (page * d + element) * 64 + mfa::fp8_value_place(row % 64);
+            want[place] = rally_kernels::dtype::f32_to_e4m3(value / scale);
+        }
+        let mut stored = [0.0];
+        read(bench.machine(), &scales.part((page * 2 + 1) * 64 + row % 64, 1), &mut stored).expect("read");
+        assert_eq!(stored[0], scale, "row {row}");
+    }
+    let mut got = vec![0; want.len()];
+    read(bench.machine(), &there, &mut got).expect("read");
+    assert!(got == want, "{} bytes differ", got.iter().zip(&want).filter(|(got, want)| got != want).count());
+    let out = bench.poisoned(rows * d);
+    assert!(
+        bench.ops.attention(&q, rows, 1, &at, &kv, &out).is_err_and(|error| error.to_string().contains("mfa_decode"))
+    );
 }
 
 #[test]

@@ -73,7 +73,7 @@ pub(super) fn open(
         let fault = |error: CudaError| refused(error.to_string());
         let machine = options.machines.open(next).map_err(fault)?;
         next += 1;
-        let needed = making.bytes_on(index)?;
+        let needed = making.bytes_on(index, &*machine)?;
         if let (Some(free), Some(memory)) =
             (machine.free_bytes().map_err(fault)?, planned.iter().find(|memory| memory.name == device.name))
         {
@@ -102,11 +102,15 @@ impl Making<'_> {
         CudaDevice::open(machine, &self.planner, rows, self.widths, &crossings, captures)
     }
 
-    /// Bytes that a device takes: all of it made once, of nothing.
-    fn bytes_on(&self, device: DeviceIndex) -> Result<usize, AssembleError> {
+    /// Bytes that a device takes on `machine`: all of it made once, of nothing.
+    fn bytes_on(
+        &self,
+        device: DeviceIndex,
+        machine: &dyn rally_cuda::machine::Machine,
+    ) -> Result<usize, AssembleError> {
         let outline = Outline(self.shape.weight_format);
         let making = Making { weights: &outline, ..*self };
-        let counting = Arc::new(Counting::default());
+        let counting = Arc::new(Counting::of(machine));
         let opened = making.cuda_device(device, Arc::clone(&counting) as _, false);
         let opened = opened.map_err(|error| AssembleError::Device {
             name: self.graph.devices[device].name.clone(),

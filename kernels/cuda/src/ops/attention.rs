@@ -4,6 +4,8 @@ use super::{HEAD_DIM_AT_MOST, Ops, Stored, holds, launch};
 use crate::error::CudaError;
 use crate::machine::Machine;
 use crate::memory::{Arena, DeviceSlice};
+use crate::mfa;
+use crate::split::PAGE_TOKENS;
 
 /// One layer's pages of keys and values, `[pages, page_tokens, head_dim]` each.
 #[derive(Debug)]
@@ -15,6 +17,8 @@ pub struct KvPages {
     page_tokens: usize,
     head_dim: usize,
     stored: Stored,
+    /// Whether fp8 values lie as [`crate::mfa`] reads them.
+    turned: bool,
 }
 
 impl KvPages {
@@ -37,7 +41,27 @@ impl KvPages {
         let scales = if stored == Stored::Fp8 { pages * page_tokens * 2 } else { 0 };
         let mut arena = machine.allocate(Arena::bytes_for([bytes, bytes, scales * size_of::<f32>()]))?;
         let (keys, values, scales) = (arena.take(bytes)?, arena.take(bytes)?, arena.take(scales)?);
-        Ok(KvPages { keys, values, scales, page_tokens, head_dim, stored })
+        Ok(KvPages { keys, values, scales, page_tokens, head_dim, stored, turned: false })
+    }
+
+    /// The same for [`crate::mfa`], before anything is written: [`Ops::rope_append`] then writes fp8 values turned, and
+    /// [`Ops::attention`] does not read them.
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] unless pages are of 64 positions of 256 elements, in bf16 or fp8.
+    pub fn for_mfa(mut self) -> Result<(KvPages, mfa::KvPages), CudaError> {
+        if (self.page_tokens, self.head_dim) != (PAGE_TOKENS as usize, mfa::HEAD_DIM) || self.stored == Stored::F32 {
+            let problem = format!("pages of {} x {} {:?}", self.page_tokens, self.head_dim, self.stored);
+            return Err(CudaError::Shape { operation: "mfa_decode", problem });
+        }
+        self.turned = self.stored == Stored::Fp8;
+        let pages = match self.stored {
+            Stored::Fp8 => {
+                mfa::KvPages::Fp8 { k: self.keys.clone(), v: self.values.clone(), scales: self.scales.clone() }
+            }
+            _ => mfa::KvPages::Bf16 { k: self.keys.cast(), v: self.values.cast() },
+        };
+        Ok((self, pages))
     }
 }
 
@@ -68,6 +92,7 @@ struct Append {
     head_dim: i32,
     page_tokens: i32,
     stored: i32,
+    is_turned: i32,
 }
 
 #[repr(C)]
@@ -129,6 +154,7 @@ impl Ops {
             head_dim: d as i32,
             page_tokens: kv.page_tokens as i32,
             stored: kv.stored as i32,
+            is_turned: i32::from(kv.turned),
         };
         // SAFETY: lengths were checked; positions and pages within theirs are the caller's promise.
         unsafe { launch(&*self.rope_append, rows * (heads + 2), arguments) }
@@ -149,6 +175,10 @@ impl Ops {
         out: &DeviceSlice<f32>,
     ) -> Result<(), CudaError> {
         let d = kv.head_dim;
+        if kv.turned {
+            let problem = "these values lie as mfa_decode reads them".to_owned();
+            return Err(CudaError::Shape { operation: "attention", problem });
+        }
         holds("attention", "q [rows, heads, head_dim]", q, rows * heads * d)?;
         holds("attention", "out [rows, heads, head_dim]", out, rows * heads * d)?;
         holds("attention", "positions [rows]", &at.positions, rows)?;

@@ -1,6 +1,6 @@
 //! Rows sorted by expert into slots (`cu/slots.cu`).
 
-use super::{TILE_TOKENS, TensorOps, refused};
+use super::{TILE_STEP, TensorOps, refused};
 use crate::error::CudaError;
 use crate::memory::{Arena, DeviceSlice};
 use crate::ops::Routing;
@@ -52,7 +52,7 @@ impl Slots {
         let mut local = vec![-1; experts];
         held.iter().enumerate().for_each(|(index, id)| local[*id] = index as i32);
         let capacity = capacity(rows, top_k, held.len(), shares);
-        let tiles = 4 * (capacity / TILE_TOKENS + held.len() + 1);
+        let tiles = 4 * (capacity / TILE_STEP + held.len() + 1);
         let sizes = [experts, rows * top_k, capacity, tiles, 2];
         let mut arena = Arena::new(stream.device(), Arena::bytes_for(sizes.map(|count| count * 4)))?;
         let slots = Slots {

@@ -1,7 +1,7 @@
 //! Weights as the copy engine reads them, and the products (`cu/tensor_up.cu`, `cu/tensor_down.cu`, `cu/tensor_project.cu`).
 
 use super::rows::{Narrowed, SCALE_GROUP};
-use super::{Slots, TILE_TOKENS, TensorOps, of, refused};
+use super::{Slots, TILE_TOKENS, TensorOps, of, refused, tiles_for};
 use crate::device::Device;
 use crate::error::CudaError;
 use crate::memory::DeviceSlice;
@@ -14,10 +14,18 @@ const BOX_ROWS: usize = 128;
 const THREADS: u32 = 384;
 /// Tiles of tokens of one launch that may have its inputs in parts.
 const TILES_AT_ONCE: usize = 2;
-/// `sizeof(Memory)` of the experts' kernels: 4 stages, scales, results being turned, barriers.
-pub(super) const EXPERTS_SHARED: u32 = 1024 + 4 * (2 * 16384 + 160 * 128 + 160 * 4 + 16) + 2 * 16 * 272 + 8;
-/// The same of `tensor_project.cu`: 6 stages of half the weights.
-pub(super) const PROJECT_SHARED: u32 = 1024 + 6 * (16384 + 160 * 128 + 160 * 4 + 16) + 2 * 16 + 8;
+/// `sizeof(Memory)`: stages of so many boxes of weights, results being turned, and three items ahead with some of their weights.
+const fn shared(stages: u32, boxes: u32, staged: u32, weights: u32) -> u32 {
+    // `Memory` begins at a multiple of 1 KiB, and dynamic shared memory may not.
+    let stage = boxes * 16384 + 160 * 128 + 160 * 4 + 16;
+    1024 + stages * stage + 2 * staged + 3 * (16 + 48 + 2 * 128 * 4 + weights * 4) + 24
+}
+/// Of `tensor_up.cu`.
+pub(super) const UP_SHARED: u32 = shared(4, 2, 16 * 272, 32);
+/// Of `tensor_down.cu`.
+pub(super) const DOWN_SHARED: u32 = shared(4, 2, 16 * 272, 160);
+/// Of `tensor_project.cu`.
+pub(super) const PROJECT_SHARED: u32 = shared(6, 1, 16, 32);
 
 /// Items whose parts may be on their way at once.
 pub(super) fn items_at_most(ctas: usize) -> usize {
@@ -186,11 +194,11 @@ impl TensorOps {
         let ctas = self.device.card().multiprocessors as usize;
         let row_blocks = w.rows.div_ceil(BOX_ROWS);
         let splits = (ctas / row_blocks).clamp(1, w.blocks());
-        let tiles = rows.div_ceil(TILE_TOKENS);
+        let tiles = tiles_for(rows);
         // What parts need is there for a few tiles; without parts all go at once.
-        let at_once = if splits == 1 { tiles.max(1) } else { TILES_AT_ONCE };
-        let step = rows.div_ceil(tiles.max(1)).next_multiple_of(8);
-        for first in (0..rows).step_by(step * at_once) {
+        let at_once = if splits == 1 { tiles } else { TILES_AT_ONCE };
+        let step = rows.div_ceil(tiles).next_multiple_of(8);
+        for first in (0..rows).step_by((step * at_once).max(1)) {
             let here = (rows - first).min(step * at_once);
             let whole = self.common("tensor_project", x, w)?;
             let arguments = Arguments {

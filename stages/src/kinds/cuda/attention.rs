@@ -5,10 +5,12 @@ use super::super::registry::{BuildContext, BuildError};
 use super::captured::{Captured, Which};
 use super::device::CudaDevice;
 use super::load::{self, LoadError, stored};
+use super::mfa::FastAttention;
 use super::{fault, refused};
 use rally_cuda::CudaError;
 use rally_cuda::memory::DeviceSlice;
-use rally_cuda::ops::{KvPages, Weights};
+use rally_cuda::mfa::MfaCall;
+use rally_cuda::ops::{KvPages, Stored, Weights};
 use rally_engine::slot::storage_dtype;
 use rally_engine::stage::{Stage, StageError, TaskContext};
 use rally_graph::model::ModelShape;
@@ -25,12 +27,15 @@ struct Layer {
     o_proj: Weights,
     post_norm: DeviceSlice<f32>,
     kv: KvPages,
+    /// With [`FastAttention`], a call for each micro-batch.
+    calls: Vec<MfaCall>,
 }
 
 struct MfaAttention {
     captured: Captured,
     kernels: Kernels,
     most: usize,
+    first_layer: usize,
 }
 
 struct Kernels {
@@ -42,6 +47,7 @@ struct Kernels {
     /// `[positions, head_dim]`: cosines, then sines.
     rope: DeviceSlice<f32>,
     buffers: Buffers,
+    fast: Option<FastAttention>,
 }
 
 /// Of one micro-batch at a time.
@@ -60,12 +66,25 @@ pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) ->
     if !context.peers.is_empty() {
         return Err(refused(device, "`shard.o_proj` runs on CPU devices alone: leave it out".into()));
     }
-    let layers = Layers::make(context, |layer| load_layer(context, device, layer)).map_err(LoadError::on(device))?;
+    let mut fast = fast(context, device).map_err(fault(device))?;
+    let layers = Layers::make(context, |layer| load_layer(context, device, layer, &mut fast));
+    let layers = layers.map_err(LoadError::on(device))?;
+    let first_layer = context.layers.first().copied().unwrap_or_default();
     let rope = rope_table(context, device).map_err(fault(device))?;
     let buffers = buffers(context, device).map_err(fault(device))?;
     let (heads, hidden, eps) = (shape.heads, shape.hidden, shape.rms_norm_eps);
-    let kernels = Kernels { device: Arc::clone(device), layers, heads, hidden, eps, rope, buffers };
-    Ok(Box::new(MfaAttention { captured: Captured::default(), kernels, most: context.attention_rows() }))
+    let kernels = Kernels { device: Arc::clone(device), layers, heads, hidden, eps, rope, buffers, fast };
+    let most = context.attention_rows();
+    Ok(Box::new(MfaAttention { captured: Captured::default(), kernels, most, first_layer }))
+}
+
+fn kv_format(context: &BuildContext<'_>) -> Stored {
+    stored(storage_dtype(context.stage.spec.kv_dtype.unwrap_or_default()))
+}
+
+fn fast(context: &BuildContext<'_>, device: &CudaDevice) -> Result<Option<FastAttention>, CudaError> {
+    let pages = (context.planner.page_tokens, kv_format(context));
+    FastAttention::new(device, context.shape, pages, (context.attention_rows(), context.planner.micro_batches))
 }
 
 fn buffers(context: &BuildContext<'_>, device: &CudaDevice) -> Result<Buffers, CudaError> {
@@ -95,16 +114,25 @@ fn rope_table(context: &BuildContext<'_>, device: &CudaDevice) -> Result<DeviceS
     device.copied(&table)
 }
 
-fn load_layer(context: &BuildContext<'_>, device: &CudaDevice, layer: usize) -> Result<Layer, LoadError> {
+fn load_layer(
+    context: &BuildContext<'_>,
+    device: &CudaDevice,
+    layer: usize,
+    fast: &mut Option<FastAttention>,
+) -> Result<Layer, LoadError> {
     let ModelShape { hidden, query_rank, head_dim, heads, .. } = *context.shape;
     let vector = |name: &str, len| load::vector(context, device, &format!("model.layers.{layer}.{name}.weight"), len);
     let matrix = |name: &str, rows, cols| {
         load::matrix(context, device, &format!("model.layers.{layer}.self_attn.{name}.weight"), rows, cols)
     };
     let (width, planner) = (heads * head_dim, context.planner);
-    let dtype = stored(storage_dtype(context.stage.spec.kv_dtype.unwrap_or_default()));
     // One more, for rows that pad.
     let pages = planner.pages_per_device as usize;
+    let kv = KvPages::new(device.machine(), pages + 1, planner.page_tokens, head_dim, kv_format(context))?;
+    let (kv, calls) = match fast {
+        Some(fast) => fast.layer(device, kv)?,
+        None => (kv, Vec::new()),
+    };
     Ok(Layer {
         input_norm: vector("input_layernorm", hidden)?,
         q_proj: matrix("q_proj", query_rank, hidden)?,
@@ -114,13 +142,17 @@ fn load_layer(context: &BuildContext<'_>, device: &CudaDevice, layer: usize) -> 
         v_proj: matrix("v_proj", head_dim, hidden)?,
         o_proj: matrix("o_proj", hidden, width)?,
         post_norm: vector("post_attention_layernorm", hidden)?,
-        kv: KvPages::new(device.machine(), pages + 1, planner.page_tokens, head_dim, dtype)?,
+        kv,
+        calls,
     })
 }
 
 impl Stage for MfaAttention {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
-        let Self { captured, kernels, most } = self;
+        let Self { captured, kernels, most, first_layer } = self;
+        if let Some(fast) = kernels.fast.as_mut().filter(|_| task.layer == *first_layer) {
+            fast.plan(&kernels.device, task).map_err(kernels.device.fault())?;
+        }
         let which = Which { layer: task.layer, micro_batch: task.micro_batch, form: 0 };
         let rows = (task.batch.rows, *most);
         let done = captured.run(&kernels.device, which, rows, |rows| kernels.enqueue(which, rows));
@@ -140,7 +172,10 @@ impl Kernels {
         ops.matmul(&to.normed, rows, &layer.k_proj, &to.k)?;
         ops.matmul(&to.normed, rows, &layer.v_proj, &to.v)?;
         ops.rope_append(&to.q, &to.k, &to.v, &self.rope, rows, self.heads, &values.paged, &layer.kv)?;
-        ops.attention(&to.q, rows, self.heads, &values.paged, &layer.kv, &to.attended)?;
+        match &self.fast {
+            Some(fast) => fast.attend(&self.device, &layer.calls[which.micro_batch], &to.q, rows, &to.attended)?,
+            None => ops.attention(&to.q, rows, self.heads, &values.paged, &layer.kv, &to.attended)?,
+        }
         ops.matmul(&to.attended, rows, &layer.o_proj, &to.projected)?;
         ops.add(&values.x, &to.projected, rows, hidden)?;
         ops.rms_norm(&values.x, None, rows, &layer.post_norm, eps, &values.u)

@@ -9,6 +9,7 @@ mod device;
 mod embed;
 mod ffn;
 mod load;
+mod mfa;
 mod router;
 mod sampling;
 mod values;
