@@ -252,8 +252,12 @@ mod tests {
         };
         let planned = device_memory(&spec, &shape, KindRegistry::shared(), Machine::default());
         let on_cuda = (0..graph.devices.len()).filter(|device| graph.devices[*device].backend == Backend::Cuda);
-        let both = on_cuda
-            .map(|device| (planned[device].needed_bytes(), making.bytes_on(device).expect("it can be made") as u64));
+        let both = on_cuda.map(|device| {
+            (
+                planned[device].needed_bytes(),
+                making.bytes_on(device, &Counting::default()).expect("it can be made") as u64,
+            )
+        });
         both.collect()
     }
 
