@@ -190,8 +190,11 @@ fn narrow(
     let got = tensor.values(&to, width, stored)?;
     let exact: Vec<f64> = tensor.got(&also)?.iter().map(|x| f64::from(*x)).collect();
     // What is not narrowed is exact but for f32.
-    if normed && !(reference::error(&exact, &want) < 1e-6) {
-        return Ok(f64::NAN);
+    if normed {
+        let off = reference::error(&exact, &want);
+        if off.is_nan() || off > 1e-6 {
+            return Ok(f64::NAN);
+        }
     }
     Ok(worst(&got[..rows * width], &want, width))
 }
@@ -201,9 +204,10 @@ fn worst(got: &[f64], want: &[f64], width: usize) -> f64 {
     let mut largest = 0f64;
     for (row, (got, want)) in got.chunks(width).zip(want.chunks(width)).enumerate() {
         let error = reference::error(got, want);
-        if !(error <= 0.1) {
-            let off = (0..width).filter(|i| !((got[*i] - want[*i]).abs() <= 0.1 * want[*i].abs() + 1e-3)).count();
-            let at = (0..width).find(|i| !((got[*i] - want[*i]).abs() <= 0.1 * want[*i].abs() + 1e-3)).unwrap_or(0);
+        if error.is_nan() || error > 0.1 {
+            let is_near = |i: &usize| (got[*i] - want[*i]).abs() <= 0.1 * want[*i].abs() + 1e-3;
+            let off = width - (0..width).filter(is_near).count();
+            let at = (0..width).find(|i| !is_near(i)).unwrap_or(0);
             println!(
                 "  row {row}: error {error:.2e}, {off} of {width} off, the first {at}: {} for {}",
                 got[at], want[at]
