@@ -362,7 +362,7 @@ template <bool Fp8, class M, class Work> __device__ __forceinline__ void run_ite
             else if (run.count <= 80)
                 work.template item<1, 40>(a, memory, ring, entry, run, group, thread);
             else if (run.count <= 128)
-                work.template item<2, 32>(a, memory, ring, entry, run, group, thread);
+                work.template item<1, 64>(a, memory, ring, entry, run, group, thread);
             else
                 work.template item<2, 40>(a, memory, ring, entry, run, group, thread);
             __syncwarp();
