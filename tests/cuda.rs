@@ -283,9 +283,9 @@ fn drawn_tokens_are_the_cpus() {
 fn ragged_sequences_with_heads_of_step3() {
     let shape = ModelShape { heads: 64, head_dim: 256, query_rank: 64, ..small_shape() };
     let weights = RandomWeights::new(5, shape.weight_format);
-    let lengths = [1, 63, 65, 130];
+    let lengths = [1, 64, 70];
     let prompt = |length: u32| (0..length).map(|i| (i * 7 + length) % 64).collect::<Vec<_>>();
-    let asks: Vec<Ask> = lengths.iter().map(|length| Ask::greedy(&prompt(*length), 6)).collect();
+    let asks: Vec<Ask> = lengths.iter().map(|length| Ask::greedy(&prompt(*length), 4)).collect();
     for kv in ["bf16", "fp8_e4m3"] {
         let layout = Layout { kv, ..one_device() };
         let run = |spec: &DeploymentSpec, machines| {
@@ -301,7 +301,7 @@ fn ragged_sequences_with_heads_of_step3() {
             let count = errors.len();
             let (median, high) = spread(errors);
             // q, probabilities and the result of the fast attention are in bf16; KV is rounded from sums of another order.
-            assert!(count >= 16 && median <= 0.01 && high <= 0.05, "{kv} {machines:?}: {count} rows, {median}, {high}");
+            assert!(count >= 8 && median <= 0.01 && high <= 0.05, "{kv} {machines:?}: {count} rows, {median}, {high}");
         }
     }
 }
