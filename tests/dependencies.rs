@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 /// What each crate may depend on, dev-dependencies aside.
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 15] = [
     ("rally-ffi", &[]),
     ("rally-kernels", &[]),
     ("rally-cuda", &[]),
@@ -17,6 +17,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ("rally-metrics", &[]),
     ("rally-engine", &["rally-schedule", "rally-graph", "rally-kernels", "rally-metrics"]),
     ("rally-trace", &["rally-schedule", "rally-graph"]),
+    ("rally-serve", &["rally-engine", "rally-stages", "rally-metrics"]),
     ("rally-stages", &["rally-graph", "rally-engine", "rally-kernels", "rally-cuda", "rally-ffi"]),
     (
         "rally-cli",
@@ -32,6 +33,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
             "rally-cuda",
             "rally-stages",
             "rally-metrics",
+            "rally-serve",
             "rally-trace",
             "rally-ffi",
         ],

@@ -23,6 +23,8 @@ mod common {
     pub const STEP3: &str = include_str!("../../graphs/step3-2a2f.json");
 }
 
+const OPENAPI: &str = include_str!("../../runtime/serve/openapi.json");
+
 fn main() {
     let folder = PathBuf::from(std::env::args().nth(1).expect("usage: seeds FOLDER"));
     let all = [
@@ -41,6 +43,7 @@ fn main() {
         ),
         ("tokenizer", tokenizers(), tokenizer_words()),
         ("requests", requests(), request_words()),
+        ("http", bodies(), body_words()),
     ];
     for (target, seeds, words) in all {
         write(&folder, target, &seeds, words);
@@ -255,6 +258,30 @@ fn requests() -> Vec<Vec<u8>> {
         b"{\"prompt\": \"\\ud800\", \"prompt_token_ids\": [-1, 1e3, 4294967296]}\n[[[[[[[[\n{\"a\": 1, \"a\": 2"
             .to_vec(),
     ]
+}
+
+/// Bodies that a server is sent: what its own document gives as examples, and every key once.
+fn bodies() -> Vec<Vec<u8>> {
+    let document: Value = serde_json::from_str(OPENAPI).expect("the document is JSON");
+    let schemas = document["components"]["schemas"].as_object().expect("schemas");
+    let mut seeds: Vec<Vec<u8>> = schemas.values().map(|schema| schema["example"].to_string().into_bytes()).collect();
+    let every = json!({ "model": "m", "prompt": [[1, 2], [3]], "n": 2, "best_of": 2, "max_tokens": 5, "temperature": 0.5, "top_p": 0.9,
+        "top_k": -1, "min_p": 0.05, "seed": -1, "stop": ["x"], "stream": true, "stream_options": { "include_usage": true },
+        "logprobs": 5, "ignore_eos": true, "priority": -3, "echo": false, "suffix": "", "logit_bias": {} });
+    let chat = json!({ "model": "m", "messages": [{ "role": "system", "content": "é" }, { "role": "user", "name": "n", "content":
+        [{ "type": "text", "text": "x" }] }], "max_completion_tokens": 5.0, "logprobs": true, "top_logprobs": 20, "tools": [] });
+    seeds.extend([every, chat].map(|body| body.to_string().into_bytes()));
+    seeds
+}
+
+fn body_words() -> BTreeSet<String> {
+    let mut words = owned(&["true", "null", "1e999", "-0", "18446744073709551616", "\"role\":\"user\"", "\"type\":\"text\""]);
+    let document: Value = serde_json::from_str(OPENAPI).expect("the document is JSON");
+    for name in ["CompletionRequest", "ChatRequest", "Message"] {
+        let properties = document["components"]["schemas"][name]["properties"].as_object().expect("properties");
+        words.extend(properties.keys().map(|key| format!("\"{key}\":")));
+    }
+    words
 }
 
 fn request_words() -> BTreeSet<String> {

@@ -87,6 +87,8 @@ struct Inner {
     tokenizer: Tokenizer,
     /// Sorted.
     special_ids: Vec<u32>,
+    /// Of the longest token.
+    longest_token_bytes: usize,
     /// Whether tokens spell bytes, so that a token's bytes do not depend on its neighbours.
     is_byte_level: bool,
 }
@@ -135,7 +137,9 @@ impl TextCodec {
         let mut special_ids: Vec<u32> = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
         special_ids.sort_unstable();
         let is_byte_level = matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
-        let inner = Inner { file: path.to_path_buf(), tokenizer, special_ids, is_byte_level };
+        let longest = tokenizer.get_vocab(true).into_keys().map(|token| token.len()).max();
+        let longest_token_bytes = longest.unwrap_or(1).max(1);
+        let inner = Inner { file: path.to_path_buf(), tokenizer, special_ids, longest_token_bytes, is_byte_level };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -168,6 +172,34 @@ impl TextCodec {
     /// The ids of special tokens, in order. They have no text in an answer.
     pub fn special_token_ids(&self) -> &[u32] {
         &self.inner.special_ids
+    }
+
+    /// Bytes of the longest token as the file writes it, at least 1: no token stands for more text than that, but for what a
+    /// tokenizer drops altogether.
+    pub fn longest_token_bytes(&self) -> usize {
+        self.inner.longest_token_bytes
+    }
+
+    /// What one token stands for, by itself: its bytes, which may be a part of a character; a special token's own name. Nothing
+    /// for ids that the tokenizer does not have.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let Some(token) = self.inner.tokenizer.id_to_token(id) else { return Vec::new() };
+        if self.inner.is_special(id) {
+            return token.into_bytes();
+        }
+        if self.inner.is_byte_level {
+            return bytes::token_bytes(&token);
+        }
+        // Only a decoder that fails on everything fails here; the token's own spelling is the next best.
+        self.inner.decode(&[id]).unwrap_or(token).into_bytes()
+    }
+
+    /// The same as text; where it is a part of a character, `bytes:` and the bytes in hexadecimal, as other servers write it.
+    pub fn token_text(&self, id: u32) -> String {
+        String::from_utf8(self.token_bytes(id)).unwrap_or_else(|error| {
+            let bytes = error.into_bytes();
+            bytes.iter().fold("bytes:".into(), |text, byte| format!("{text}\\x{byte:02x}"))
+        })
     }
 
     /// The id of a token by its text, `<|story|>` for example.

@@ -23,6 +23,7 @@ pub mod recommend;
 mod report;
 pub mod requests;
 pub mod run;
+pub mod serve;
 mod session;
 pub mod show;
 mod show_plan;
@@ -57,6 +58,8 @@ enum Command {
     Show(show::ShowArgs),
     /// Decode prompts to the end.
     Run(Box<run::RunArgs>),
+    /// Answer OpenAI's HTTP requests until told to stop.
+    Serve(Box<serve::ServeArgs>),
     /// Measure a load on a deployment, or compare schedules, graphs and the undivided model under it.
     Bench(Box<bench::BenchArgs>),
     /// Measure each stage over a grid of rows, context and experts, as a cost table.
@@ -112,6 +115,7 @@ fn dispatch(command: Command) -> Result<ExitCode, CliError> {
         Command::Check(args) => check::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Run(args) => run::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Cost(args) => cost::run(&args),

@@ -144,6 +144,7 @@ impl Control {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         state.planner.cancel(id, &mut state.planner_events);
+        self.figures.queue(&state.planner);
         self.publish(&mut state.planner_events, &mut Vec::new());
         drop(guard);
         self.changed.notify_all();
@@ -252,7 +253,8 @@ impl Control {
     /// With nothing to do the lane that plans blocks here, and every other lane waits for it, parked. Returns since when.
     fn await_work<'a>(&self, mut state: MutexGuard<'a, State>, cycle: u64) -> (MutexGuard<'a, State>, Option<u64>) {
         let mut idle_from_ns = None;
-        while state.planner.only_retired() && !self.sync.aborted() {
+        // Not before pages have come back: idle, a deployment holds none.
+        while state.planner.is_idle() && !self.sync.aborted() {
             if state.closed {
                 // Every micro-batch is empty from here on; a cycle more lets all lanes see the last descriptors through.
                 self.sync.finish_after(cycle + 1);

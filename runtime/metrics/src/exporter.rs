@@ -108,7 +108,7 @@ impl Exporter {
     }
 
     /// Puts samples that the façade has kept into their buckets. A scrape does that too; without one they would pile up.
-    pub(crate) fn tidy(&self) {
+    pub fn tidy(&self) {
         self.0.facade.run_upkeep();
     }
 }

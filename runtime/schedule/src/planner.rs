@@ -101,14 +101,9 @@ impl StepPlanner {
         self.preemptions
     }
 
-    /// Whether nothing is queued, running, or waiting to be retired.
+    /// Whether nothing is queued, running, or waiting for its pages to be taken back: no step is worth planning.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
-    }
-
-    /// Whether nothing is queued and every sequence that still holds pages has ended: no step is worth planning.
-    pub fn only_retired(&self) -> bool {
-        self.waiting.is_empty() && self.running.iter().all(|running| running.ended)
     }
 
     /// KV pages that are free, over all devices.

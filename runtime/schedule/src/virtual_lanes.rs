@@ -496,7 +496,7 @@ impl<'a> World<'a> {
         }
         self.publish(now);
         self.submit(now)?;
-        if self.planner.only_retired() {
+        if self.planner.is_idle() {
             if let Some(next) = self.arrivals.front().map(|arrival| arrival.at_ns) {
                 self.lanes[index].running = self.lanes[index].running.map(|r| Running { held_from_ns: Some(now), ..r });
                 self.schedule(next, Event::Ended(index));

@@ -40,7 +40,7 @@ impl ObserveArgs {
 }
 
 /// A host and a port, names allowed.
-fn address(text: &str) -> Result<SocketAddr, String> {
+pub fn address(text: &str) -> Result<SocketAddr, String> {
     let mut found = text.to_socket_addrs().map_err(|error| match text.contains(':') {
         true => format!("{error}; expected HOST:PORT, such as 127.0.0.1:9090"),
         false => "no port: expected HOST:PORT, such as 127.0.0.1:9090".into(),

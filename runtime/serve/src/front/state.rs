@@ -1,0 +1,246 @@
+//! Which sequences are open, which of them wait, and how many the planner has ahead.
+
+use super::Asking;
+use super::queue::{Entry, Queue};
+use super::ticket::{Update, stopping};
+use crate::api::error::ApiError;
+use rally_engine::meter::{RequestMeter, RequestSample};
+use rally_engine::schedule::batch::{SequenceId, SequenceRequest};
+use rally_engine::schedule::planner::FinishReason;
+use rally_engine::{EngineError, RunEvent, SubmitHandle, TokenReport};
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// Sequences that the planner has ahead at least: what it may let in at one plan call without being handed more.
+const FEWEST_AHEAD: usize = 4;
+/// Times to try again that are told, in seconds.
+const RETRY_AFTER_S: (f64, f64) = (1.0, 60.0);
+/// Share of what was known of the rate of admissions that a new look leaves: some ten seconds count.
+const KEPT: f64 = 0.99;
+
+/// Why no sequences are taken any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Closed {
+    Draining,
+    Failed(String),
+}
+
+impl Closed {
+    fn reason(&self) -> String {
+        match self {
+            Self::Draining => "the server is stopping".into(),
+            Self::Failed(reason) => format!("the run has failed: {reason}"),
+        }
+    }
+}
+
+pub(super) struct State {
+    updates: HashMap<SequenceId, UnboundedSender<Update>>,
+    queue: Queue<SequenceRequest>,
+    /// Handed over and not let in yet, and when they came.
+    ahead: HashMap<SequenceId, Instant>,
+    /// How many that may be now, and at most.
+    window: (usize, usize),
+    /// Since the last look.
+    admitted: usize,
+    /// A mean over looks.
+    admissions_per_s: f64,
+    looked: Instant,
+    meter: RequestMeter,
+    closed: Option<Closed>,
+    next_id: SequenceId,
+}
+
+impl State {
+    /// Of a run that decodes `sequences` at once.
+    pub(super) fn new(meter: RequestMeter, sequences: usize) -> Self {
+        Self {
+            updates: HashMap::new(),
+            queue: Queue::default(),
+            ahead: HashMap::new(),
+            window: (FEWEST_AHEAD, sequences.max(FEWEST_AHEAD)),
+            admitted: 0,
+            admissions_per_s: 0.0,
+            looked: Instant::now(),
+            meter,
+            closed: None,
+            next_id: 0,
+        }
+    }
+
+    pub(super) fn refuse_if_closed(&self) -> Result<(), ApiError> {
+        self.closed.as_ref().map_or(Ok(()), |closed| Err(ApiError::NotReady(closed.reason())))
+    }
+
+    pub(super) fn closed_because(&self) -> Option<String> {
+        self.closed.as_ref().map(Closed::reason)
+    }
+
+    pub(super) fn close(&mut self, closed: Closed) {
+        self.closed.get_or_insert(closed);
+    }
+
+    pub(super) fn fail(&mut self, reason: &str) {
+        let closed = Closed::Failed(reason.into());
+        let refusal = ApiError::NotReady(closed.reason());
+        self.closed = Some(closed);
+        self.queue = Queue::default();
+        for (_, updates) in self.updates.drain() {
+            // Whoever has gone needs no reason.
+            let _ = updates.send(Update::Refused(refusal.clone()));
+        }
+    }
+
+    pub(super) fn sample(&self) -> RequestSample {
+        self.meter.sample()
+    }
+
+    /// Sequences that have not ended.
+    pub(super) fn open(&self) -> usize {
+        self.updates.len()
+    }
+
+    /// Sequences that are not decoded yet.
+    pub(super) fn waiting(&self) -> usize {
+        self.queue.len() + self.ahead.len()
+    }
+
+    /// A refusal that says when there may be room.
+    pub(super) fn busy(&self, reason: &'static str) -> ApiError {
+        let seconds = self.waiting() as f64 / self.admissions_per_s.max(f64::MIN_POSITIVE);
+        let (least, most) = RETRY_AFTER_S;
+        ApiError::Busy { reason, retry_after_s: seconds.ceil().clamp(least, most) as u64 }
+    }
+
+    /// Queues a sequence under an id of its own.
+    pub(super) fn queue(
+        &mut self,
+        mut request: SequenceRequest,
+        asking: Asking,
+        now: Instant,
+    ) -> (SequenceId, UnboundedReceiver<Update>) {
+        let id = self.next_id;
+        self.next_id += 1;
+        request.id = id;
+        let (sender, updates) = unbounded_channel();
+        self.updates.insert(id, sender);
+        self.meter.submitted(id, request.prompt.len(), now);
+        let tokens = request.prompt.len() + request.max_new_tokens;
+        let Asking { client, priority } = asking;
+        self.queue.push(Entry { id, client, priority, tokens, arrived: now, what: request });
+        (id, updates)
+    }
+
+    /// Gives the planner as many as it may have ahead.
+    pub(super) fn hand_over(&mut self, handle: &SubmitHandle) {
+        while self.ahead.len() < self.window.0
+            && let Some(entry) = self.queue.pop()
+        {
+            match handle.submit(entry.what) {
+                Ok(()) => {
+                    self.ahead.insert(entry.id, entry.arrived);
+                }
+                // It was held against the same limits when it came: the run is over.
+                Err(error) => self.refuse(entry.id, &ApiError::NotReady(error.to_string())),
+            }
+        }
+    }
+
+    pub(super) fn event(&mut self, event: RunEvent) -> Result<(), EngineError> {
+        self.meter.event(&event);
+        match event {
+            RunEvent::Admitted(id, _) => self.is_admitted(id),
+            RunEvent::Token(report) => self.token(report),
+            RunEvent::Finished(id, reason, _) => self.finished(id, reason),
+            RunEvent::Failed(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn is_admitted(&mut self, id: SequenceId) {
+        self.ahead.remove(&id);
+        self.admitted += 1;
+        // It may have let in more, had there been more.
+        if self.ahead.is_empty() && self.queue.len() > 0 {
+            self.window.0 = (self.window.0 * 2).min(self.window.1);
+        }
+        self.tell(id, Update::Admitted);
+    }
+
+    fn token(&mut self, report: TokenReport) {
+        self.tell(report.sample.sequence, Update::Token(report));
+    }
+
+    fn finished(&mut self, id: SequenceId, reason: FinishReason) {
+        self.ahead.remove(&id);
+        self.tell(id, Update::Finished(reason));
+        self.updates.remove(&id);
+    }
+
+    fn tell(&self, id: SequenceId, update: Update) {
+        if let Some(updates) = self.updates.get(&id) {
+            // Its reader is about to cancel it.
+            let _ = updates.send(update);
+        }
+    }
+
+    fn refuse(&mut self, id: SequenceId, error: &ApiError) {
+        if let Some(updates) = self.updates.remove(&id) {
+            let _ = updates.send(Update::Refused(error.clone()));
+        }
+        self.forget(id);
+    }
+
+    /// To the meter it is a request that was aborted.
+    fn forget(&mut self, id: SequenceId) {
+        self.meter.event(&RunEvent::Finished(id, FinishReason::Cancelled, Instant::now()));
+    }
+
+    /// Nobody waits for a sequence any more. Returns whether the planner has it and must be told.
+    pub(super) fn let_go(&mut self, id: SequenceId, stopped: bool) -> bool {
+        if self.updates.remove(&id).is_none() {
+            return false;
+        }
+        if stopped {
+            self.meter.stopped(id);
+        }
+        let waits = !self.queue.take(|entry| entry.id == id).is_empty();
+        if waits {
+            self.forget(id);
+        }
+        !waits
+    }
+
+    /// Refuses those that have waited for so long; returns those that the planner has and must let go of.
+    pub(super) fn refuse_older(&mut self, now: Instant, longest: Duration) -> Vec<SequenceId> {
+        let seconds = now.saturating_duration_since(self.looked).as_secs_f64().max(1e-3);
+        self.looked = now;
+        if self.admitted == 0 && self.ahead.len() >= self.window.0 {
+            self.window.0 = (self.window.0 / 2).max(FEWEST_AHEAD);
+        }
+        let rate = std::mem::take(&mut self.admitted) as f64 / seconds;
+        self.admissions_per_s = self.admissions_per_s * KEPT + rate * (1.0 - KEPT);
+        let refusal = self.busy("there was no room for too long");
+        for entry in self.queue.take_older(now, longest) {
+            self.refuse(entry.id, &refusal);
+        }
+        let old = |(_, arrived): &(&SequenceId, &Instant)| now.saturating_duration_since(**arrived) >= longest;
+        let old: Vec<SequenceId> = self.ahead.iter().filter(old).map(|(id, _)| *id).collect();
+        for id in &old {
+            // The planner's own answer takes it out of `ahead`, and tells the meter.
+            if let Some(updates) = self.updates.remove(id) {
+                let _ = updates.send(Update::Refused(refusal.clone()));
+            }
+        }
+        old
+    }
+
+    /// All that are open; those that wait here are told at once, the others by the planner.
+    pub(super) fn cut_off(&mut self) -> Vec<SequenceId> {
+        for entry in self.queue.take(|_| true) {
+            self.refuse(entry.id, &stopping());
+        }
+        self.updates.keys().copied().collect()
+    }
+}

@@ -1,0 +1,185 @@
+//! What clients may not do, and that it costs others nothing.
+
+use crate::http::{self, PATIENCE, Reply, Serving, completion, reply};
+use serde_json::json;
+use std::io::{Read, Write};
+use std::time::Instant;
+
+/// Another client's request goes through while `what` goes on.
+#[track_caller]
+fn others_are_served(server: &Serving) {
+    let answer = server.complete(json!({ "prompt": "Nora", "max_tokens": 3, "temperature": 0 }));
+    assert_eq!(answer["usage"]["completion_tokens"], 3);
+}
+
+#[test]
+fn heads_that_trickle_are_cut_off() {
+    let server = Serving::start(&["--request-seconds", "1"]);
+    let mut slow: Vec<_> = (0..40).map(|_| server.connect()).collect();
+    let begun = Instant::now();
+    let mut cut_off = 0;
+    for byte in http::post("/v1/completions", "{}", &"x-more: 1\r\n".repeat(50)).bytes().cycle() {
+        let before = slow.len();
+        // Those that were cut off refuse more.
+        slow.retain_mut(|stream| stream.write_all(&[byte]).is_ok() && !closed(stream));
+        cut_off += before - slow.len();
+        if slow.is_empty() {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{} still trickle", slow.len());
+        others_are_served(&server);
+    }
+    assert_eq!(cut_off, 40);
+    // What they are told, where they read it.
+    let mut stream = server.connect();
+    stream.write_all(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n").expect("the server reads");
+    assert_eq!(reply(stream).status, 408);
+    let mut stream = server.connect();
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{\"model\"";
+    stream.write_all(head.as_bytes()).expect("the server reads");
+    let late = reply(stream);
+    assert_eq!((late.status, late.json()["error"]["type"].as_str()), (408, Some("invalid_request_error")));
+    // A connection on which nothing was asked is closed without a word.
+    let mut idle = Vec::new();
+    server.connect().read_to_end(&mut idle).expect("the server closes it");
+    assert!(idle.is_empty());
+}
+
+/// Whether the other side has closed, without waiting.
+fn closed(stream: &mut std::net::TcpStream) -> bool {
+    stream.set_nonblocking(true).expect("it can be set");
+    let closed = matches!(stream.read(&mut [0; 1]), Ok(0)) || stream.take_error().ok().flatten().is_some();
+    stream.set_nonblocking(false).expect("it can be set");
+    closed
+}
+
+#[test]
+fn heads_that_are_too_long_are_refused() {
+    let server = Serving::start(&[]);
+    let lines = |count: usize, length: usize| {
+        let lines: String = (0..count).map(|line| format!("x-{line}: {}\r\n", "y".repeat(length))).collect();
+        server.raw(http::post("/v1/completions", "{}", &lines).as_bytes()).status
+    };
+    assert_eq!(lines(40, 10), 400, "these are still fine");
+    assert_eq!(lines(500, 10), 431);
+    assert_eq!(lines(10, 20_000), 431);
+    let path = "/".repeat(100_000);
+    let status = server.raw(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).status;
+    assert!([414, 431].contains(&status), "{status}");
+    others_are_served(&server);
+}
+
+#[test]
+fn bodies_that_are_too_long_are_refused() {
+    let server = Serving::start(&[]);
+    let body = vec![b' '; 100_000_000];
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut stream = server.connect();
+    stream.write_all(head.as_bytes()).expect("the server reads");
+    for part in body.chunks(1 << 20) {
+        stream.write_all(part).expect("the server reads on, to answer");
+    }
+    assert_eq!(reply(stream).status, 413);
+    others_are_served(&server);
+    let memory = memory_kb(&server);
+    assert!(memory < 400_000, "{memory} kB: the body was not kept");
+
+    let ids = vec!["7"; 1_000_000].join(",");
+    let million = format!("{{\"model\":\"tiny-step3\",\"prompt\":[{ids}]}}");
+    let refused = server.raw(http::post("/v1/completions", &million, "").as_bytes());
+    let error = &refused.json()["error"];
+    assert_eq!((refused.status, error["code"].as_str()), (400, Some("context_length_exceeded")), "{error}");
+    let words = format!("{{\"model\":\"tiny-step3\",\"prompt\":\"{}\"}}", "word ".repeat(800_000));
+    let refused = server.raw(http::post("/v1/completions", &words, "").as_bytes());
+    let error = &refused.json()["error"];
+    assert_eq!((refused.status, error["code"].as_str()), (400, Some("context_length_exceeded")), "{error}");
+    others_are_served(&server);
+}
+
+/// Memory that a server has.
+fn memory_kb(server: &Serving) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux tells");
+    line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
+}
+
+#[test]
+fn connections_beyond_the_most_are_turned_away() {
+    let server = Serving::start(&["--max-connections", "3"]);
+    let mut held: Vec<_> = (0..3).map(|_| server.connect()).collect();
+    let refused = loop {
+        // The server may not have accepted all of them yet.
+        let mut stream = server.connect();
+        if stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").is_ok() {
+            let mut answer = String::new();
+            if stream.read_to_string(&mut answer).is_ok() && answer.starts_with("HTTP/1.1 503") {
+                break answer;
+            }
+        }
+    };
+    assert!(refused.contains("too_many_connections"), "{refused}");
+    held.clear();
+    server.until("places come back", |server| {
+        let mut answer = String::new();
+        let mut stream = server.connect();
+        let sent = stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        sent.and_then(|()| stream.read_to_string(&mut answer)).is_ok() && answer.starts_with("HTTP/1.1 200")
+    });
+}
+
+#[test]
+fn who_waits_too_long_or_comes_too_late_is_told_when_to_come_again() {
+    let server = Serving::start(&["--max-waiting", "16", "--max-wait-seconds", "5"]);
+    let long = |n: usize| completion(json!({ "prompt": "Nora", "max_tokens": 1900, "ignore_eos": true, "n": n }));
+    // 64 are decoded at once.
+    let mut held = Vec::new();
+    for running in [16.0, 32.0, 48.0, 64.0] {
+        held.push(server.send("/v1/completions", &long(16)));
+        server.until("they are decoded", |server| server.metric("rally_num_requests_running") == running);
+    }
+    let waits: Vec<_> = (0..2).map(|_| server.send("/v1/completions", &long(8))).collect();
+    server.until("someone waits", |server| server.metric("rally_num_requests_waiting") >= 4.0);
+    let busy = |reply: &Reply| {
+        let after = reply.header("retry-after").and_then(|text| text.parse::<u64>().ok());
+        assert_eq!((reply.status, reply.json()["error"]["code"].as_str()), (429, Some("rate_limit_exceeded")));
+        assert!(after.is_some_and(|seconds| (1..=60).contains(&seconds)), "{reply:?}");
+    };
+    busy(&server.post("/v1/completions", &long(9)));
+    waits.into_iter().for_each(|stream| busy(&reply(stream)));
+}
+
+#[test]
+fn keys_are_wanted_where_there_are_some() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("keys");
+    std::fs::write(&file, "# ours\nsk-one\nsk-two\n").expect("it can be written");
+    let mut server = Serving::start(&["--api-keys", crate::binary::path_text(&file)]);
+    let body = completion(json!({ "prompt": "Nora", "max_tokens": 1 })).to_string();
+    let with = |lines: &str| server.raw(http::post("/v1/completions", &body, lines).as_bytes());
+    for key in ["sk-one", "sk-two"] {
+        assert_eq!(with(&format!("Authorization: Bearer {key}\r\n")).status, 200);
+    }
+    for wrong in
+        ["", "Authorization: Bearer sk-three\r\n", "Authorization: Bearer \r\n", "Authorization: Basic sk-one\r\n"]
+    {
+        let refused = with(wrong);
+        assert_eq!(
+            (refused.status, refused.json()["error"]["code"].as_str()),
+            (401, Some("invalid_api_key")),
+            "{wrong}"
+        );
+        assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
+    }
+    assert_eq!((server.get("/v1/models").status, server.get("/health").status), (401, 200));
+    server.signal("-TERM");
+    let mut said = String::new();
+    while !said.ends_with("stopped\n") {
+        said.push_str(&format!("{}\n", server.line()));
+    }
+    assert!(!said.contains("sk-"), "{said}");
+    std::fs::write(&file, "# none\n").expect("it can be written");
+    crate::binary::refused(&["serve", http::GRAPH, "--api-keys", crate::binary::path_text(&file)], "has no API key");
+}
