@@ -117,7 +117,18 @@ fn parts(lanes: usize, record: bool) -> EngineParts {
     let spans_per_lane = if record { COUNTED_STEPS * tasks } else { 0 };
     let attention = graph.devices_of_role(Role::Embed);
     let widths = Widths { hidden: HIDDEN, top_k: 1 };
-    EngineParts { graph, plan, planner, widths, devices, attention, learn: false, spans_per_lane, probe: None }
+    EngineParts {
+        graph,
+        plan,
+        planner,
+        widths,
+        devices,
+        attention,
+        learn: false,
+        spans_per_lane,
+        probe: None,
+        across: None,
+    }
 }
 
 fn run(lanes: usize, record: bool) -> (Arc<Plan>, Vec<LaneReport>) {

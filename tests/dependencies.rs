@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 /// What each crate may depend on, dev-dependencies aside.
-const ALLOWED: [(&str, &[&str]); 15] = [
+const ALLOWED: [(&str, &[&str]); 16] = [
     ("rally-ffi", &[]),
     ("rally-kernels", &[]),
     ("rally-cuda", &[]),
@@ -15,7 +15,8 @@ const ALLOWED: [(&str, &[&str]); 15] = [
     ("rally-schedule", &["rally-graph"]),
     ("rally-predict", &["rally-schedule", "rally-graph", "rally-load", "rally-cost"]),
     ("rally-metrics", &[]),
-    ("rally-engine", &["rally-schedule", "rally-graph", "rally-kernels", "rally-metrics"]),
+    ("rally-transport", &[]),
+    ("rally-engine", &["rally-schedule", "rally-graph", "rally-kernels", "rally-metrics", "rally-transport"]),
     ("rally-trace", &["rally-schedule", "rally-graph"]),
     ("rally-serve", &["rally-engine", "rally-stages", "rally-metrics"]),
     ("rally-stages", &["rally-graph", "rally-engine", "rally-kernels", "rally-cuda", "rally-ffi"]),
@@ -34,6 +35,7 @@ const ALLOWED: [(&str, &[&str]); 15] = [
             "rally-stages",
             "rally-metrics",
             "rally-serve",
+            "rally-transport",
             "rally-trace",
             "rally-ffi",
         ],

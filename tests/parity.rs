@@ -192,12 +192,24 @@ impl Setup {
         let attention = graph.devices_of_role(Role::Embed);
         let (planner, widths) = (self.planner, Widths { hidden: 4, top_k: 1 });
         let (learn, spans_per_lane) = (false, 1 << 16);
-        EngineParts { graph, plan, planner, widths, devices, attention, learn, spans_per_lane, probe: None }
+        EngineParts {
+            graph,
+            plan,
+            planner,
+            widths,
+            devices,
+            attention,
+            learn,
+            spans_per_lane,
+            probe: None,
+            across: None,
+        }
     }
 }
 
 fn request(id: u64, prompt: usize, tokens: usize) -> SequenceRequest {
     SequenceRequest {
+        generated: std::sync::Arc::default(),
         id,
         prompt: vec![1; prompt].into(),
         max_new_tokens: tokens,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 /// A greedy request with a made-up prompt of ids below `vocab`.
 pub fn request(id: u64, prompt_tokens: u32, vocab: u32, max_new_tokens: usize) -> SequenceRequest {
     SequenceRequest {
+        generated: std::sync::Arc::default(),
         id,
         prompt: Arc::from((0..prompt_tokens).map(|i| (i * 7 + id as u32) % vocab).collect::<Vec<u32>>()),
         max_new_tokens,

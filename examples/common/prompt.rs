@@ -8,6 +8,7 @@ use std::sync::Arc;
 pub fn request(deployment: &Deployment, id: u64, prompt: &str, tokens: usize) -> anyhow::Result<SequenceRequest> {
     let codec = deployment.codec.as_ref().ok_or_else(|| anyhow::anyhow!("the model has no tokenizer"))?;
     Ok(SequenceRequest {
+        generated: std::sync::Arc::default(),
         id,
         prompt: Arc::from(codec.encode(prompt, true)?),
         max_new_tokens: tokens,

@@ -9,8 +9,13 @@ mod case;
 mod cases;
 
 use case::{Case, case, edited};
+use rally_engine::hosts::messages::Message;
+use rally_engine::schedule::batch::{DeviceBatch, GroupInput, RowGroup, SampleSpec, SamplingParams, TokenDetail};
+use rally_engine::stage::Sample;
 use rally_graph::kinds::KindRegistry;
 use rally_graph::schema::deployment_schema;
+use rally_transport::frame::Frame;
+use rally_transport::{SlotKey, Stamp};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -44,6 +49,7 @@ fn main() {
         ("tokenizer", tokenizers(), tokenizer_words()),
         ("requests", requests(), request_words()),
         ("http", bodies(), body_words()),
+        ("hosts", hosts(), owned(&["rallyv1\\x0a", "\\x01\\x00\\x00\\x00", "\\xff\\xff\\xff\\xff"])),
     ];
     for (target, seeds, words) in all {
         write(&folder, target, &seeds, words);
@@ -282,6 +288,35 @@ fn body_words() -> BTreeSet<String> {
         words.extend(properties.keys().map(|key| format!("\"{key}\":")));
     }
     words
+}
+
+/// A hello, frames, messages.
+fn hosts() -> Vec<Vec<u8>> {
+    let key = SlotKey { edge: 1, micro_batch: 2, from: 0, to: 1, leg: 0 };
+    let stamp = Stamp { step: 9, layer: 1, rows: 2, routed: true };
+    let group = RowGroup {
+        sequence: 7,
+        slot: 1,
+        first_row: 0,
+        rows: 2,
+        first_position: 3,
+        input: GroupInput::Given,
+        pages: 0..2,
+        sample: Some(SampleSpec { token_index: 0, params: SamplingParams::default(), detail: TokenDetail::default() }),
+    };
+    let batch = DeviceBatch { rows: 2, groups: vec![group], token_ids: vec![1, 2], pages: vec![3, 4] };
+    let sample = Sample { sequence: 7, token: 3, logprobs: Some((-0.5, vec![(3, -0.5)])), logits: Some(vec![0.0; 16]) };
+    let messages = [
+        Message::Ready,
+        Message::Planned { micro_batch: 1, step: 4, device: 0, batch },
+        Message::StepEnded { micro_batch: 1, cycle: 4, next: 5, samples: vec![sample] },
+        Message::Failed { reason: "é".into(), lost: Some(1) },
+    ];
+    let hello = [&b"rallyv1\n"[..], &1u32.to_le_bytes(), &[7; 32]].concat();
+    let mut seeds = vec![hello, Frame::Rows { key, stamp, bytes: 64 }.encode().to_vec()];
+    seeds.push([Frame::Ping.encode(), Frame::Message { bytes: 8 }.encode(), Frame::Done.encode()].concat());
+    seeds.extend(messages.iter().map(Message::encode));
+    seeds
 }
 
 fn request_words() -> BTreeSet<String> {

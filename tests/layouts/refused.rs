@@ -55,3 +55,49 @@ fn rails_into_a_group_that_copies_share() {
     let places = Places { f: vec![2], expert: [1, 1, 2], dense: [2, 1], rail: true, ..two_and_two() };
     check(&graph(places), "transfer `a2f` with `rail` routing to a group that several replicas share");
 }
+
+/// Every device of `graph` on a host of its group's name.
+fn on_hosts(graph: &mut Value, transport: &str) {
+    let names: Vec<String> = graph["devices"].as_object().expect("devices by name").keys().cloned().collect();
+    graph["hosts"] = names.iter().enumerate().fold(json!({}), |mut hosts, (index, name)| {
+        hosts[name] = json!({ "address": format!("10.0.0.1:{}", 7000 + index) });
+        hosts
+    });
+    names.iter().for_each(|name| graph["devices"][name]["host"] = json!(name));
+    for stage in layers(graph).iter_mut().filter(|stage| stage["kind"] == "transfer") {
+        stage["transport"] = json!(transport);
+    }
+}
+
+#[track_caller]
+fn check_on_a_host(graph: &Value, host: Option<usize>, want: &str) {
+    let deployment = open(graph, "step3-s").unwrap_or_else(|error| panic!("the checker refuses it: {error}"));
+    let options = AssembleOptions { host, ..AssembleOptions::default() };
+    let text = deployment.assemble(&StageRegistry::builtin(), options).err().expect("it is not run").to_string();
+    assert!(text.contains(want) && text.ends_with("can be checked but not run by this version"), "{text}");
+}
+
+#[test]
+fn hosts_where_nobody_says_which_one_this_is() {
+    let mut graph = graph(two_and_two());
+    on_hosts(&mut graph, "tcp");
+    check_on_a_host(&graph, None, "a graph with hosts (`");
+}
+
+#[test]
+fn hosts_over_an_engine_that_is_not_there() {
+    let mut graph = graph(two_and_two());
+    on_hosts(&mut graph, "nixl");
+    check_on_a_host(&graph, Some(0), "over `nixl`");
+}
+
+#[test]
+fn copied_experts_on_different_hosts() {
+    let mut graph = graph(two_and_two());
+    on_hosts(&mut graph, "tcp");
+    let experts = layers(&mut graph).iter_mut().find(|stage| stage["kind"] == "expert_ffn").expect("it is there");
+    let count = 8;
+    let all: Vec<usize> = (0..count).collect();
+    experts["placement"] = json!([all, [0]]);
+    check_on_a_host(&graph, Some(0), "`expert_ffn`, whose devices work on each other's rows on different hosts");
+}

@@ -150,6 +150,7 @@ pub fn answers(engine: Engine, asks: &[Ask]) -> Vec<Answer> {
 /// As submitted: all logits are wanted.
 pub fn request(id: u64, ask: &Ask) -> SequenceRequest {
     SequenceRequest {
+        generated: std::sync::Arc::default(),
         id,
         prompt: Arc::from(ask.prompt.as_slice()),
         max_new_tokens: ask.tokens,

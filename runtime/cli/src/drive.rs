@@ -4,7 +4,8 @@ use crate::error::{Blame, CliError};
 use crate::observe::Observer;
 use crossbeam::channel::{Receiver, at, never, select};
 use rally_engine::schedule::batch::{SequenceId, SequenceRequest};
-use rally_engine::{Engine, RunEvent, SubmitHandle};
+use rally_engine::schedule::planner::SubmitError;
+use rally_engine::{Engine, EngineError, RunEvent, SubmitHandle};
 use std::time::Instant;
 
 /// What a run is for.
@@ -30,6 +31,18 @@ pub trait Client {
     fn interrupt(&mut self, handle: &SubmitHandle);
 }
 
+/// How a run ended.
+#[derive(Debug)]
+pub enum End {
+    /// Its client is done, after Ctrl-C or not.
+    Done {
+        /// Whether Ctrl-C came before.
+        interrupted: bool,
+    },
+    /// It failed.
+    Failed(EngineError),
+}
+
 /// Runs `client` to its end, watched by `observer`. Returns whether Ctrl-C came before it.
 pub fn drive(
     engine: &Engine,
@@ -37,16 +50,33 @@ pub fn drive(
     interrupts: &Receiver<()>,
     observer: &Observer,
 ) -> Result<bool, CliError> {
+    match drive_until_failure(engine, client, interrupts, observer)? {
+        End::Done { interrupted } => Ok(interrupted),
+        End::Failed(error) => Err(CliError::Failure(error.to_string())),
+    }
+}
+
+/// The same; a run that fails may go on with another engine.
+pub fn drive_until_failure(
+    engine: &Engine,
+    client: &mut dyn Client,
+    interrupts: &Receiver<()>,
+    observer: &Observer,
+) -> Result<End, CliError> {
     let handle = engine.handle();
     let mut interrupted = false;
     loop {
         let due = client.due(Instant::now());
         if !due.is_empty() {
             observer.submitted(&due);
-            engine.submit(due).or_mistake()?;
+            match engine.submit(due) {
+                // Failed already: the event says why.
+                Err(SubmitError::Closed) => {}
+                submitted => submitted.or_mistake()?,
+            }
         }
         if client.is_done() {
-            return Ok(interrupted);
+            return Ok(End::Done { interrupted });
         }
         let clock = client.next_due().map_or_else(never, at);
         select! {
@@ -54,7 +84,7 @@ pub fn drive(
                 Ok(event) => {
                     observer.event(&event);
                     if let RunEvent::Failed(error) = event {
-                        return Err(CliError::Failure(error.to_string()));
+                        return Ok(End::Failed(error));
                     }
                     client.event(event, &handle)?;
                     if let Some(id) = client.ended() {

@@ -9,6 +9,7 @@ pub mod doctor;
 mod drive;
 pub mod error;
 mod graph_file;
+mod hosts;
 mod identity;
 mod input;
 mod interrupt;
@@ -60,6 +61,8 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Answer OpenAI's HTTP requests until told to stop.
     Serve(Box<serve::ServeArgs>),
+    /// Run one host of a deployment that has several, for whoever runs `rally run` on another.
+    Worker(Box<hosts::worker::WorkerArgs>),
     /// Measure a load on a deployment, or compare schedules, graphs and the undivided model under it.
     Bench(Box<bench::BenchArgs>),
     /// Measure each stage over a grid of rows, context and experts, as a cost table.
@@ -116,6 +119,7 @@ fn dispatch(command: Command) -> Result<ExitCode, CliError> {
         Command::Show(args) => show::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::Worker(args) => hosts::worker::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Cost(args) => cost::run(&args),

@@ -6,11 +6,13 @@
 use crate::clock::RunClock;
 use crate::engine::EngineError;
 use crate::figures::RunFigures;
+use crate::hosts::Followers;
 use crate::outbox::Outbox;
 use crate::primitives::{Condvar, Mutex, MutexGuard};
 use crate::rehearsal::FixedBatches;
 use crate::stage::Sample;
 use crate::step_work::StepWork;
+use crate::steps::Steps;
 use crate::sync::LaneSync;
 use rally_graph::plan::Plan;
 use rally_schedule::batch::{DeviceBatch, SequenceId, SequenceRequest};
@@ -76,6 +78,8 @@ pub(crate) struct Control {
     figures: Arc<RunFigures>,
     /// Present in a rehearsal: its steps are not planned.
     fixed: Option<FixedBatches>,
+    /// Present where other hosts follow.
+    followers: Option<Followers>,
 }
 
 /// What a run's control works with.
@@ -90,6 +94,8 @@ pub(crate) struct Surroundings {
     pub(crate) work: Option<Arc<StepWork>>,
     /// Present in a rehearsal.
     pub(crate) fixed: Option<FixedBatches>,
+    /// Present where other hosts follow.
+    pub(crate) followers: Option<Followers>,
 }
 
 /// A lane that panicked while it held a lock has already aborted the run; the data is only looked at to shut down.
@@ -99,7 +105,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Control {
     pub(crate) fn new(planner: StepPlanner, plan: &Plan, surroundings: Surroundings) -> Self {
-        let Surroundings { sync, events, clock, counters, figures, work, fixed } = surroundings;
+        let Surroundings { sync, events, clock, counters, figures, work, fixed, followers } = surroundings;
         let config = *planner.config();
         let exits = plan.table.exits.len();
         let micro_batch = |m: usize| MicroBatchState {
@@ -125,6 +131,7 @@ impl Control {
             clock,
             figures,
             fixed,
+            followers,
         }
     }
 
@@ -176,9 +183,8 @@ impl Control {
         (state.planner.running(), state.planner.waiting())
     }
 
-    pub(crate) fn fail(&self, error: EngineError) {
-        self.events.send(RunEvent::Failed(error));
-        self.abort();
+    pub(crate) fn followers(&self) -> Option<&Followers> {
+        self.followers.as_ref()
     }
 
     pub(crate) fn abort(&self) {
@@ -188,11 +194,6 @@ impl Control {
         self.changed.notify_all();
     }
 
-    /// Exchanges a lane's old descriptor for the one planned last.
-    pub(crate) fn take_batch(&self, micro_batch: usize, device: usize, batch: &mut DeviceBatch) {
-        std::mem::swap(&mut lock(&self.micro_batches[micro_batch]).batches[device], batch);
-    }
-
     /// Counter samples, oldest first, and how many were lost. Takes them.
     pub(crate) fn take_counters(&self) -> (Vec<CounterSample>, u64) {
         std::mem::replace(&mut lock(&self.state).counters, Ring::new(0)).into_parts()
@@ -200,43 +201,6 @@ impl Control {
 
     fn now_ns(&self) -> u64 {
         self.clock.now_ns()
-    }
-
-    /// An exit task of `micro_batch` is done in `cycle`; the last one plans step `next`. `samples` is emptied. Returns since
-    /// when there was nothing to plan, if the lane was held up for want of work.
-    pub(crate) fn end_step(&self, micro_batch: usize, cycle: u64, next: u64, samples: &mut Vec<Sample>) -> Option<u64> {
-        let mut micro_batch_state = lock(&self.micro_batches[micro_batch]);
-        micro_batch_state.samples.append(samples);
-        micro_batch_state.arrived += 1;
-        if micro_batch_state.arrived < self.exits {
-            return None;
-        }
-        micro_batch_state.arrived = 0;
-        let MicroBatchState { batches, samples, load, .. } = &mut *micro_batch_state;
-        if let Some(fixed) = &self.fixed {
-            samples.clear();
-            if fixed.put(micro_batch, cycle, batches) {
-                self.sync.finish_after(cycle + 1);
-            }
-            return None;
-        }
-        let mut state = self.observe(samples);
-        if let Some(work) = &self.work {
-            state.planner.learn(load.0, load.1, work.take_s(micro_batch));
-        }
-        let (mut state, idle_from_ns) = self.await_work(state, cycle);
-        let State { planner, planner_events, counters, .. } = &mut *state;
-        planner.plan(micro_batch, batches, planner_events);
-        if self.work.is_some() {
-            let sum = |of: fn(&DeviceBatch) -> usize| batches.iter().map(of).sum();
-            *load = (sum(|batch| batch.rows), sum(DeviceBatch::context));
-        }
-        self.figures.planned(planner, batches);
-        if counters.is_on() {
-            counters.push(planner.sample(self.now_ns(), next, micro_batch, batches));
-        }
-        self.publish(planner_events, samples);
-        idle_from_ns
     }
 
     fn observe(&self, samples: &mut Vec<Sample>) -> MutexGuard<'_, State> {
@@ -258,6 +222,9 @@ impl Control {
             if state.closed {
                 // Every micro-batch is empty from here on; a cycle more lets all lanes see the last descriptors through.
                 self.sync.finish_after(cycle + 1);
+                if let Some(followers) = &self.followers {
+                    followers.finish(cycle + 1);
+                }
                 break;
             }
             idle_from_ns.get_or_insert_with(|| self.now_ns());
@@ -288,6 +255,59 @@ impl Control {
     }
 }
 
+impl Steps for Control {
+    fn take_batch(&self, micro_batch: usize, device: usize, batch: &mut DeviceBatch) {
+        std::mem::swap(&mut lock(&self.micro_batches[micro_batch]).batches[device], batch);
+    }
+
+    /// The last exit task of a step plans the next one.
+    fn end_step(&self, micro_batch: usize, cycle: u64, next: u64, samples: &mut Vec<Sample>) -> Option<u64> {
+        let mut micro_batch_state = lock(&self.micro_batches[micro_batch]);
+        micro_batch_state.samples.append(samples);
+        micro_batch_state.arrived += 1;
+        if micro_batch_state.arrived < self.exits {
+            return None;
+        }
+        micro_batch_state.arrived = 0;
+        let MicroBatchState { batches, samples, load, .. } = &mut *micro_batch_state;
+        if let Some(fixed) = &self.fixed {
+            samples.clear();
+            if fixed.put(micro_batch, cycle, batches) {
+                self.sync.finish_after(cycle + 1);
+            }
+            return None;
+        }
+        let mut state = self.observe(samples);
+        if let Some(work) = &self.work {
+            state.planner.learn(load.0, load.1, work.take_s(micro_batch));
+        }
+        let (mut state, idle_from_ns) = self.await_work(state, cycle);
+        let State { planner, planner_events, counters, .. } = &mut *state;
+        planner.plan(micro_batch, batches, planner_events);
+        if self.work.is_some() {
+            let sum = |of: fn(&DeviceBatch) -> usize| batches.iter().map(of).sum();
+            *load = (sum(|batch| batch.rows), sum(DeviceBatch::context));
+        }
+        self.figures.planned(planner, batches);
+        if let Some(followers) = &self.followers {
+            followers.planned(micro_batch, next, batches);
+        }
+        if counters.is_on() {
+            counters.push(planner.sample(self.now_ns(), next, micro_batch, batches));
+        }
+        self.publish(planner_events, samples);
+        idle_from_ns
+    }
+
+    fn fail(&self, error: EngineError) {
+        if let Some(followers) = &self.followers {
+            followers.failed(&error);
+        }
+        self.events.send(RunEvent::Failed(error));
+        self.abort();
+    }
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -300,8 +320,9 @@ mod tests {
         let planner = StepPlanner::new(parts.planner);
         let clock = RunClock::start();
         let figures = Arc::new(RunFigures::new(clock.clone(), &parts.plan, &parts.graph, &planner, &[0]));
-        let sync = Arc::new(LaneSync::new(1, false));
-        let surroundings = Surroundings { sync, events, clock, counters: 0, figures, work: None, fixed: None };
+        let sync = Arc::new(LaneSync::new(1, 1, false));
+        let surroundings =
+            Surroundings { sync, events, clock, counters: 0, figures, work: None, fixed: None, followers: None };
         (Arc::new(Control::new(planner, &parts.plan, surroundings)), inbox)
     }
 

@@ -29,7 +29,7 @@ fn check(switches: Option<usize>, model: impl Fn() + Sync + Send + 'static) {
 }
 
 fn lanes(count: usize) -> Arc<LaneSync> {
-    Arc::new(LaneSync::new(count, false))
+    Arc::new(LaneSync::new(count, count, false))
 }
 
 /// A lane on a thread of its own.

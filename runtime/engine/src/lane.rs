@@ -1,22 +1,24 @@
 //! A real lane: a thread that walks its list for ever, waiting on other lanes where the plan says so.
 
-use crate::control::Control;
 use crate::engine::EngineError;
 use crate::exchange::{Exchange, Legs};
+use crate::hosts::Signals;
 use crate::remote::{Moment, RemoteValues};
 use crate::slot::Header;
 use crate::span::{Begin, LaneReport, Recorder, Span};
 use crate::stage::{Probe, Sample, Stage, TaskContext};
 use crate::step_work::StepWork;
+use crate::steps::Steps;
 use crate::sync::{LaneSync, Stopped};
 use crate::transfer::{Moved, Scratch, Transfer};
 use crate::values::Values;
 use crate::wiring::{Lines, Moves};
-use rally_graph::plan::{Plan, PlannedTask, TaskRole};
+use rally_graph::plan::{Plan, PlannedTask, TaskRole, Wait};
 use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::{Payload, StageGraph};
 use rally_kernels::team::Team;
 use rally_schedule::batch::DeviceBatch;
+use rally_transport::Transport;
 use std::sync::Arc;
 
 /// What a lane knows about one position of its list beyond the plan.
@@ -33,6 +35,27 @@ pub(crate) struct Position {
     pub(crate) begins_step: bool,
     /// Nothing follows it inside the step.
     pub(crate) ends_step: bool,
+    /// What it waits for from other hosts.
+    pub(crate) signals: Vec<SignalWait>,
+}
+
+/// A wait for another host.
+pub(crate) struct SignalWait {
+    /// The progress counter.
+    pub(crate) signal: usize,
+    /// What it must say.
+    pub(crate) due: Due,
+    /// The wait that would have been in one process, if there were one.
+    pub(crate) instead_of: Option<Wait>,
+}
+
+/// What a signal counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Due {
+    /// Rows of the task's layer.
+    Rows,
+    /// Descriptors of steps.
+    Step,
 }
 
 /// Everything a lane owns or shares.
@@ -61,11 +84,22 @@ pub(crate) struct Lane {
     pub(crate) team: Team,
     pub(crate) cores: Vec<u32>,
     pub(crate) sync: Arc<LaneSync>,
-    pub(crate) control: Arc<Control>,
+    pub(crate) control: Arc<dyn Steps>,
     pub(crate) recorder: Recorder,
     /// Present if costs are learned.
     pub(crate) work: Option<Arc<StepWork>>,
     pub(crate) probe: Option<Arc<dyn Probe>>,
+    /// Present where there are other hosts.
+    pub(crate) across: Option<(Arc<dyn Transport>, Arc<Signals>)>,
+}
+
+/// What a lane leaves behind.
+pub(crate) struct LaneRemains {
+    pub(crate) index: usize,
+    pub(crate) report: LaneReport,
+    /// By stage index; none if one panicked.
+    pub(crate) stages: Vec<Option<Box<dyn Stage>>>,
+    pub(crate) remote: Option<Box<dyn RemoteValues>>,
 }
 
 enum LaneEnd {
@@ -87,12 +121,7 @@ impl From<EngineError> for LaneEnd {
 
 impl Lane {
     /// Runs until the run ends. A failure or a panic ends the run for all lanes.
-    pub(crate) fn run(self) -> LaneReport {
-        self.run_and_return().0
-    }
-
-    /// The same; gives its stages back, by stage index, unless one panicked.
-    pub(crate) fn run_and_return(mut self) -> (LaneReport, Vec<Option<Box<dyn Stage>>>) {
+    pub(crate) fn run(mut self) -> LaneRemains {
         let control = Arc::clone(&self.control);
         let name = self.plan.lanes[self.index].name.clone();
         self.sync.register(self.index);
@@ -112,7 +141,13 @@ impl Lane {
             }
         }
         self.sync.end(self.index);
-        (self.recorder.into_report(), self.stages)
+        self.into_remains()
+    }
+
+    /// What there is of a lane that does not run, or not any more.
+    pub(crate) fn into_remains(self) -> LaneRemains {
+        let Self { index, recorder, stages, remote, .. } = self;
+        LaneRemains { index, report: recorder.into_report(), stages, remote }
     }
 
     fn walk(&mut self) -> LaneEnd {
@@ -149,6 +184,9 @@ impl Lane {
         self.positions[position].incoming.prefetch();
         // A task that lags in the very first cycle belongs to a step that never was; its micro-batch has no rows yet.
         let step = if task.behind { cycle.wrapping_sub(1) } else { cycle };
+        if step != u64::MAX {
+            self.await_hosts(plan, cycle, position, step)?;
+        }
         let start_ns = self.recorder.begin(position as u32);
         let done = cycle * plan.lanes[self.index].tasks.len() as u64 + position as u64 + 1;
         let from = self.note(position)?;
@@ -219,6 +257,29 @@ impl Lane {
         Ok(self.recorder.hear(&mut **remote, self.work.as_deref(), all)?)
     }
 
+    fn await_hosts(&mut self, plan: &Plan, cycle: u64, position: usize, step: u64) -> Result<(), Stopped> {
+        let Some((_, signals)) = &self.across else { return Ok(()) };
+        let template = &plan.table.tasks[plan.lanes[self.index].tasks[position].task];
+        for SignalWait { signal, due, instead_of } in &self.positions[position].signals {
+            let target = match due {
+                Due::Rows => signals.arrival(step, template.layer.unwrap_or(0)),
+                Due::Step => signals.step(plan.lanes[self.index].tasks[position].micro_batch, step),
+            };
+            if !self.sync.reached(*signal, target) {
+                self.recorder.begin_wait();
+                if self.sync.wait(self.index, cycle, *signal, target)? {
+                    match instead_of {
+                        Some(wait) => self.recorder.waited(plan, wait, plan.wait_target(wait, cycle as i64) as u64),
+                        None => drop(self.recorder.mark()),
+                    }
+                    continue;
+                }
+            }
+            self.recorder.not_before(self.sync.over_ns(*signal));
+        }
+        Ok(())
+    }
+
     fn execute(&mut self, plan: &Plan, at: usize, task: &PlannedTask, step: u64) -> Result<Moved, EngineError> {
         let template = &plan.table.tasks[task.task];
         let m = task.micro_batch;
@@ -227,6 +288,11 @@ impl Lane {
         {
             self.control.take_batch(m, device, &mut self.batches[m]);
             self.values[m].rows = self.batches[m].rows;
+        }
+        if step == u64::MAX && self.across.is_some() && template.payload != Payload::None {
+            // Nobody waits for what a step that never was would send, and nobody has sent it.
+            self.values[m].rows = 0;
+            return Ok(Moved::default());
         }
         let mut header = Header { step, layer: template.layer.unwrap_or(0), rows: self.values[m].rows };
         let moved = match template.payload {
@@ -237,7 +303,9 @@ impl Lane {
                 let (values, scratch) = (&mut self.values[m], &mut self.scratch);
                 let remote = self.remote.as_mut().map(|remote| &mut **remote as &mut dyn RemoteValues);
                 let (dtype, payload) = (position.dtype, template.payload);
-                Transfer { values, remote, micro_batch: m, scratch, dtype, payload, header }.run(&position.moves)?
+                let transport = self.across.as_ref().map(|(transport, _)| &**transport);
+                Transfer { values, remote, micro_batch: m, scratch, dtype, payload, header, transport }
+                    .run(&position.moves)?
             }
         };
         let inside = template.role == TaskRole::Exchange && template.payload != Payload::None;

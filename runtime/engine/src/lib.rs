@@ -9,6 +9,7 @@ mod control;
 mod engine;
 pub mod exchange;
 pub mod figures;
+pub mod hosts;
 #[cfg(all(loom, test))]
 mod interleavings;
 mod lane;
@@ -21,6 +22,7 @@ pub mod slot;
 pub mod span;
 pub mod stage;
 mod step_work;
+mod steps;
 mod sync;
 #[cfg(test)]
 #[path = "../tests/toy/mod.rs"]

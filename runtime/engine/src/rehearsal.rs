@@ -5,7 +5,7 @@
 //! leave them in.
 
 use crate::control::RunEvent;
-use crate::engine::{EngineError, EngineParts, Prepared, prepare};
+use crate::engine::{EngineError, EngineParts, Prepared, give_back, prepare};
 use crate::span::LaneReport;
 use rally_schedule::batch::DeviceBatch;
 use std::time::{Duration, Instant};
@@ -60,7 +60,7 @@ pub fn rehearse(
         let mut running = Vec::new();
         for (lane, name) in lanes.into_iter().zip(&names) {
             let builder = std::thread::Builder::new().name(format!("lane {name}"));
-            match builder.spawn_scoped(scope, move || lane.run_and_return()) {
+            match builder.spawn_scoped(scope, move || lane.run()) {
                 Ok(handle) => running.push(handle),
                 Err(error) => {
                     control.abort();
@@ -78,12 +78,8 @@ pub fn rehearse(
     }) {
         return Err(error);
     }
-    let mut reports = Vec::new();
-    for (end, lane) in ends.into_iter().zip(&parts.plan.lanes) {
-        let (report, stages) = end.ok_or(EngineError::EndedEarly)?;
-        let here = stages.into_iter().enumerate().filter_map(|(index, stage)| Some((index, stage?)));
-        parts.devices[lane.device].stages.extend(here);
-        reports.push(report);
-    }
+    let ends = ends.into_iter().map(|end| end.ok_or(EngineError::EndedEarly)).collect::<Result<Vec<_>, _>>()?;
+    let reports = ends.iter().map(|end| end.report.clone()).collect();
+    give_back(parts, ends);
     Ok(reports)
 }

@@ -14,7 +14,9 @@ use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::Payload;
 use rally_kernels::dtype::StorageDtype;
 use rally_kernels::wire;
+use std::io;
 use std::sync::TryLockError;
+use zerocopy::IntoBytes;
 
 /// What precedes the rows: which rows these are. A destination that expects others has found a scheduling fault.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -209,6 +211,31 @@ impl Slot {
     /// Where the first of what crosses is: the cache lines that a receiver misses first.
     pub(crate) fn first_lines(&self) -> [usize; 3] {
         [self.rows.as_ptr() as usize, self.expert_ids.as_ptr() as usize, self.expert_weights.as_ptr() as usize]
+    }
+
+    /// Shows what it holds as bytes: rows, expert ids, weights; `lengths` of them.
+    pub(crate) fn read_parts(
+        &self,
+        lengths: [usize; 3],
+        take: &mut dyn FnMut([&[u8]; 3]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let [rows, ids, weights] = lengths;
+        take([&self.rows[..rows], &self.expert_ids.as_bytes()[..ids], &self.expert_weights.as_bytes()[..weights]])
+    }
+
+    /// Lets `fill` write the same, and takes `header` for it.
+    pub(crate) fn write_parts(
+        &mut self,
+        header: Header,
+        lengths: [usize; 3],
+        fill: &mut dyn FnMut([&mut [u8]; 3]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let [rows, ids, weights] = lengths;
+        let Self { rows: bytes, expert_ids, expert_weights, .. } = self;
+        let (ids, weights) = (&mut expert_ids.as_mut_bytes()[..ids], &mut expert_weights.as_mut_bytes()[..weights]);
+        fill([&mut bytes[..rows], ids, weights])?;
+        self.header = header;
+        Ok(())
     }
 
     /// The header last sent.

@@ -1,4 +1,6 @@
 //! How lanes wait for each other: one progress counter a lane, spinning first, parking later.
+//!
+//! Behind the lanes' counters there may be others that no lane owns: what comes from other hosts is counted there (`hosts/`).
 
 use crate::primitives::{self, AtomicBool, AtomicU64, Ordering, Thread, fence};
 use crossbeam::utils::CachePadded;
@@ -49,7 +51,8 @@ pub(crate) struct LaneSync {
 }
 
 impl LaneSync {
-    pub(crate) fn new(lanes: usize, apart: bool) -> Self {
+    /// For `lanes` that run here; `counters` in all, those of lanes first.
+    pub(crate) fn new(counters: usize, lanes: usize, apart: bool) -> Self {
         let signal = || LaneSignal {
             progress: AtomicU64::new(0),
             over_ns: AtomicU64::new(0),
@@ -59,7 +62,7 @@ impl LaneSync {
         };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
-            lanes: (0..lanes).map(|_| CachePadded::new(signal())).collect(),
+            lanes: (0..counters).map(|_| CachePadded::new(signal())).collect(),
             final_cycle: AtomicU64::new(u64::MAX),
             aborted: AtomicBool::new(false),
             crowded: lanes > cores,

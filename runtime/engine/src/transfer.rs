@@ -12,6 +12,7 @@ use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::{DeviceIndex, Payload};
 use rally_kernels::activation::add_in_place;
 use rally_kernels::wire;
+use rally_transport::{Stamp, Transport};
 use std::ops::Range;
 
 /// Rows on their way from one sum to the next. A lane has one.
@@ -44,6 +45,8 @@ pub(crate) struct Transfer<'a> {
     pub(crate) payload: Payload,
     /// Step and layer; rows of this device's own batch.
     pub(crate) header: Header,
+    /// The way to other hosts, where there are any.
+    pub(crate) transport: Option<&'a dyn Transport>,
 }
 
 /// What a task moved.
@@ -93,7 +96,7 @@ impl Transfer<'_> {
 
     fn send(&mut self, outgoing: &[Outgoing]) -> Result<Moved, EngineError> {
         let mut bytes = 0;
-        for Outgoing { rows, slot } in outgoing {
+        for Outgoing { rows, slot, crossing } in outgoing {
             let rows = match rows {
                 RowsOf::Share(share) => share.of(self.values.rows),
                 RowsOf::Origin(device) => self.rows_from(*device),
@@ -109,8 +112,19 @@ impl Transfer<'_> {
                 }
                 None => slot.send(self.values, rows.start, dtype, payload, header),
             } as u64;
+            drop(slot);
+            self.post(*crossing, header);
         }
         Ok(Moved::carried(self.values.rows, bytes))
+    }
+
+    /// Sends a slot to the host where its other end is, if that is another one.
+    fn post(&self, crossing: Option<usize>, header: Header) {
+        if let (Some(slot), Some(transport)) = (crossing, self.transport) {
+            let routed = self.payload == Payload::RoutedInput;
+            let (layer, rows) = (header.layer as u32, header.rows as u32);
+            transport.post(slot, Stamp { step: header.step, layer, rows, routed });
+        }
     }
 
     /// y goes home: each attention device gets the rows it sent, in the order it sent them.
@@ -139,7 +153,7 @@ impl Transfer<'_> {
     fn reduce(&mut self, reduces: &[Reduce]) -> Result<Moved, EngineError> {
         let hidden = self.values.widths.hidden;
         let mut moved = Moved::default();
-        for Reduce { home, parts, to } in reduces {
+        for Reduce { home, parts, to, crossing } in reduces {
             let at = self.rows_from(*home);
             let header = Header { rows: at.len(), ..self.header };
             if let Some(remote) = &mut self.remote
@@ -175,6 +189,7 @@ impl Transfer<'_> {
             }
             moved.rows += header.rows;
             moved.bytes += slot::take(to)?.send_rows(sum, hidden, self.dtype, header) as u64;
+            self.post(*crossing, header);
         }
         Ok(moved)
     }

@@ -1,6 +1,7 @@
 //! Which slots a transfer task reads and writes, and which rows: worked out once, before the lanes start.
 
 use crate::exchange::{ExchangeSize, Legs};
+use crate::hosts::Crossings;
 use crate::primitives::Mutex;
 use crate::slot::Slot;
 use crate::values::Widths;
@@ -9,6 +10,7 @@ use rally_graph::routes::{Exchanges, FfnLayout, Rails, Share};
 use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::{DeviceIndex, Payload, ResolvedTransfer, StageGraph, StageIndex};
 use rally_kernels::prefetch::{LINE, prefetch};
+use rally_transport::{Peer, SlotKey};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -84,6 +86,8 @@ impl Moves {
 pub(crate) struct Outgoing {
     pub(crate) rows: RowsOf,
     pub(crate) slot: SharedSlot,
+    /// Index among the slots that cross to another host, if it does.
+    pub(crate) crossing: Option<usize>,
 }
 
 /// Which of a device's rows are meant.
@@ -105,6 +109,8 @@ pub(crate) struct Reduce {
     pub(crate) home: DeviceIndex,
     pub(crate) parts: Vec<SharedSlot>,
     pub(crate) to: SharedSlot,
+    /// As in [`Outgoing`].
+    pub(crate) crossing: Option<usize>,
 }
 
 /// One part of y: the rows that each replica computed.
@@ -130,6 +136,8 @@ pub(crate) struct Wiring<'a> {
     made: HashMap<(StageIndex, usize, DeviceIndex, DeviceIndex, Leg), SharedSlot>,
     rows: usize,
     widths: Widths,
+    /// Present where there are other hosts.
+    pub(crate) crossings: Option<Crossings>,
 }
 
 /// A transfer task of one micro-batch.
@@ -155,7 +163,21 @@ impl<'a> Wiring<'a> {
         rows: usize,
         widths: Widths,
     ) -> Self {
-        Self { graph, attention, remote, ffns: FfnLayout::by_layer(graph), made: HashMap::new(), rows, widths }
+        let ffns = FfnLayout::by_layer(graph);
+        Self { graph, attention, remote, ffns, made: HashMap::new(), rows, widths, crossings: None }
+    }
+
+    /// The same on one of several hosts.
+    pub(crate) fn on_host(self, host: Peer) -> Self {
+        let crossings = Some(Crossings::new(host, self.graph.layers));
+        Self { crossings, ..self }
+    }
+
+    /// Begins anew with what tasks read from other hosts.
+    pub(crate) fn forget_touched(&mut self) {
+        if let Some(crossings) = &mut self.crossings {
+            crossings.touched.clear();
+        }
     }
 
     /// What `task` of micro-batch `micro_batch` moves.
@@ -213,6 +235,7 @@ impl<'a> Wiring<'a> {
         Some(legs)
     }
 
+    /// A slot that is filled and read on this host, whichever devices its rows come from and go to.
     fn slot(&mut self, end: &End<'_>, from: DeviceIndex, to: DeviceIndex, leg: Leg) -> SharedSlot {
         let slot = || match end.stays {
             true => Slot::of_parcels(),
@@ -220,6 +243,24 @@ impl<'a> Wiring<'a> {
         };
         let make = || Arc::new(Mutex::new(slot()));
         Arc::clone(self.made.entry((end.stage, end.micro_batch, from, to, leg)).or_insert_with(make))
+    }
+
+    /// A slot that `from` fills and `to` reads, and its index among those that go to another host.
+    fn crossing_slot(
+        &mut self,
+        end: &End<'_>,
+        from: DeviceIndex,
+        to: DeviceIndex,
+        leg: Leg,
+    ) -> (SharedSlot, Option<usize>) {
+        let slot = self.slot(end, from, to, leg);
+        let (rows, widths, dtype) = (self.rows, self.widths, end.dtype);
+        let Some(crossings) = &mut self.crossings else { return (slot, None) };
+        // The checker knows no graph with more devices, stages or micro-batches than 16 bits count.
+        let [edge, micro_batch, from, to] = [end.stage, end.micro_batch, from, to].map(|index| index as u16);
+        let key = SlotKey { edge, micro_batch, from, to, leg: u8::from(leg == Leg::Sum) };
+        let crossing = crossings.note(self.graph, key, &slot, (rows, widths, dtype));
+        (slot, crossing)
     }
 
     /// Index among the attention devices.
@@ -231,7 +272,8 @@ impl<'a> Wiring<'a> {
         let source = self.source(end.device);
         let outgoing = peers.iter().map(|peer| {
             let share = end.ffn.replica_of(*peer).map_or(Share::ALL, |replica| end.ffn.share(source, replica));
-            Outgoing { rows: RowsOf::Share(share), slot: self.slot(end, end.device, *peer, Leg::Rows) }
+            let (slot, crossing) = self.crossing_slot(end, end.device, *peer, Leg::Rows);
+            Outgoing { rows: RowsOf::Share(share), slot, crossing }
         });
         Moves::Send(outgoing.collect())
     }
@@ -242,23 +284,33 @@ impl<'a> Wiring<'a> {
         let others: Vec<DeviceIndex> = others.copied().collect();
         let sources = Rails::opposite(&rails.to, end.device, &rails.from);
         let forwards = sources.iter().map(|source| Forward {
-            from: self.slot(end, *source, end.device, Leg::Rows),
+            from: self.crossing_slot(end, *source, end.device, Leg::Rows).0,
             to: others.iter().map(|other| self.slot(end, *source, *other, Leg::Rows)).collect(),
         });
         Moves::Forward(forwards.collect())
     }
 
     fn gather(&mut self, end: &End<'_>) -> Moves {
-        let sources = end.transfer.from.iter();
-        Moves::Gather(sources.map(|source| (*source, self.slot(end, *source, end.device, Leg::Rows))).collect())
+        let sources = end.transfer.from.iter().map(|source| {
+            // On rails they have crossed before, to the device that passed them on.
+            let slot = match &end.rails {
+                Some(_) => self.slot(end, *source, end.device, Leg::Rows),
+                None => self.crossing_slot(end, *source, end.device, Leg::Rows).0,
+            };
+            (*source, slot)
+        });
+        Moves::Gather(sources.collect())
     }
 
     fn send_output(&mut self, end: &End<'_>) -> Moves {
-        let outgoing = end
-            .transfer
-            .to
-            .iter()
-            .map(|home| Outgoing { rows: RowsOf::Origin(*home), slot: self.slot(end, end.device, *home, Leg::Rows) });
+        let outgoing = end.transfer.to.iter().map(|home| {
+            // On rails they go to the device of the own group that sums them.
+            let (slot, crossing) = match &end.rails {
+                Some(_) => (self.slot(end, end.device, *home, Leg::Rows), None),
+                None => self.crossing_slot(end, end.device, *home, Leg::Rows),
+            };
+            Outgoing { rows: RowsOf::Origin(*home), slot, crossing }
+        });
         Moves::Send(outgoing.collect())
     }
 
@@ -267,10 +319,10 @@ impl<'a> Wiring<'a> {
         let members: Vec<DeviceIndex> =
             end.ffn.devices().iter().copied().filter(|device| group.contains(device)).collect();
         let homes = Rails::opposite(&rails.from, end.device, &rails.to);
-        let reduces = homes.iter().map(|home| Reduce {
-            home: *home,
-            parts: members.iter().map(|member| self.slot(end, *member, *home, Leg::Rows)).collect(),
-            to: self.slot(end, end.device, *home, Leg::Sum),
+        let reduces = homes.iter().map(|home| {
+            let parts = members.iter().map(|member| self.slot(end, *member, *home, Leg::Rows)).collect();
+            let (to, crossing) = self.crossing_slot(end, end.device, *home, Leg::Sum);
+            Reduce { home: *home, parts, to, crossing }
         });
         Moves::Reduce(reduces.collect())
     }
@@ -297,7 +349,7 @@ impl<'a> Wiring<'a> {
         (0..end.ffn.replicas())
             .map(|replica| {
                 let (device, leg) = from(replica);
-                (end.ffn.share(source, replica), self.slot(end, device, end.device, leg))
+                (end.ffn.share(source, replica), self.crossing_slot(end, device, end.device, leg).0)
             })
             .collect()
     }

@@ -373,6 +373,13 @@ impl Plan {
         if behind.is_empty() { 0 } else { level.len() }
     }
 
+    /// Leaves out all waits for lanes that `here` does not take: those of other hosts, of which one hears in other ways.
+    pub fn keep_waits(&mut self, here: impl Fn(usize) -> bool) {
+        for task in self.lanes.iter_mut().flat_map(|lane| &mut lane.tasks) {
+            task.waits.retain(|wait| here(wait.lane));
+        }
+    }
+
     /// Waits for the own lane are kept by the order itself (the proof has shown that they are).
     fn drop_own_lane_waits(&mut self) {
         for (index, lane) in self.lanes.iter_mut().enumerate() {

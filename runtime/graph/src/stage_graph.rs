@@ -27,6 +27,8 @@ pub struct Device {
     pub backend: Backend,
     /// Cores its lanes are pinned to; empty: not pinned.
     pub cores: Vec<u32>,
+    /// Host it is on, an index into [`StageGraph::hosts`], where there are hosts.
+    pub host: Option<usize>,
 }
 
 /// Where a stage stands.
@@ -165,6 +167,8 @@ pub enum BuildError {
 /// The unrolled deployment.
 #[derive(Clone, Debug)]
 pub struct StageGraph {
+    /// Names of the hosts, in file order; none where all runs in one process.
+    pub hosts: Vec<String>,
     /// Devices, in file order, groups expanded.
     pub devices: Vec<Device>,
     /// Stages, in file order.
@@ -193,7 +197,14 @@ impl StageGraph {
         // written. petgraph's toposort gives some valid order, not this one.
         let order = stable_topological_order(&graph)
             .map_err(|node| BuildError::Cycle { stage: stages[graph[node].stage].id.clone() })?;
-        Ok(Self { devices, stages, graph, order, layers: shape.layers.len() })
+        Ok(Self {
+            hosts: spec.hosts.keys().cloned().collect(),
+            devices,
+            stages,
+            graph,
+            order,
+            layers: shape.layers.len(),
+        })
     }
 
     /// The stage behind an instance.
@@ -220,7 +231,9 @@ pub fn expand_devices(spec: &DeploymentSpec) -> Vec<Device> {
     let mut devices = Vec::new();
     for (group, entry) in &spec.devices {
         let cores = entry.cores.clone().unwrap_or_default();
-        let make = |name: String| Device { name, group: group.clone(), backend: entry.backend, cores: cores.clone() };
+        let host = entry.host.as_ref().and_then(|host| spec.hosts.get_index_of(host));
+        let make =
+            |name: String| Device { name, group: group.clone(), backend: entry.backend, cores: cores.clone(), host };
         match entry.count {
             None => devices.push(make(group.clone())),
             Some(count) => devices.extend((0..count).map(|index| make(format!("{group}.{index}")))),

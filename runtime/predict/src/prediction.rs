@@ -73,6 +73,7 @@ impl Setting<'_> {
         let arrival = |(id, request): (usize, &rally_load::LoadRequest)| Arrival {
             at_ns: (request.arrival_s * 1e9).round() as u64,
             request: SequenceRequest {
+                generated: std::sync::Arc::default(),
                 id: id as u64,
                 prompt: vec![0; request.prompt_tokens].into(),
                 max_new_tokens: request.output_tokens,

@@ -43,7 +43,10 @@ pub struct SequenceRequest {
     pub id: SequenceId,
     /// Prompt, at least one token.
     pub prompt: Arc<[u32]>,
-    /// Most tokens to generate, at least one.
+    /// Tokens that it generated in a run before this one, fewer than `max_new_tokens`: they are read with the prompt, and not told
+    /// again.
+    pub generated: Arc<[u32]>,
+    /// Most tokens to generate, at least one, those of `generated` included.
     pub max_new_tokens: usize,
     /// Token ids that end the sequence.
     pub stop_token_ids: Arc<[u32]>,

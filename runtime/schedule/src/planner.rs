@@ -157,6 +157,10 @@ impl StepPlanner {
         if prompt >= max_positions {
             return Err(SubmitError::TooLong { prompt, max_positions });
         }
+        let (generated, most) = (request.generated.len(), request.max_new_tokens.min(max_positions - prompt));
+        if generated >= most {
+            return Err(SubmitError::NothingLeft { generated, most });
+        }
         let tokens = self.kv_tokens(request);
         let capacity = self.config.device_kv_tokens();
         if tokens > capacity {
@@ -174,7 +178,7 @@ impl StepPlanner {
         self.submitted += 1;
         self.waiting.push_back(Sequence {
             arrival: self.submitted,
-            generated: Vec::new(),
+            generated: request.generated.to_vec(),
             most: request.max_new_tokens.min(self.config.max_positions - request.prompt.len()),
             final_pages: self.kv_tokens(&request).div_ceil(self.config.page_tokens),
             announced: false,

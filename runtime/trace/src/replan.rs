@@ -146,6 +146,7 @@ fn wake_ns(recording: &Recording<'_>, window: &Window) -> u64 {
 
 fn arrival(id: u64) -> Arrival {
     let request = SequenceRequest {
+        generated: std::sync::Arc::default(),
         id,
         prompt: vec![0].into(),
         max_new_tokens: STEPS,

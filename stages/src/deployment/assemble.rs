@@ -1,7 +1,7 @@
 //! From an unrolled graph to the parts of a run: plan, load each device's weights, make its stages.
 
 use super::devices::{self, Making};
-use super::runnable::{refuse_fields, refuse_ways};
+use super::runnable::{refuse_exchanges_across_hosts, refuse_fields, refuse_transports, refuse_ways};
 use crate::checkpoint::WeightSource;
 use crate::kinds::{self, StageRegistry};
 use rally_engine::schedule::planner::PlannerConfig;
@@ -25,6 +25,8 @@ pub struct AssembleOptions {
     pub spans_per_lane: usize,
     /// Sees values after each task.
     pub probe: Option<Arc<dyn Probe>>,
+    /// The host whose devices are made, an index into the graph's; needed where there are hosts.
+    pub host: Option<usize>,
     /// What CUDA devices are.
     #[cfg(feature = "cuda")]
     pub machines: super::Machines,
@@ -104,17 +106,28 @@ pub fn assemble(
     registry: &StageRegistry,
     options: AssembleOptions,
 ) -> Result<EngineParts, AssembleError> {
-    refuse_fields(spec)?;
+    refuse_fields(spec, options.host)?;
     let graph = graph.into();
     let plan = Arc::new(schedule.plan(TaskTable::new(&graph))?);
     let attention = graph.devices_of_role(Role::Embed);
     refuse_ways(&graph, &attention)?;
+    refuse_exchanges_across_hosts(&graph)?;
+    refuse_transports(&graph)?;
     let planner = planner_config(&spec.limits, attention.len(), schedule.micro_batches, shape);
     let widths = Widths { hidden: shape.hidden, top_k: shape.top_k };
-    let making = Making { graph: &graph, shape, weights, planner, widths, attention: attention.len(), registry };
+    let making = Making {
+        graph: &graph,
+        shape,
+        weights,
+        planner,
+        widths,
+        attention: attention.len(),
+        registry,
+        host: options.host,
+    };
     let opened = devices::open(spec, &making, &options)?;
     let devices =
         opened.into_iter().enumerate().map(|(device, on)| making.device(device, on)).collect::<Result<_, _>>()?;
     let AssembleOptions { learn, spans_per_lane, probe, .. } = options;
-    Ok(EngineParts { graph, plan, planner, widths, devices, attention, learn, spans_per_lane, probe })
+    Ok(EngineParts { graph, plan, planner, widths, devices, attention, learn, spans_per_lane, probe, across: None })
 }

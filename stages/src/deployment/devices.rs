@@ -48,6 +48,15 @@ pub(super) struct Making<'a> {
     /// Attention devices.
     pub(super) attention: usize,
     pub(super) registry: &'a StageRegistry,
+    /// The host whose devices are made, where there are several.
+    pub(super) host: Option<usize>,
+}
+
+impl Making<'_> {
+    /// Whether a device is made by this process.
+    fn is_here(&self, device: DeviceIndex) -> bool {
+        self.host.is_none() || self.graph.devices[device].host == self.host
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -65,7 +74,7 @@ pub(super) fn open(
     let planned = device_memory(spec, making.shape, KindRegistry::shared(), Machine::default());
     let (mut opened, mut next, mut promised) = (Vec::new(), 0, HashMap::new());
     for (index, device) in making.graph.devices.iter().enumerate() {
-        if device.backend != Backend::Cuda {
+        if device.backend != Backend::Cuda || !making.is_here(index) {
             opened.push(None);
             continue;
         }
@@ -180,6 +189,9 @@ impl Making<'_> {
     #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "a CPU device needs nothing opened"))]
     pub(super) fn device(&self, device: DeviceIndex, opened: Opened) -> Result<DeviceParts, BuildError> {
         let mut parts = DeviceParts::default();
+        if !self.is_here(device) {
+            return Ok(parts);
+        }
         let mut shared = HashMap::new();
         let graph = self.graph;
         for (index, stage) in graph.stages.iter().enumerate().filter(|(_, stage)| stage.devices.contains(&device)) {
@@ -249,6 +261,7 @@ mod tests {
             widths: Widths { hidden: shape.hidden, top_k: shape.top_k },
             attention,
             registry: &StageRegistry::builtin(),
+            host: None,
         };
         let planned = device_memory(&spec, &shape, KindRegistry::shared(), Machine::default());
         let on_cuda = (0..graph.devices.len()).filter(|device| graph.devices[*device].backend == Backend::Cuda);

@@ -94,6 +94,7 @@ pub struct Deployment {
     pub warnings: Vec<Diagnostic>,
     kinds: Option<KindRegistry>,
     progress: Option<(Arc<AtomicU64>, u64)>,
+    checkpoint: Option<Arc<Checkpoint>>,
 }
 
 impl Deployment {
@@ -131,6 +132,7 @@ impl Deployment {
             warnings: checked.diagnostics,
             kinds: choices.kinds.cloned(),
             progress: None,
+            checkpoint: None,
         };
         deployment.open_model(checked.model_folder.as_deref())?;
         Ok(deployment)
@@ -143,9 +145,10 @@ impl Deployment {
                 if let Some(codec) = &self.codec {
                     codec.check_vocab(self.shape.vocab)?;
                 }
-                let checkpoint = Checkpoint::open(folder)?;
+                let checkpoint = Arc::new(Checkpoint::open(folder)?);
                 self.progress = Some((checkpoint.bytes_read(), checkpoint.total_bytes()));
-                self.weights = Arc::new(checkpoint);
+                self.weights = Arc::clone(&checkpoint) as Arc<dyn WeightSource>;
+                self.checkpoint = Some(checkpoint);
                 self.weights_source = folder.canonicalize().unwrap_or(folder.into()).display().to_string();
             }
             (None, ModelSource::Config(source)) => {
@@ -166,6 +169,16 @@ impl Deployment {
     /// the shapes as well.)
     pub fn weights_id(&self) -> String {
         format!("{} {:?}", self.weights_source, self.shape)
+    }
+
+    /// What tells these weights from others wherever they lie: shapes, and samples of the files' bytes or the rule that makes them.
+    pub fn weights_fingerprint(&self) -> Result<Vec<u8>, CheckpointError> {
+        let mut bytes = format!("{:?}", self.shape).into_bytes();
+        match &self.checkpoint {
+            Some(checkpoint) => bytes.extend(checkpoint.fingerprint()?),
+            None => bytes.extend(self.weights_source.as_bytes()),
+        }
+        Ok(bytes)
     }
 
     /// The schedule that `text` names, or its own once more, for whoever runs the deployment several times. `greedy` orders by the

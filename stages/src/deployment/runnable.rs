@@ -1,8 +1,8 @@
 //! What this version checks and plans but does not run: refused by name before any weight is read.
 
 use super::assemble::AssembleError;
-use rally_graph::routes::{FfnLayout, Rails};
-use rally_graph::spec::{ComputeDtype, DeploymentSpec};
+use rally_graph::routes::{Exchanges, FfnLayout, Rails};
+use rally_graph::spec::{ComputeDtype, DeploymentSpec, TransportKind};
 use rally_graph::stage_graph::{DeviceIndex, Payload, ResolvedStage, ResolvedTransfer, StageGraph};
 
 fn refuse<T>(what: String) -> Result<T, AssembleError> {
@@ -10,12 +10,34 @@ fn refuse<T>(what: String) -> Result<T, AssembleError> {
 }
 
 /// Refuses fields whose meaning this version does not carry out.
-pub(super) fn refuse_fields(spec: &DeploymentSpec) -> Result<(), AssembleError> {
+pub(super) fn refuse_fields(spec: &DeploymentSpec, host: Option<usize>) -> Result<(), AssembleError> {
     if spec.compute != ComputeDtype::F32 {
         return refuse("`compute` other than `f32`".into());
     }
-    if let Some(host) = spec.hosts.keys().next() {
-        return refuse(format!("a graph with hosts (`{host}`)"));
+    if let (Some(host), None) = (spec.hosts.keys().next(), host) {
+        return refuse(format!("a graph with hosts (`{host}`) other than by `rally run` and `rally worker`"));
+    }
+    Ok(())
+}
+
+/// Refuses transfers between hosts by an engine that is not there.
+pub(super) fn refuse_transports(graph: &StageGraph) -> Result<(), AssembleError> {
+    let nixl = |stage: &&ResolvedStage| stage.spec.transport == Some(TransportKind::Nixl);
+    match graph.stages.iter().find(nixl).filter(|_| !graph.hosts.is_empty()) {
+        Some(stage) => refuse(format!("transfer `{}` over `nixl` (`\"transport\": \"tcp\"` is there)", stage.id)),
+        None => Ok(()),
+    }
+}
+
+/// Refuses copied experts whose holders are on different hosts: their exchange does not cross.
+pub(super) fn refuse_exchanges_across_hosts(graph: &StageGraph) -> Result<(), AssembleError> {
+    for instance in graph.graph.node_weights() {
+        let (stage, Some(layer)) = (&graph.stages[instance.stage], instance.layer) else { continue };
+        let Some(exchanges) = Exchanges::of(graph, stage, layer) else { continue };
+        let host = |device: &DeviceIndex| graph.devices[*device].host;
+        if exchanges.peers.iter().any(|peers| peers.iter().any(|device| host(device) != host(&peers[0]))) {
+            return refuse(format!("`{}`, whose devices work on each other's rows on different hosts,", stage.id));
+        }
     }
     Ok(())
 }

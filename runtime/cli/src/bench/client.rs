@@ -78,6 +78,7 @@ impl<'a> LoadClient<'a> {
     fn request(&self, index: usize) -> SequenceRequest {
         let request = self.load.requests[index];
         SequenceRequest {
+            generated: std::sync::Arc::default(),
             id: self.first_id + index as u64,
             prompt: Arc::from(self.prompts.prompt(index as u64, request.prompt_tokens)),
             max_new_tokens: request.output_tokens,

@@ -24,6 +24,7 @@ pub fn measure(parts: EngineParts, rows: &[usize], mut add: impl FnMut(StageCost
         let most = planner.sequences.min(planner.pages_per_device as usize * planner.devices);
         let count = (rows * planner.micro_batches * planner.devices).min(most);
         let request = |id: u64| SequenceRequest {
+            generated: std::sync::Arc::default(),
             id,
             prompt: vec![1].into(),
             max_new_tokens: tokens,

@@ -108,6 +108,11 @@ impl Collector {
         self.finish.is_some()
     }
 
+    /// The tokens so far.
+    pub fn token_ids(&self) -> &[u32] {
+        &self.token_ids
+    }
+
     /// Tokens so far.
     pub fn tokens(&self) -> usize {
         self.token_ids.len()

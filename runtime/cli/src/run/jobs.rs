@@ -122,6 +122,7 @@ fn job(
     }
     let stop_token_ids: &[u32] = if spec.ignore_eos { &[] } else { &deployment.shape.eos_token_ids };
     let sequence = SequenceRequest {
+        generated: std::sync::Arc::default(),
         id: index as u64,
         prompt: Arc::from(prompt),
         max_new_tokens: spec.max_tokens,

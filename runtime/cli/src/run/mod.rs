@@ -10,6 +10,7 @@ mod summary;
 use crate::Format;
 use crate::cost_args::{CostArgs, Costs};
 use crate::error::CliError;
+use crate::hosts::{Hosts, KeyArgs, Meeting};
 use crate::identity::Identity;
 use crate::interrupt;
 use crate::machine::Machine;
@@ -20,11 +21,12 @@ use crate::trace_form::TraceForm;
 use clap::Args;
 use collect::{Collector, RequestResult};
 use console::Console;
-use decode::{Job, Outcome};
+use decode::{Job, Outcome, Watchers};
 use rally_stages::deployment::{AssembleOptions, Deployment};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use summary::{Digest, Summary};
 
 /// Arguments of `rally run`.
@@ -57,9 +59,24 @@ pub struct RunArgs {
     /// then
     #[arg(long)]
     no_learn: bool,
+    /// In a graph with hosts: which one this is. That of the first attention device unless given.
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
+    #[command(flatten)]
+    key: KeyArgs,
+    /// In a graph with hosts: how long a host may be missing, at first or in the middle of a run, before the run fails.
+    #[arg(long, value_name = "S", default_value_t = 30.0, value_parser = seconds)]
+    wait_hosts: f64,
     /// Output format.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=1e6).contains(&seconds) => Ok(seconds),
+        _ => Err("expected seconds, such as 30 or 0.5".into()),
+    }
 }
 
 /// Output files, opened before any work is done.
@@ -86,16 +103,21 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let outputs = Outputs { out: open(&args.out)?, logits: open(&args.logits)?, trace: open(&args.trace)? };
     let mut observer = Observer::start(&args.observe, &model_name(&deployment, args.session.model.as_deref()))?;
     let spans_per_lane = if outputs.trace.is_some() { summary::SPANS_PER_TRACE } else { summary::SPANS_PER_DIGEST };
-    let parts = session::assemble(
-        &deployment,
-        AssembleOptions { learn: !args.no_learn, spans_per_lane, ..AssembleOptions::default() },
-    )?;
+    let hosts = hosts(args, &deployment)?;
+    let host = hosts.as_ref().map(|hosts| hosts.own);
+    // What stages cost on other hosts is not told here.
+    let learn = !args.no_learn && hosts.is_none();
+    let parts =
+        session::assemble(&deployment, AssembleOptions { learn, spans_per_lane, host, ..AssembleOptions::default() })?;
+    let wait = Duration::from_secs_f64(args.wait_hosts);
+    let meeting = hosts.map(|hosts| Meeting::new(hosts, deployment.shape.vocab, wait));
     let (plan, on_what) = (parts.plan.clone(), parts.on_what(crate::doctor::available_cores()));
     let openings = jobs.iter().map(|job| job.opening.clone()).collect();
     let mut console = Console::new(openings, args.format == Format::Json, args.observe.is_live());
     let interrupts = interrupt::channel()?;
     interrupt::begin_work();
-    let outcome = decode::decode(parts, &jobs, &deployment, &mut console, &interrupts, &mut observer)?;
+    let watchers = Watchers { console: &mut console, interrupts: &interrupts, observer: &mut observer };
+    let outcome = decode::decode(parts, &jobs, &deployment, watchers, meeting)?;
     let summary = Summary { outcome: &outcome, deployment: &deployment, plan: &plan, on_what: &on_what };
     let digest = summary.digest();
     if let (Some(file), Some(form)) = (outputs.trace, trace_form) {
@@ -108,6 +130,19 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     // A digest that cannot be written is no reason to fail: the results are out already.
     let _ = writeln!(io::stderr(), "\n{digest}");
     if outcome.interrupted { Err(CliError::Interrupted) } else { Ok(ExitCode::SUCCESS) }
+}
+
+/// The hosts of the graph, if it has any; this one's plan compiled.
+fn hosts(args: &RunArgs, deployment: &Deployment) -> Result<Option<Hosts>, CliError> {
+    if deployment.spec.hosts.is_empty() {
+        return match &args.host {
+            Some(host) => Err(CliError::Mistake(format!("--host {host}: this graph has no hosts"))),
+            None => Ok(None),
+        };
+    }
+    let first = Hosts::first_attention(deployment).unwrap_or_default();
+    let name = args.host.as_ref().unwrap_or(&first);
+    Hosts::open(deployment, name, &args.key)?.with_plan_of(deployment).map(Some)
 }
 
 /// No output may be an input or another output.

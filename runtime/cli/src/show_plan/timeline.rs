@@ -59,6 +59,7 @@ impl Timeline {
         let task_ns = |task: &VirtualTask<'_>| costs.task_ns(task.table, task.task, task.load.rows);
         let run = VirtualRun { plan, planner, attention: &attention, costs: &task_ns, token: &|_, _| 0 };
         let request = |id| SequenceRequest {
+            generated: std::sync::Arc::default(),
             id,
             prompt: vec![0].into(),
             max_new_tokens: STEPS,

@@ -170,6 +170,11 @@ impl RunFigures {
         }
     }
 
+    /// Another host runs `lane`: who waits for it waits for a transfer, as far as can be seen from here.
+    pub(crate) fn is_elsewhere(&self, lane: usize) {
+        self.lanes[lane].pieces.begin(0, BubbleCause::Transfer);
+    }
+
     /// How things stand.
     pub fn sample(&self) -> RunSample {
         let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);

@@ -215,12 +215,24 @@ impl Setup {
         };
         let attention = graph.devices_of_role(Role::Embed);
         let widths = Widths { hidden: HIDDEN, top_k: 1 };
-        EngineParts { graph, plan, planner, widths, devices, attention, learn: false, spans_per_lane: 64, probe: None }
+        EngineParts {
+            graph,
+            plan,
+            planner,
+            widths,
+            devices,
+            attention,
+            learn: false,
+            spans_per_lane: 64,
+            probe: None,
+            across: None,
+        }
     }
 }
 
 pub fn request(id: u64, prompt: Vec<u32>, tokens: usize) -> SequenceRequest {
     SequenceRequest {
+        generated: std::sync::Arc::default(),
         id,
         prompt: Arc::from(prompt),
         max_new_tokens: tokens,

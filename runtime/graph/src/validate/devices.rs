@@ -10,6 +10,7 @@ use crate::stage_graph::DeviceIndex;
 use crate::words;
 use indexmap::IndexSet;
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 
 /// `flow`: whether the stages are as the file has them, so that what they leave out can be judged.
 pub(super) fn check(resolved: &Resolved<'_>, machine: Machine, flow: bool, out: &mut Reporter<'_>) {
@@ -49,7 +50,7 @@ fn unused(resolved: &Resolved<'_>, out: &mut Reporter<'_>) {
 }
 
 fn cores(resolved: &Resolved<'_>, machine: Machine, out: &mut Reporter<'_>) {
-    let mut owners: HashMap<u32, String> = HashMap::new();
+    let mut owners: HashMap<(Option<&str>, u32), String> = HashMap::new();
     for (name, device) in &resolved.spec.devices {
         let pointer = format!("{}/cores", join("/devices", name));
         let Some(cores) = &device.cores else { continue };
@@ -71,7 +72,7 @@ fn cores(resolved: &Resolved<'_>, machine: Machine, out: &mut Reporter<'_>) {
                 let message = format!("core {core} is not on this machine, which has cores 0 to {last}");
                 out.warning("core-missing", &at, message).with_help("without it the lane runs unpinned");
             }
-            if let Some(owner) = owners.insert(*core, name.clone()) {
+            if let Some(owner) = owners.insert((device.host.as_deref(), *core), name.clone()) {
                 let message = match owner == *name {
                     true => format!("core {core} is listed twice"),
                     false => format!("core {core} is also a core of `{owner}`: the two take turns on it"),
@@ -128,6 +129,12 @@ fn hosts(resolved: &Resolved<'_>, settled: bool, out: &mut Reporter<'_>) {
         if !port.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port != 0)) {
             let message = format!("`{}` is no address; expected `address:port`", words::short(&host.address));
             out.error("bad-address", format!("{pointer}/address"), message).with_help("such as `\"10.0.0.1:7000\"`");
+        }
+        let bare = port.map(|(address, _)| address.trim_start_matches('[').trim_end_matches(']'));
+        if bare.and_then(|address| address.parse::<IpAddr>().ok()).is_some_and(|address| address.is_unspecified()) {
+            let message = format!("`{}` is every interface of a machine, and none that others can reach", host.address);
+            out.error("bad-address", format!("{pointer}/address"), message)
+                .with_help("name the interface of the network between the hosts, such as `\"10.0.0.1:7000\"`");
         }
         if settled && !resolved.spec.devices.values().any(|device| device.host.as_ref() == Some(name)) {
             out.warning("unused-host", pointer, format!("no device is on host `{name}`"));

@@ -72,6 +72,14 @@ pub enum SubmitError {
     /// Nothing to do.
     #[error("max_tokens is 0")]
     NoTokens,
+    /// It had all its tokens in a run before.
+    #[error("all of its {most} tokens were generated in a run before: {generated} are there")]
+    NothingLeft {
+        /// Tokens it has.
+        generated: usize,
+        /// Most it can have.
+        most: usize,
+    },
     /// Longer than the model's longest sequence.
     #[error(
         "the prompt has {prompt} tokens, and this model's longest sequence is {max_positions} tokens with at least one generated"

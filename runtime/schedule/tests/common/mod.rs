@@ -80,6 +80,7 @@ pub fn planner(micro_batches: usize, devices: usize) -> PlannerConfig {
 /// A request for `tokens` tokens after a prompt of `prompt`; token 7 stops it.
 pub fn request(id: u64, prompt: usize, tokens: usize) -> SequenceRequest {
     SequenceRequest {
+        generated: std::sync::Arc::default(),
         id,
         prompt: vec![1; prompt].into(),
         max_new_tokens: tokens,

@@ -17,6 +17,7 @@ fn prompt_token(id: u64, position: usize) -> u32 {
 
 pub fn request(id: u64, prompt: usize, most: usize) -> SequenceRequest {
     SequenceRequest {
+        generated: std::sync::Arc::default(),
         id,
         prompt: (0..prompt).map(|position| prompt_token(id, position)).collect(),
         max_new_tokens: most,

@@ -81,6 +81,7 @@ fn sequence(model: &Model, common: &Common, prompt: Arc<[u32]>, seed: u64) -> Re
         return Err(ApiError::TooLong { prompt, max_tokens: max_new_tokens, context });
     }
     Ok(SequenceRequest {
+        generated: Arc::default(),
         id: 0,
         prompt,
         max_new_tokens,

@@ -169,6 +169,7 @@ impl Toy {
             learn: false,
             spans_per_lane,
             probe,
+            across: None,
         };
         let engine = Engine::start(parts).expect("threads can be had");
         let figures = engine.figures();
@@ -214,6 +215,7 @@ impl Stage for Burner {
 
 fn request(id: u64, prompt: usize, tokens: usize) -> SequenceRequest {
     SequenceRequest {
+        generated: std::sync::Arc::default(),
         id,
         prompt: vec![1; prompt].into(),
         max_new_tokens: tokens,

@@ -196,6 +196,12 @@ pub(super) const CASES: &[Case] = &[
         &[("bad-address", "/hosts/attention-0/address", 8)],
     ),
     case(
+        "an address that is every interface",
+        STEP3,
+        &[("\"10.0.0.1:7000\"", "\"[::]:7000\"")],
+        &[("bad-address", "/hosts/attention-0/address", 8)],
+    ),
+    case(
         "no transport between hosts",
         STEP3,
         &[(", \"transport\": \"nixl\"", "")],

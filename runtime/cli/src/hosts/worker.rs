@@ -1,0 +1,247 @@
+//! `rally worker`: one host of a deployment. It loads its devices, listens, and runs its lanes for whoever coordinates.
+
+use super::meeting::refused;
+use super::{Hosts, KeyArgs};
+use crate::Format;
+use crate::error::{Blame, CliError};
+use crate::output::print;
+use crate::session::{self, SessionArgs};
+use clap::Args;
+use rally_engine::hosts::{Across, follow, messages, neighbours};
+use rally_engine::{EngineError, EngineParts};
+use rally_stages::deployment::AssembleOptions;
+use rally_transport::doorman::{Doorman, Guest, HANDSHAKE, reach};
+use rally_transport::handshake::HostRole;
+use rally_transport::link::DEADLINE;
+use rally_transport::tcp::Tcp;
+use rally_transport::{Transport, probe};
+use serde_json::json;
+use std::net::TcpStream;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// For the hosts of an epoch to find each other once the coordinator has found them.
+const FORMING: Duration = Duration::from_secs(3);
+/// Between two tries to reach a host.
+const AGAIN: Duration = Duration::from_millis(20);
+/// Hosts of epochs that have not begun here yet; older ones are forgotten.
+const MOST_EARLY: usize = 32;
+
+/// Arguments of `rally worker`.
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    #[command(flatten)]
+    session: SessionArgs,
+    /// Which host of the graph this is.
+    #[arg(long, value_name = "NAME")]
+    host: String,
+    #[command(flatten)]
+    key: KeyArgs,
+    /// Say what the way to each other host is worth, from here, and end. The others must run.
+    #[arg(long)]
+    check: bool,
+    /// Output format of --check.
+    #[arg(long, value_enum, default_value_t, requires = "check")]
+    format: Format,
+}
+
+/// Runs the command.
+pub fn run(args: &WorkerArgs) -> Result<ExitCode, CliError> {
+    let deployment = session::open(&args.session)?;
+    let hosts = Hosts::open(&deployment, &args.host, &args.key)?;
+    if args.check {
+        // A plan is needed for its hash, weights are not.
+        return check(&hosts.with_plan_of(&deployment)?, args.format);
+    }
+    let options = AssembleOptions { host: Some(hosts.own), ..AssembleOptions::default() };
+    let parts = session::assemble(&deployment, options)?;
+    let hosts = hosts.with_plan_of(&deployment)?;
+    let address = &hosts.addresses[hosts.own];
+    let doorman = Doorman::start(address, hosts.key.clone(), hosts.claims.clone()).or_mistake()?;
+    let here = |device: &&rally_graph::stage_graph::Device| device.host == Some(hosts.own);
+    let devices: Vec<&str> = parts.graph.devices.iter().filter(here).map(|device| device.name.as_str()).collect();
+    eprintln!("host `{}` on {} has {}, and waits for a run", args.host, doorman.address(), devices.join(", "));
+    let mut worker = Worker { hosts, vocab: deployment.shape.vocab, doorman, early: Vec::new() };
+    let mut parts = Some(parts);
+    loop {
+        let left = worker.serve(parts.take().expect("the parts come back from every run"))?;
+        parts = Some(match whole(&left, worker.hosts.own) {
+            true => left,
+            false => {
+                let options = AssembleOptions { host: Some(worker.hosts.own), ..AssembleOptions::default() };
+                session::assemble(&deployment, options)?
+            }
+        });
+    }
+}
+
+/// Whether all stages came back: not those of a lane that panicked.
+fn whole(parts: &EngineParts, own: usize) -> bool {
+    parts.graph.stages.iter().enumerate().all(|(index, stage)| {
+        let here = |device: &&usize| parts.graph.devices[**device].host == Some(own);
+        stage.devices.iter().filter(here).all(|device| parts.devices[*device].stages.contains_key(&index))
+    })
+}
+
+struct Worker {
+    hosts: Hosts,
+    vocab: usize,
+    doorman: Doorman,
+    /// Hosts that were here before the coordinator of their epoch.
+    early: Vec<Guest>,
+}
+
+impl Worker {
+    /// One membership epoch, from its coordinator's coming to its end.
+    fn serve(&mut self, mut parts: EngineParts) -> Result<EngineParts, CliError> {
+        let coordinator = self.await_coordinator()?;
+        let (name, epoch) = (coordinator.claims.host.clone(), coordinator.claims.epoch);
+        let Some(index) = self.hosts.index_of(&name) else { return Ok(parts) };
+        let mut transport = Tcp::default();
+        let Ok(line) = coordinator.stream.try_clone() else { return Ok(parts) };
+        if transport.add(index, coordinator.stream).is_err() {
+            return Ok(parts);
+        }
+        let epoch = Epoch { epoch, coordinator: index, line, until: Instant::now() + FORMING };
+        if let Err((lost, reason)) = self.form(&mut transport, &parts, &epoch) {
+            tracing::warn!(host = self.hosts.names[lost], reason, "a host cannot be reached");
+            transport.send(index, messages::Message::Failed { reason, lost: Some(lost) }.encode());
+            transport.finish();
+            return Ok(parts);
+        }
+        let (own, names) = (self.hosts.own, self.hosts.names.clone());
+        let transport = Arc::new(transport);
+        parts.across = Some(Across { host: own, coordinator: index, transport, names, vocab: self.vocab });
+        tracing::info!(coordinator = name, "a run begins");
+        let (mut parts, ended) = follow(parts);
+        parts.across = None;
+        match ended {
+            Ok(()) => tracing::info!(coordinator = name, "the run is over"),
+            Err(EngineError::HostLost { host, why }) => tracing::warn!(host, why, "the run is over: a host is lost"),
+            Err(error) => tracing::warn!(%error, "the run is over"),
+        }
+        Ok(parts)
+    }
+
+    /// The coordinator that came last: those before it have given up.
+    fn await_coordinator(&mut self) -> Result<Guest, CliError> {
+        let mut found = None;
+        loop {
+            let guest = match &found {
+                None => self.doorman.guests().recv().map_err(|_| CliError::Failure("the doorman has left".into()))?,
+                Some(_) => match self.doorman.guests().try_recv() {
+                    Ok(guest) => guest,
+                    Err(_) => break,
+                },
+            };
+            match guest.claims.role {
+                HostRole::Coordinator => found = Some(guest),
+                _ => self.keep(guest),
+            }
+        }
+        found.ok_or_else(|| CliError::Failure("nobody coordinates".into()))
+    }
+
+    fn keep(&mut self, guest: Guest) {
+        if self.early.len() == MOST_EARLY {
+            self.early.remove(0);
+        }
+        self.early.push(guest);
+    }
+
+    /// Connects with the hosts that rows go to or come from. Of two hosts the one that is first in the graph connects.
+    fn form(&mut self, transport: &mut Tcp, parts: &EngineParts, epoch: &Epoch) -> Result<(), (usize, String)> {
+        let mut others = neighbours(&parts.graph, self.hosts.own, epoch.coordinator);
+        others.retain(|host| *host != epoch.coordinator);
+        let (before, after): (Vec<usize>, Vec<usize>) = others.into_iter().partition(|host| *host < self.hosts.own);
+        for host in after {
+            let claims = self.hosts.claims_for(host, HostRole::Worker, epoch.epoch);
+            let stream = loop {
+                match reach(&self.hosts.addresses[host], &self.hosts.key, &claims, HANDSHAKE) {
+                    Ok((stream, _)) => break stream,
+                    Err(error) if error.may_pass() && epoch.goes_on() => std::thread::sleep(AGAIN),
+                    Err(error) => return Err((host, error.to_string())),
+                }
+            };
+            transport.add(host, stream).map_err(|error| (host, error.to_string()))?;
+        }
+        for host in before {
+            let name = self.hosts.names[host].clone();
+            let guest = self.await_guest(&name, epoch).ok_or_else(|| (host, "it has not come in time".to_owned()))?;
+            transport.add(host, guest.stream).map_err(|error| (host, error.to_string()))?;
+        }
+        Ok(())
+    }
+
+    fn await_guest(&mut self, name: &str, epoch: &Epoch) -> Option<Guest> {
+        let wanted = |guest: &Guest| {
+            guest.claims.role == HostRole::Worker && guest.claims.host == name && guest.claims.epoch == epoch.epoch
+        };
+        loop {
+            if let Some(place) = self.early.iter().position(wanted) {
+                return Some(self.early.swap_remove(place));
+            }
+            match self.doorman.guests().recv_timeout(AGAIN) {
+                Ok(guest) if guest.claims.role == HostRole::Worker => self.keep(guest),
+                // Another coordinator, in the middle of this one's epoch: it is closed out, and tries again.
+                Ok(_) => {}
+                Err(_) if epoch.goes_on() => {}
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+/// A membership epoch that is being formed.
+struct Epoch {
+    epoch: u64,
+    coordinator: usize,
+    /// To the coordinator; nobody reads from it yet.
+    line: TcpStream,
+    until: Instant,
+}
+
+impl Epoch {
+    /// Whether there is time left, and the coordinator still there.
+    fn goes_on(&self) -> bool {
+        let quick = self.line.set_read_timeout(Some(Duration::from_millis(1)));
+        let gone = quick.is_err() || matches!(self.line.peek(&mut [0]), Ok(0));
+        let restored = self.line.set_read_timeout(Some(DEADLINE));
+        !gone && restored.is_ok() && Instant::now() < self.until
+    }
+}
+
+/// Latency and bandwidth to each other host.
+fn check(hosts: &Hosts, format: Format) -> Result<ExitCode, CliError> {
+    let mut ways = Vec::new();
+    let mut good = true;
+    for host in (0..hosts.names.len()).filter(|host| *host != hosts.own) {
+        let (name, address) = (&hosts.names[host], &hosts.addresses[host]);
+        let claims = hosts.claims_for(host, HostRole::Probe, 0);
+        let probed = reach(address, &hosts.key, &claims, HANDSHAKE)
+            .map_err(|error| refused(name, &error).to_string())
+            .and_then(|(stream, _)| probe::probe(&stream).map_err(|error| format!("host `{name}`: {error}")));
+        good &= probed.is_ok();
+        if format == Format::Text {
+            print(&match &probed {
+                Ok(way) => format!(
+                    "{name} ({address}): {:.0} us there and back, {:.2} GB/s\n",
+                    way.round_trip_us, way.gigabytes_per_second
+                ),
+                Err(error) => format!("{error}\n"),
+            })?;
+        }
+        ways.push(match probed {
+            Ok(way) => json!({
+                "host": name, "address": address, "round_trip_us": way.round_trip_us,
+                "gigabytes_per_second": way.gigabytes_per_second,
+            }),
+            Err(error) => json!({ "host": name, "address": address, "error": error }),
+        });
+    }
+    if format == Format::Json {
+        print(&format!("{}\n", json!({ "from": hosts.names[hosts.own], "ok": good, "hosts": ways })))?;
+    }
+    if good { Ok(ExitCode::SUCCESS) } else { Err(CliError::Failure("not every host can be reached".into())) }
+}

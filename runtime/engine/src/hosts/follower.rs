@@ -1,0 +1,154 @@
+//! A host that follows: it runs its lanes on the steps that the coordinator plans, and tells what they sampled.
+
+use super::messages::{Bounds, Message, encode_step_ended};
+use super::switchboard::{Hears, StepEnded};
+use super::{Across, Switchboard, spawn_lanes};
+use crate::engine::{Built, EngineError, EngineParts, build, give_back, spawn};
+use crate::lane::{Lane, LaneRemains};
+use crate::primitives::Mutex;
+use crate::stage::Sample;
+use crate::steps::Steps;
+use crate::sync::LaneSync;
+use rally_schedule::batch::DeviceBatch;
+use rally_transport::{Peer, Transport};
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the lanes of a host that follows work on.
+struct Following {
+    /// By micro-batch and attention device.
+    batches: Vec<Vec<Mutex<DeviceBatch>>>,
+    sync: Arc<LaneSync>,
+    transport: Arc<dyn Transport>,
+    coordinator: Peer,
+    names: Vec<String>,
+    /// The first thing that went wrong.
+    fault: Mutex<Option<EngineError>>,
+}
+
+impl Following {
+    fn new(across: &Across, bounds: Bounds, sync: Arc<LaneSync>) -> Self {
+        let batches = |_| (0..bounds.planner.devices).map(|_| Mutex::new(DeviceBatch::default())).collect();
+        Self {
+            batches: (0..bounds.planner.micro_batches).map(batches).collect(),
+            sync,
+            transport: Arc::clone(&across.transport),
+            coordinator: across.coordinator,
+            names: across.names.clone(),
+            fault: Mutex::new(None),
+        }
+    }
+}
+
+impl Steps for Following {
+    fn take_batch(&self, micro_batch: usize, device: usize, batch: &mut DeviceBatch) {
+        std::mem::swap(&mut *lock(&self.batches[micro_batch][device]), batch);
+    }
+
+    fn end_step(&self, micro_batch: usize, cycle: u64, next: u64, samples: &mut Vec<Sample>) -> Option<u64> {
+        self.transport.send(self.coordinator, encode_step_ended(micro_batch, cycle, next, samples));
+        samples.clear();
+        None
+    }
+
+    fn fail(&self, error: EngineError) {
+        let mut fault = lock(&self.fault);
+        if fault.is_none() {
+            let lost = match &error {
+                EngineError::HostLost { host, .. } => self.names.iter().position(|name| name == host),
+                _ => None,
+            };
+            let reason = match &error {
+                EngineError::HostLost { why, .. } => why.clone(),
+                error => error.to_string(),
+            };
+            self.transport.send(self.coordinator, Message::Failed { reason, lost }.encode());
+            *fault = Some(error);
+        }
+        drop(fault);
+        self.sync.abort();
+    }
+}
+
+impl Hears for Following {
+    fn planned(&self, micro_batch: usize, device: usize, batch: DeviceBatch) {
+        *lock(&self.batches[micro_batch][device]) = batch;
+    }
+
+    fn step_ended(&self, _: StepEnded) {
+        self.fail(EngineError::HostFailed {
+            host: "?".into(),
+            message: "it told a host that follows of a step's end, which only the coordinator counts".into(),
+        });
+    }
+
+    fn fails(&self, error: EngineError) {
+        self.fail(error);
+    }
+}
+
+/// Runs this host's lanes for a membership epoch, until the coordinator ends it or something fails. Gives the parts back, for the
+/// next one; stages of a lane that panicked are gone.
+///
+/// # Errors
+/// [`EngineError::HostLost`] and [`EngineError::HostFailed`] where others are to blame; what a run fails with where this host is.
+pub fn follow(mut parts: EngineParts) -> (EngineParts, Result<(), EngineError>) {
+    let done = run(&mut parts);
+    (parts, done)
+}
+
+fn run(parts: &mut EngineParts) -> Result<(), EngineError> {
+    let across = parts.across.clone().expect("a host that follows is one of several");
+    let bounds = across.bounds(parts);
+    let mut made = None;
+    let Built { lanes, shared, slots } = build(parts, &mut |shared, _| {
+        let following = Arc::new(Following::new(&across, bounds, Arc::clone(&shared.sync)));
+        made = Some(Arc::clone(&following));
+        following
+    })?;
+    let following = made.expect("lanes were built with it");
+    let here = lanes.iter().map(|lane| lane.index).collect();
+    let switchboard = Arc::new(Switchboard::new(
+        (&parts.plan, &parts.graph),
+        (shared.sync, shared.signals, shared.clock),
+        (&slots, across.coordinator, here),
+        bounds,
+        Arc::clone(&following) as Arc<dyn Hears>,
+    ));
+    across.transport.register(slots);
+    let polling = match await_go(&across, &bounds).and_then(|()| spawn_lanes(&across.transport, &switchboard)) {
+        Ok(polling) => polling,
+        Err(error) => {
+            give_back(parts, lanes.into_iter().map(Lane::into_remains));
+            return Err(error);
+        }
+    };
+    let plan = Arc::clone(&parts.plan);
+    let ends: Vec<LaneRemains> = match spawn(lanes, &plan, &*following) {
+        Ok(handles) => handles.into_iter().filter_map(|handle| handle.join().ok()).collect(),
+        // Told already, and all that started has ended.
+        Err(_) => Vec::new(),
+    };
+    give_back(parts, ends);
+    across.transport.finish();
+    if lock(&following.fault).is_some() {
+        (0..parts.graph.hosts.len()).for_each(|peer| across.transport.peer_down(peer, "the run has failed here"));
+    }
+    polling.into_iter().for_each(|thread| drop(thread.join()));
+    lock(&following.fault).take().map_or(Ok(()), Err)
+}
+
+/// Says that this host is ready, and waits until all are.
+fn await_go(across: &Across, bounds: &Bounds) -> Result<(), EngineError> {
+    across.transport.send(across.coordinator, Message::Ready.encode());
+    let lost = |why: String| EngineError::HostLost { host: across.names[across.coordinator].clone(), why };
+    let bytes = across.transport.receive(across.coordinator).map_err(|error| lost(error.to_string()))?;
+    match Message::decode(&bytes, bounds) {
+        Ok(Message::Go) => Ok(()),
+        Ok(Message::Failed { reason, .. }) => Err(lost(reason)),
+        _ => Err(lost("it said something else than that all are ready".into())),
+    }
+}

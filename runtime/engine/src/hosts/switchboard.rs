@@ -1,0 +1,146 @@
+//! Where what comes from other hosts goes: rows to the lanes that wait for them, steps to whoever plans or follows, failures to the run.
+
+use super::Signals;
+use super::messages::{Bounds, Message};
+use crate::clock::RunClock;
+use crate::engine::EngineError;
+use crate::stage::Sample;
+use crate::sync::LaneSync;
+use rally_graph::plan::Plan;
+use rally_graph::stage_graph::StageGraph;
+use rally_schedule::batch::DeviceBatch;
+use rally_transport::{Event, Peer, Polled, Registration, Transport};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// What a run does with what other hosts say.
+pub(crate) trait Hears: Send + Sync {
+    /// The rows of a step.
+    fn planned(&self, micro_batch: usize, device: usize, batch: DeviceBatch);
+    /// A lane elsewhere is through with a step.
+    fn step_ended(&self, ended: StepEnded);
+    /// It is over for this run.
+    fn fails(&self, error: EngineError);
+}
+
+/// A lane of another host is through with a micro-batch's step.
+pub(crate) struct StepEnded {
+    pub(crate) micro_batch: usize,
+    pub(crate) cycle: u64,
+    pub(crate) next: u64,
+    pub(crate) samples: Vec<Sample>,
+}
+
+/// Takes what the transport tells. Shared by the threads that poll it.
+pub(crate) struct Switchboard {
+    pub(crate) sync: Arc<LaneSync>,
+    pub(crate) signals: Arc<Signals>,
+    pub(crate) clock: RunClock,
+    pub(crate) bounds: Bounds,
+    pub(crate) hears: Arc<dyn Hears>,
+    names: Vec<String>,
+    coordinator: Peer,
+    /// By slot: its peer, and the lane that waits for it.
+    slots: Vec<(Peer, [usize; 1])>,
+    /// Lanes that wait for steps.
+    followers: Vec<usize>,
+}
+
+impl Switchboard {
+    pub(crate) fn new(
+        (plan, graph): (&Plan, &StageGraph),
+        (sync, signals, clock): (Arc<LaneSync>, Arc<Signals>, RunClock),
+        (slots, coordinator, followers): (&[Registration], Peer, Vec<usize>),
+        bounds: Bounds,
+        hears: Arc<dyn Hears>,
+    ) -> Self {
+        let lane = |device: u16| plan.lanes.iter().position(|lane| lane.device == usize::from(device)).unwrap_or(0);
+        Self {
+            sync,
+            signals,
+            clock,
+            bounds,
+            hears,
+            names: graph.hosts.clone(),
+            coordinator,
+            slots: slots.iter().map(|slot| (slot.peer, [lane(slot.key.to)])).collect(),
+            followers,
+        }
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.clock.now_ns()
+    }
+
+    fn name(&self, peer: Peer) -> String {
+        self.names[peer].clone()
+    }
+
+    pub(crate) fn take(&self, event: Event) {
+        match event {
+            Event::Arrived { slot, stamp } => {
+                let count = self.signals.arrival(stamp.step, stamp.layer as usize);
+                self.sync.complete(self.signals.slot(slot), count, self.now_ns(), &self.slots[slot].1);
+            }
+            Event::Message { peer, bytes } => match Message::decode(&bytes, &self.bounds) {
+                Ok(message) => self.hear(peer, message),
+                Err(error) => self.hears.fails(EngineError::HostFailed {
+                    host: self.name(peer),
+                    message: format!("it said something that makes no sense: {error}"),
+                }),
+            },
+            Event::Done { peer } => self.done(peer),
+            Event::Down { peer, error } => {
+                self.hears.fails(EngineError::HostLost { host: self.name(peer), why: error.to_string() });
+            }
+        }
+    }
+
+    fn hear(&self, peer: Peer, message: Message) {
+        match message {
+            Message::Planned { micro_batch, step, device, batch } => {
+                self.hears.planned(micro_batch, device, batch);
+                let signal = self.signals.planned(micro_batch);
+                self.sync.complete(signal, step.wrapping_add(1), self.now_ns(), &self.followers);
+            }
+            Message::StepEnded { micro_batch, cycle, next, samples } => {
+                self.hears.step_ended(StepEnded { micro_batch, cycle, next, samples });
+            }
+            Message::Finish { cycle } => self.sync.finish_after(cycle),
+            Message::Failed { reason, lost } => {
+                let lost = lost.and_then(|lost| self.names.get(lost)).cloned();
+                self.hears.fails(match lost {
+                    Some(host) => EngineError::HostLost { host, why: reason },
+                    None => EngineError::HostFailed { host: self.name(peer), message: reason },
+                });
+            }
+            // The epoch has begun already.
+            Message::Ready | Message::Go => {}
+        }
+    }
+
+    /// All lanes of a host have ended: whoever waits for one of them leaves as well.
+    fn done(&self, peer: Peer) {
+        for (slot, _) in self.slots.iter().enumerate().filter(|(_, (from, _))| *from == peer) {
+            self.sync.end(self.signals.slot(slot));
+        }
+        if peer == self.coordinator {
+            (0..self.bounds.planner.micro_batches).for_each(|m| self.sync.end(self.signals.planned(m)));
+        }
+    }
+}
+
+/// Starts a thread for each of the transport's lanes.
+pub(crate) fn spawn_lanes(
+    transport: &Arc<dyn Transport>,
+    switchboard: &Arc<Switchboard>,
+) -> Result<Vec<JoinHandle<()>>, EngineError> {
+    let spawn = |lane: usize| {
+        let (transport, switchboard) = (Arc::clone(transport), Arc::clone(switchboard));
+        let poll = move || while transport.poll(lane, &mut |event| switchboard.take(event)) == Polled::Again {};
+        let name = format!("transport {lane}");
+        let thread = std::thread::Builder::new().name(name.clone()).spawn(poll);
+        thread.map_err(|error| EngineError::Thread { lane: name, message: error.to_string() })
+    };
+    (0..transport.lanes()).map(spawn).collect()
+}

@@ -1,0 +1,24 @@
+//! How rows and words get from host to host: the transport trait, its implementation over TCP, and the handshake that both ends
+//! of a connection go through first.
+//!
+//! It knows slots by their keys and moves their bytes; what is in them, and who waits for them, is the engine's business. It plans
+//! nothing and retries nothing: whatever goes wrong with a peer is told once, as [`Event::Down`], and the peer is gone for the rest of
+//! the membership epoch.
+
+pub mod codec;
+pub mod doorman;
+pub mod frame;
+pub mod handshake;
+pub mod key;
+pub mod link;
+pub mod probe;
+pub mod tcp;
+pub mod transport;
+
+pub use transport::{
+    Direction, Event, Peer, Polled, Registration, SlotKey, SlotMemory, Stamp, Transport, TransportError,
+};
+
+// Slots cross as they lie in memory.
+const _: () =
+    assert!(cfg!(target_endian = "little"), "the order of bytes on the wire is that of little-endian machines");

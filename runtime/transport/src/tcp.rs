@@ -1,0 +1,163 @@
+//! The transport over TCP: plain frames on one connection a peer, on the standard library's blocking sockets.
+//!
+//! A thread a peer reads, straight into the slots, and one writes. No runtime: with a handful of peers, threads that block are
+//! woken by the system as soon as an event loop's would be, without the hop from the loop's thread to the lane that waits.
+
+use crate::frame::{Frame, FrameError};
+use crate::link::{Link, ReadError, Slots};
+use crate::transport::{
+    Direction, Event, PARTS, Peer, Polled, Registration, SlotKey, Stamp, Transport, TransportError,
+};
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// One end of all of a host's connections in a membership epoch.
+#[derive(Default)]
+pub struct Tcp {
+    /// One a lane.
+    links: Vec<Link>,
+    /// By lane: nothing comes any more.
+    ended: Vec<AtomicBool>,
+    slots: Slots,
+    /// What peers may fill.
+    incoming: OnceLock<HashMap<SlotKey, usize>>,
+}
+
+impl Tcp {
+    /// Takes over a connection whose handshake is done. From here on the peer sees that this host lives.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn add(&mut self, peer: Peer, stream: TcpStream) -> io::Result<()> {
+        self.links.push(Link::new(peer, stream, Arc::clone(&self.slots))?);
+        self.ended.push(AtomicBool::new(false));
+        Ok(())
+    }
+
+    fn link(&self, peer: Peer) -> Option<&Link> {
+        self.links.iter().find(|link| link.peer == peer)
+    }
+
+    /// The slot that `key` means, if `peer` may fill it.
+    fn slot(&self, peer: Peer, key: SlotKey) -> Option<(usize, &Registration)> {
+        let slot = *self.incoming.get()?.get(&key)?;
+        let registration = self.slots.get()?.get(slot)?;
+        (registration.peer == peer).then_some((slot, registration))
+    }
+
+    fn take(&self, peer: Peer, frame: Frame, from: &mut dyn Read) -> Result<Option<Event>, ReadError> {
+        match frame {
+            Frame::Ping => Ok(None),
+            Frame::Done => Ok(Some(Event::Done { peer })),
+            Frame::Message { bytes } => {
+                // Taken as they come: a length alone reserves nothing.
+                let mut message = Vec::new();
+                from.take(u64::from(bytes)).read_to_end(&mut message)?;
+                if message.len() < bytes as usize {
+                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                }
+                Ok(Some(Event::Message { peer, bytes: message }))
+            }
+            Frame::Rows { key, stamp, bytes } => {
+                let (slot, registration) = self.slot(peer, key).ok_or(FrameError::Slot(key))?;
+                fill(registration, key, &stamp, bytes, from)?;
+                Ok(Some(Event::Arrived { slot, stamp }))
+            }
+        }
+    }
+}
+
+/// Reads rows into their slot.
+fn fill(
+    registration: &Registration,
+    key: SlotKey,
+    stamp: &Stamp,
+    bytes: u32,
+    from: &mut dyn Read,
+) -> Result<(), ReadError> {
+    let right = |lengths: &[usize; PARTS]| lengths.iter().sum::<usize>() == bytes as usize;
+    if registration.memory.lengths(stamp).filter(right).is_none() {
+        return Err(FrameError::Length { key, rows: stamp.rows, bytes }.into());
+    }
+    let mut began = false;
+    let written = registration.memory.write(stamp, &mut |parts| {
+        began = true;
+        parts.into_iter().try_for_each(|part| from.read_exact(part))
+    });
+    match written {
+        Err(error) if !began && error.kind() == io::ErrorKind::WouldBlock => Err(ReadError::SlotBusy),
+        written => Ok(written?),
+    }
+}
+
+impl Transport for Tcp {
+    fn register(&self, slots: Vec<Registration>) {
+        let incoming = slots.iter().enumerate().filter(|(_, slot)| slot.direction == Direction::In);
+        let incoming = incoming.map(|(index, slot)| (slot.key, index)).collect();
+        let fresh = self.slots.set(slots).is_ok() && self.incoming.set(incoming).is_ok();
+        assert!(fresh, "slots are registered once an epoch, and a transport lives for one");
+    }
+
+    fn post(&self, slot: usize, stamp: Stamp) {
+        let registration = self.slots.get().and_then(|slots| slots.get(slot));
+        if let Some(link) = registration.and_then(|slot| self.link(slot.peer)) {
+            link.post(slot, stamp);
+        }
+    }
+
+    fn send(&self, peer: Peer, message: Vec<u8>) {
+        if let Some(link) = self.link(peer) {
+            link.send(message);
+        }
+    }
+
+    fn receive(&self, peer: Peer) -> Result<Vec<u8>, TransportError> {
+        let link = self.link(peer).ok_or(TransportError::Unconnected)?;
+        loop {
+            match link.read(|frame, from| self.take(peer, frame, from))? {
+                None => {}
+                Some(Event::Message { bytes, .. }) => return Ok(bytes),
+                Some(_) => return Err(TransportError::OutOfTurn),
+            }
+        }
+    }
+
+    fn finish(&self) {
+        self.links.iter().for_each(Link::finish);
+    }
+
+    fn lanes(&self) -> usize {
+        self.links.len()
+    }
+
+    fn poll(&self, lane: usize, sink: &mut dyn FnMut(Event)) -> Polled {
+        let Some(link) = self.links.get(lane) else { return Polled::Ended };
+        if self.ended[lane].load(Ordering::Acquire) {
+            return Polled::Ended;
+        }
+        match link.read(|frame, from| self.take(link.peer, frame, from)) {
+            Ok(None) => Polled::Again,
+            Ok(Some(event)) => {
+                let last = matches!(event, Event::Done { .. });
+                self.ended[lane].store(last, Ordering::Release);
+                sink(event);
+                if last { Polled::Ended } else { Polled::Again }
+            }
+            Err(error) => {
+                self.ended[lane].store(true, Ordering::Release);
+                link.give_up(error.clone());
+                sink(Event::Down { peer: link.peer, error });
+                Polled::Ended
+            }
+        }
+    }
+
+    fn peer_down(&self, peer: Peer, why: &str) {
+        if let Some(link) = self.link(peer) {
+            link.give_up(TransportError::GivenUp(why.into()));
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Frames and rows over real connections: what is sent arrives in its slot, and what cannot be ends the connection and names why.
+
+use proptest::prelude::*;
+use rally_transport::frame::{Frame, FrameError, HEADER_BYTES};
+use rally_transport::link::DEADLINE;
+use rally_transport::tcp::Tcp;
+use rally_transport::transport::PARTS;
+use rally_transport::{Direction, Event, Polled, Registration, SlotKey, SlotMemory, Stamp, Transport, TransportError};
+use std::io::{self, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+const ROW_BYTES: usize = 12;
+
+/// A slot of rows of 12 bytes, with 4 bytes of experts and 4 of weights.
+struct Bytes {
+    rows: usize,
+    parts: Mutex<(Stamp, [Vec<u8>; PARTS])>,
+}
+
+impl Bytes {
+    fn new(rows: usize) -> Arc<Self> {
+        let parts = [vec![0; rows * ROW_BYTES], vec![0; rows * 4], vec![0; rows * 4]];
+        Arc::new(Self { rows, parts: Mutex::new((Stamp::default(), parts)) })
+    }
+
+    fn parts(&self) -> std::sync::MutexGuard<'_, (Stamp, [Vec<u8>; PARTS])> {
+        self.parts.try_lock().expect("nobody has it for long")
+    }
+}
+
+impl SlotMemory for Bytes {
+    fn lengths(&self, stamp: &Stamp) -> Option<[usize; PARTS]> {
+        let rows = stamp.rows as usize;
+        let routed = if stamp.routed { rows * 4 } else { 0 };
+        (rows <= self.rows).then_some([rows * ROW_BYTES, routed, routed])
+    }
+
+    fn read(&self, stamp: &Stamp, take: &mut dyn FnMut([&[u8]; PARTS]) -> io::Result<()>) -> io::Result<()> {
+        let [a, b, c] = self.lengths(stamp).expect("it fits");
+        let (_, parts) = &*self.parts();
+        take([&parts[0][..a], &parts[1][..b], &parts[2][..c]])
+    }
+
+    fn write(&self, stamp: &Stamp, fill: &mut dyn FnMut([&mut [u8]; PARTS]) -> io::Result<()>) -> io::Result<()> {
+        let [a, b, c] = self.lengths(stamp).expect("it fits");
+        let Ok(mut guard) = self.parts.try_lock() else { return Err(io::ErrorKind::WouldBlock.into()) };
+        let (noted, [rows, ids, weights]) = &mut *guard;
+        fill([&mut rows[..a], &mut ids[..b], &mut weights[..c]])?;
+        *noted = *stamp;
+        Ok(())
+    }
+}
+
+fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port can be had");
+    let near = TcpStream::connect(listener.local_addr().expect("it listens")).expect("it listens");
+    (near, listener.accept().expect("someone came").0)
+}
+
+fn key(micro_batch: u16) -> SlotKey {
+    SlotKey { edge: 3, micro_batch, from: 0, to: 1, leg: 0 }
+}
+
+fn one(stream: TcpStream, direction: Direction, memory: &Arc<Bytes>) -> Tcp {
+    let mut tcp = Tcp::default();
+    tcp.add(5, stream).expect("it is connected");
+    tcp.register(vec![Registration { key: key(1), peer: 5, direction, memory: Arc::clone(memory) as _ }]);
+    tcp
+}
+
+/// The next event that is one.
+fn next(tcp: &Tcp) -> Event {
+    let mut got = None;
+    while got.is_none() {
+        if tcp.poll(0, &mut |event| got = Some(event)) == Polled::Ended {
+            break;
+        }
+    }
+    got.expect("there was an event")
+}
+
+#[test]
+fn rows_arrive_in_their_slot_as_they_were() {
+    let (near, far) = pair();
+    let (out, into) = (Bytes::new(8), Bytes::new(8));
+    let (sender, receiver) = (one(near, Direction::Out, &out), one(far, Direction::In, &into));
+    for (step, rows, routed) in [(0, 0, false), (1, 8, true), (2, 3, false), (3, 1, true)] {
+        out.parts().1.iter_mut().flatten().enumerate().for_each(|(i, byte)| *byte = (i as u64 * 7 + step) as u8);
+        let stamp = Stamp { step, layer: 2, rows, routed };
+        sender.post(0, stamp);
+        assert_eq!(next(&receiver), Event::Arrived { slot: 0, stamp });
+        let lengths = out.lengths(&stamp).expect("it fits");
+        let (sent, got) = (out.parts(), into.parts());
+        assert_eq!(got.0, stamp);
+        for (part, length) in lengths.into_iter().enumerate() {
+            assert_eq!(sent.1[part][..length], got.1[part][..length], "step {step}, part {part}");
+        }
+    }
+    sender.send(5, b"and then".to_vec());
+    sender.finish();
+    assert_eq!(next(&receiver), Event::Message { peer: 5, bytes: b"and then".to_vec() });
+    assert_eq!(next(&receiver), Event::Done { peer: 5 });
+    assert_eq!(receiver.poll(0, &mut |_| ()), Polled::Ended);
+}
+
+#[track_caller]
+fn ends_with(bytes: &[u8], wanted: &TransportError) {
+    let (mut near, far) = pair();
+    let receiver = one(far, Direction::In, &Bytes::new(8));
+    near.write_all(bytes).expect("it is taken");
+    drop(near);
+    assert_eq!(next(&receiver), Event::Down { peer: 5, error: wanted.clone() });
+    assert_eq!(receiver.poll(0, &mut |_| panic!("it was told already")), Polled::Ended);
+}
+
+#[test]
+fn frames_that_cannot_be_end_the_connection_and_say_why() {
+    let rows = |key: SlotKey, rows: u32, bytes: u32| {
+        let stamp = Stamp { step: 0, layer: 0, rows, routed: false };
+        Frame::Rows { key, stamp, bytes }.encode()
+    };
+    let bad = |error: FrameError| TransportError::BadFrame(error);
+    ends_with(&[0xff; HEADER_BYTES], &bad(FrameError::Kind([0xff; 4])));
+    ends_with(&rows(key(2), 0, 0), &bad(FrameError::Slot(key(2))));
+    let reverse = SlotKey { from: 1, to: 0, ..key(1) };
+    ends_with(&rows(reverse, 0, 0), &bad(FrameError::Slot(reverse)));
+    ends_with(&rows(key(1), 9, 108), &bad(FrameError::Length { key: key(1), rows: 9, bytes: 108 }));
+    ends_with(&rows(key(1), 2, 25), &bad(FrameError::Length { key: key(1), rows: 2, bytes: 25 }));
+    ends_with(&rows(key(1), u32::MAX, 8), &bad(FrameError::Length { key: key(1), rows: u32::MAX, bytes: 8 }));
+    let mut long = Frame::Message { bytes: 1 }.encode();
+    long[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+    ends_with(&long, &bad(FrameError::TooLong(u32::MAX)));
+    // In the middle of a header, of rows, of a message.
+    ends_with(&rows(key(1), 2, 24)[..9], &TransportError::Closed);
+    ends_with(&rows(key(1), 2, 24), &TransportError::Closed);
+    ends_with(&[&Frame::Message { bytes: 100 }.encode()[..], &[1; 99]].concat(), &TransportError::Closed);
+}
+
+#[test]
+fn a_slot_in_use_is_told() {
+    let (mut near, far) = pair();
+    let memory = Bytes::new(8);
+    let receiver = one(far, Direction::In, &memory);
+    let held = memory.parts();
+    let stamp = Stamp { rows: 1, ..Stamp::default() };
+    near.write_all(&Frame::Rows { key: key(1), stamp, bytes: 12 }.encode()).expect("it is taken");
+    assert_eq!(next(&receiver), Event::Down { peer: 5, error: TransportError::SlotBusy });
+    drop(held);
+}
+
+/// A stopped process keeps its connection and says nothing: only the missing signs of life tell.
+#[test]
+fn silence_is_noticed_and_signs_of_life_are_heard() {
+    let ((silent, far), (near, alive)) = (pair(), pair());
+    let (deserted, kept) = (one(far, Direction::In, &Bytes::new(1)), one(alive, Direction::In, &Bytes::new(1)));
+    let living = one(near, Direction::Out, &Bytes::new(1));
+    let began = Instant::now();
+    let error = TransportError::Silent(DEADLINE.as_millis());
+    assert_eq!(next(&deserted), Event::Down { peer: 5, error });
+    assert!(began.elapsed() >= DEADLINE && began.elapsed() < DEADLINE * 4, "{:?}", began.elapsed());
+    // Nothing was read here meanwhile; pings are there, and what is said comes behind them.
+    living.send(5, vec![1]);
+    assert_eq!(next(&kept), Event::Message { peer: 5, bytes: vec![1] });
+    drop(silent);
+}
+
+proptest! {
+    #[test]
+    fn every_frame_reads_as_it_was_written(
+        parts in any::<[u16; 4]>(), leg: u8, step: u64, layer: u32, rows: u32, routed: bool, bytes: u32,
+    ) {
+        let [edge, micro_batch, from, to] = parts;
+        let key = SlotKey { edge, micro_batch, from, to, leg };
+        let frame = Frame::Rows { key, stamp: Stamp { step, layer, rows, routed }, bytes };
+        prop_assert_eq!(Frame::decode(&frame.encode()), Ok(frame));
+    }
+
+    #[test]
+    fn no_header_makes_it_panic(header in any::<[u8; HEADER_BYTES]>()) {
+        if let Ok(frame) = Frame::decode(&header) {
+            prop_assert_eq!(Frame::decode(&frame.encode()), Ok(frame));
+        }
+    }
+}

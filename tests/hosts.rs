@@ -1,0 +1,181 @@
+//! Deployments on several hosts, each a real process: the same tokens and logits as in one process, and clean ends when something is
+//! wrong.
+
+#[path = "support/binary.rs"]
+mod binary;
+#[path = "support/hosts.rs"]
+mod hosts;
+
+use binary::path_text;
+use hosts::{Deployment, Divided, Process};
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+#[track_caller]
+fn as_in_one_process(attention: usize, ffn: usize, divided: Divided) {
+    let deployment = Deployment::new(attention, ffn, divided);
+    let requests = deployment.requests(9, 12);
+    deployment.run_alone(&requests, "alone");
+    let workers = deployment.workers();
+    deployment.run(&requests, "across", &[]).good_end();
+    deployment.assert_same("alone", "across");
+    // The hosts are there for the next run.
+    deployment.run(&requests, "again", &[]).good_end();
+    deployment.assert_same("alone", "again");
+    drop(workers);
+}
+
+#[test]
+fn one_attention_host_and_one_ffn_host() {
+    as_in_one_process(1, 1, Divided::Replicas);
+}
+
+#[test]
+fn two_attention_hosts_and_experts_on_two() {
+    as_in_one_process(2, 2, Divided::Experts);
+}
+
+#[test]
+fn three_attention_hosts_and_two_copies_of_the_ffn() {
+    as_in_one_process(3, 2, Divided::Replicas);
+}
+
+#[test]
+fn one_attention_host_and_experts_on_three() {
+    as_in_one_process(1, 3, Divided::Experts);
+}
+
+/// Starts a run that is long enough to be disturbed, and returns once its hosts are at it.
+fn in_the_middle(deployment: &Deployment, name: &str, workers: &[Process], more: &[&str]) -> Process {
+    let requests = deployment.requests(12, 160);
+    deployment.run_alone(&requests, "alone");
+    let run = deployment.run(&requests, name, more);
+    workers.iter().for_each(|worker| worker.says("a run begins"));
+    // Somewhere in it, another place every time; the whole takes several times as long.
+    std::thread::sleep(Duration::from_millis(50 + u64::from(run.id()) % 150));
+    run
+}
+
+/// A host dies as with `kill -9` and is started again: the run goes on by itself, and nobody can tell from what it wrote.
+#[track_caller]
+fn survives(victim: usize) {
+    let deployment = Deployment::new(2, 2, Divided::Experts);
+    let mut workers = deployment.workers();
+    let run = in_the_middle(&deployment, "across", &workers, &[]);
+    let host = &deployment.hosts[1 + victim];
+    workers[victim].kill();
+    let killed = Instant::now();
+    run.says(&format!("host `{host}` is lost"));
+    let told = killed.elapsed();
+    run.says(&format!("waiting for host `{host}`"));
+    let back = deployment.worker(host);
+    run.good_end();
+    deployment.assert_same("alone", "across");
+    // A closed connection is noticed at once; the time is what a busy machine adds.
+    assert!(told < Duration::from_secs(2), "{told:?}");
+    drop(back);
+}
+
+#[test]
+fn an_attention_host_that_dies_and_comes_back_changes_no_token() {
+    survives(0);
+}
+
+#[test]
+fn an_ffn_host_that_dies_and_comes_back_changes_no_token() {
+    survives(2);
+}
+
+#[test]
+fn a_host_that_stays_away_ends_the_run_with_its_name() {
+    let deployment = Deployment::new(1, 1, Divided::Replicas);
+    let mut workers = deployment.workers();
+    let run = in_the_middle(&deployment, "across", &workers, &["--wait-hosts", "1"]);
+    workers[0].kill();
+    let killed = Instant::now();
+    let (code, said) = run.end();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("host `f0`") && said.contains("is missing after 1 s"), "{said}");
+    assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+/// Stopped, a process keeps its connections: it is given up after two seconds, and when it wakes what it says is heard by nobody.
+#[test]
+fn a_host_that_stalls_is_given_up_and_changes_nothing_when_it_wakes() {
+    let deployment = Deployment::new(1, 2, Divided::Experts);
+    let workers = deployment.workers();
+    let run = in_the_middle(&deployment, "across", &workers, &[]);
+    let signal = |name: &str| {
+        let sent = Command::new("kill").args([name, &workers[1].id().to_string()]).status();
+        assert!(sent.expect("there is a kill").success());
+    };
+    signal("-STOP");
+    let stopped = Instant::now();
+    run.says("is lost");
+    let told = stopped.elapsed();
+    signal("-CONT");
+    run.good_end();
+    deployment.assert_same("alone", "across");
+    assert!(told < Duration::from_secs(8), "{told:?}");
+}
+
+#[test]
+fn hosts_that_do_other_work_are_refused_with_both_values() {
+    let deployment = Deployment::new(1, 1, Divided::Replicas);
+    let requests = deployment.requests(1, 2);
+    let said = |run: Process| {
+        let (code, said) = run.end();
+        assert_eq!(code, Some(2), "{said}");
+        said
+    };
+    let worker = deployment.worker("f0");
+    let other = said(deployment.run(&requests, "across", &["--schedule", "ping_pong:2"]));
+    assert!(other.contains("host `f0` has another plan: ") && other.contains(" here, "), "{other}");
+    worker.says("has another plan");
+    let key = deployment.file("other.key");
+    std::fs::write(&key, "another key that is long enough").expect("the folder takes files");
+    let run = ["run", path_text(&deployment.graph), "--key-file", path_text(&key), "--prompt", "x"];
+    let other = said(Process::start(binary::rally(&run)));
+    assert!(other.contains("key"), "{other}");
+    let run = ["run", path_text(&deployment.graph), "--prompt", "x"];
+    let other = said(Process::start(binary::rally(&run)));
+    assert!(other.contains("--key-file"), "{other}");
+    // After all of them, who has the right to may.
+    deployment.run(&requests, "across", &[]).good_end();
+}
+
+#[test]
+fn strangers_at_a_hosts_port_harm_no_run() {
+    let deployment = Deployment::new(1, 1, Divided::Replicas);
+    let workers = deployment.workers();
+    let run = in_the_middle(&deployment, "across", &workers, &[]);
+    for index in 0..200usize {
+        let mut stranger = TcpStream::connect(&deployment.addresses[1]).expect("the host listens");
+        let junk = [b"GET / HTTP/1.1\r\n\r\n".as_slice(), b"rallyv1\n\x01\0\0\0", b""][index % 3];
+        stranger.write_all(junk).expect("it is taken");
+    }
+    run.good_end();
+    deployment.assert_same("alone", "across");
+    let said = workers[0].everything();
+    assert!(said.matches("a connection was refused").count() <= 3, "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+#[test]
+fn the_ways_between_hosts_are_measured() {
+    let deployment = Deployment::new(2, 1, Divided::Replicas);
+    let _worker = deployment.worker("f0");
+    let output = deployment.command("worker", &["--host", "a0", "--check", "--format", "json"]).output();
+    let output = output.expect("the binary starts");
+    assert_eq!(output.status.code(), Some(1), "one host is not there: {}", hosts::stderr(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("stdout is one JSON object");
+    assert_eq!((&report["from"], &report["ok"]), (&"a0".into(), &false.into()));
+    let ways = report["hosts"].as_array().expect("a list");
+    assert_eq!((&ways[0]["host"], &ways[1]["host"]), (&"a1".into(), &"f0".into()));
+    assert!(ways[0]["error"].as_str().is_some_and(|error| error.contains("`a1`")), "{report}");
+    assert!(ways[1]["round_trip_us"].as_f64().is_some_and(|us| us > 0.0), "{report}");
+    assert!(ways[1]["gigabytes_per_second"].as_f64().is_some_and(|rate| rate > 0.0), "{report}");
+}

@@ -1,0 +1,299 @@
+//! A deployment on several hosts, each a process of the real binary on this machine.
+// Each test binary uses its own part of this module.
+#![allow(dead_code)]
+
+use crate::binary::{path_text, rally, text};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+/// Nothing of a test takes longer than this, or it hangs.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// How the FFN is divided over its hosts.
+#[derive(Clone, Copy, Debug)]
+pub enum Divided {
+    /// Whole copies.
+    Replicas,
+    /// Parts of the experts; dense layers are copied.
+    Experts,
+}
+
+/// A graph whose attention and FFN devices have a host each.
+pub struct Deployment {
+    /// Where its files are.
+    pub folder: tempfile::TempDir,
+    /// The graph with hosts.
+    pub graph: PathBuf,
+    /// The same in one process.
+    pub alone: PathBuf,
+    /// The shared key.
+    pub key: PathBuf,
+    /// The hosts' names, attention first.
+    pub hosts: Vec<String>,
+    /// By host.
+    pub addresses: Vec<String>,
+}
+
+/// Ports that were free a moment ago.
+fn free_ports(count: usize) -> Vec<u16> {
+    let listeners: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port can be had")).collect();
+    listeners.iter().map(|listener| listener.local_addr().expect("it listens").port()).collect()
+}
+
+impl Deployment {
+    /// `attention` and `ffn` devices, f32 on every wire.
+    pub fn new(attention: usize, ffn: usize, divided: Divided) -> Self {
+        let folder = tempfile::tempdir().expect("a folder can be had");
+        let name = |prefix: &str, count: usize| (0..count).map(|i| format!("{prefix}{i}")).collect::<Vec<_>>();
+        let (a, f) = (name("a", attention), name("f", ffn));
+        let hosts = [a.clone(), f.clone()].concat();
+        let addresses: Vec<String> =
+            free_ports(hosts.len()).into_iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let (experts, dense) = match divided {
+            Divided::Replicas => (json!({ "replicas": ffn }), json!({ "replicas": ffn })),
+            Divided::Experts => (json!({ "experts": ffn }), json!({ "replicas": ffn })),
+        };
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-step3");
+        let graph = |across: bool| {
+            let device = |name: &String| {
+                let mut device = json!({ "backend": "cpu" });
+                if across {
+                    device["host"] = json!(name);
+                }
+                (name.clone(), device)
+            };
+            let transfer = |id: &str, from: &[String], to: &[String]| {
+                let mut stage = json!({ "kind": "transfer", "id": id, "from": from, "to": to, "dtype": "f32" });
+                if across {
+                    stage["transport"] = json!("tcp");
+                }
+                stage
+            };
+            let mut graph = json!({
+                "version": 1, "name": "hosts", "model": model,
+                "devices": hosts.iter().map(device).collect::<serde_json::Map<_, _>>(),
+                "stages": [
+                    { "kind": "embed", "on": a },
+                    { "layers": [
+                        { "kind": "mfa_attention", "on": a, "kv_dtype": "bf16" },
+                        { "kind": "router", "on": a, "on_layers": "moe" },
+                        transfer("a2f", &a, &f),
+                        { "kind": "expert_ffn", "on": f, "on_layers": "moe", "shard": experts },
+                        { "kind": "dense_ffn", "on": f, "on_layers": "dense", "shard": dense },
+                        transfer("f2a", &f, &a),
+                        { "kind": "combine", "on": a },
+                    ]},
+                    { "kind": "sampling", "on": a },
+                ],
+                "limits": {
+                    "sequences": 24, "rows_per_micro_batch": 48, "prefill_chunk": 16, "kv_tokens": 8192,
+                    "page_tokens": 16,
+                },
+                "schedule": { "policy": "ping_pong", "micro_batches": 3 },
+            });
+            if across {
+                let pairs = hosts.iter().zip(&addresses);
+                graph["hosts"] = pairs.map(|(host, address)| (host.clone(), json!({ "address": address }))).collect();
+            }
+            graph
+        };
+        let write = |name: &str, value: &Value| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, value.to_string()).expect("the folder takes files");
+            path
+        };
+        let (across, alone) = (write("graph.json", &graph(true)), write("alone.json", &graph(false)));
+        let key = write("rally.key", &json!("a key that only these hosts have"));
+        Self { folder, graph: across, alone, key, hosts, addresses }
+    }
+
+    /// A path for a file of the test.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `rally COMMAND GRAPH …` with the key.
+    pub fn command(&self, command: &str, more: &[&str]) -> Command {
+        let mut arguments = vec![command, path_text(&self.graph), "--key-file", path_text(&self.key)];
+        arguments.extend(more);
+        rally(&arguments)
+    }
+
+    /// Starts a host and waits until it listens.
+    pub fn worker(&self, host: &str) -> Process {
+        let mut command = self.command("worker", &["--host", host]);
+        command.env("RALLY_LOG", "info");
+        let process = Process::start(command);
+        process.says("waits for a run");
+        process
+    }
+
+    /// All hosts but the first, which `rally run` is on.
+    pub fn workers(&self) -> Vec<Process> {
+        self.hosts[1..].iter().map(|host| self.worker(host)).collect()
+    }
+
+    /// `rally run` of a file of requests on all hosts; its results go to `NAME.jsonl` and `NAME.safetensors`.
+    pub fn run(&self, requests: &Path, name: &str, more: &[&str]) -> Process {
+        let (out, logits) = (self.file(&format!("{name}.jsonl")), self.file(&format!("{name}.safetensors")));
+        let mut arguments = vec!["--requests", path_text(requests), "--out", path_text(&out)];
+        arguments.extend(["--logits", path_text(&logits)]);
+        arguments.extend(more);
+        Process::start(self.command("run", &arguments))
+    }
+
+    /// The same in one process.
+    pub fn run_alone(&self, requests: &Path, name: &str) {
+        let (out, logits) = (self.file(&format!("{name}.jsonl")), self.file(&format!("{name}.safetensors")));
+        crate::binary::good(&[
+            "run",
+            path_text(&self.alone),
+            "--requests",
+            path_text(requests),
+            "--out",
+            path_text(&out),
+            "--logits",
+            path_text(&logits),
+        ]);
+    }
+
+    /// `count` requests of `tokens` tokens each, some sampled.
+    pub fn requests(&self, count: usize, tokens: usize) -> PathBuf {
+        let line = |index: usize| {
+            let prompt: Vec<usize> = (0..3 + index * 5 % 37).map(|i| 5 + (index * 131 + i * 17) % 4000).collect();
+            let temperature = if index.is_multiple_of(3) { 0.8 } else { 0.0 };
+            json!({
+                "id": format!("r{index}"), "prompt_token_ids": prompt, "max_tokens": tokens, "ignore_eos": true,
+                "temperature": temperature, "seed": index,
+            })
+            .to_string()
+        };
+        let path = self.file("requests.jsonl");
+        let lines: Vec<String> = (0..count).map(line).collect();
+        std::fs::write(&path, lines.join("\n")).expect("the folder takes files");
+        path
+    }
+
+    /// Both runs have the same tokens, and the same logits to the bit.
+    #[track_caller]
+    pub fn assert_same(&self, one: &str, other: &str) {
+        let tokens = |name: &str| -> Vec<(Value, Value, Value)> {
+            let file = std::fs::read_to_string(self.file(&format!("{name}.jsonl"))).expect("results were written");
+            let line = |line: &str| {
+                let value: Value = serde_json::from_str(line).expect("a result is JSON");
+                (value["id"].clone(), value["token_ids"].clone(), value["finish_reason"].clone())
+            };
+            file.lines().map(line).collect()
+        };
+        assert_eq!(tokens(one), tokens(other), "tokens");
+        let logits =
+            |name: &str| std::fs::read(self.file(&format!("{name}.safetensors"))).expect("logits were written");
+        assert!(logits(one) == logits(other), "the tokens are the same, the logits are not");
+    }
+}
+
+/// A process of the binary. It dies with the test.
+pub struct Process {
+    child: Child,
+    lines: Receiver<String>,
+    said: std::cell::RefCell<String>,
+}
+
+impl Process {
+    /// Starts it; what it says on stderr is collected.
+    pub fn start(mut command: Command) -> Self {
+        let mut child =
+            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary can be started");
+        let stderr = child.stderr.take().expect("it is piped");
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { child, lines, said: Default::default() }
+    }
+
+    /// Waits until it says `what`.
+    #[track_caller]
+    pub fn says(&self, what: &str) {
+        let until = Instant::now() + SOON;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let Ok(line) = self.lines.recv_timeout(left) else {
+                panic!("it never said `{what}`, but: {}", self.said.borrow());
+            };
+            let found = line.contains(what);
+            self.said.borrow_mut().push_str(&format!("{line}\n"));
+            if found {
+                return;
+            }
+        }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it as `kill -9` does.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it is ours");
+        self.child.wait().expect("it is ours");
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("it is ours").is_some()
+    }
+
+    /// Waits for its end; its exit code and what it said.
+    #[track_caller]
+    pub fn end(mut self) -> (Option<i32>, String) {
+        let until = Instant::now() + SOON;
+        while !self.has_ended() {
+            if Instant::now() > until {
+                panic!("it does not end; it said: {}", self.everything());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let code = self.child.wait().expect("it is ours").code();
+        (code, self.everything())
+    }
+
+    /// Waits for its good end.
+    #[track_caller]
+    pub fn good_end(self) -> String {
+        let (code, said) = self.end();
+        assert_eq!(code, Some(0), "{said}");
+        said
+    }
+
+    /// All that it said so far.
+    pub fn everything(&self) -> String {
+        while let Ok(line) = self.lines.recv_timeout(Duration::from_millis(100)) {
+            self.said.borrow_mut().push_str(&format!("{line}\n"));
+        }
+        self.said.borrow().clone()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Stderr of something that has ended.
+pub fn stderr(output: &Output) -> String {
+    text(&output.stderr)
+}
