@@ -12,6 +12,14 @@
 
 typedef Memory<2, 4, PIECE * PIECE_STRIDE, TILE_TOKENS> DownMemory;
 
+// The warpgroup's own barrier.
+__device__ __forceinline__ void wait_for_group(int group) {
+    if (group == 0)
+        named_barrier<2, 128>();
+    else
+        named_barrier<3, 128>();
+}
+
 template <bool Fp8> struct Down {
     __device__ __forceinline__ int row(const Product &a, const Run &run, int box, const TensorMap *&map) const {
         map = &a.w;
@@ -49,7 +57,7 @@ template <bool Fp8> struct Down {
                     }
                     store_turned(turned_place(shared_address(piece), m * 64 + warp * 16, lane), words);
                 }
-                named_barrier(2 + group, 128);
+                wait_for_group(group);
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     int token = i * 8 + thread / 16;
@@ -57,7 +65,7 @@ template <bool Fp8> struct Down {
                         *reinterpret_cast<uint4 *>(out + (size_t)(start + token) * a.outputs) =
                             *reinterpret_cast<const uint4 *>(piece + token * PIECE_STRIDE + part * 16);
                 }
-                named_barrier(2 + group, 128);
+                wait_for_group(group);
             }
     }
 };
