@@ -5,13 +5,12 @@ use super::switchboard::{Hears, StepEnded};
 use super::{Across, Switchboard, spawn_lanes};
 use crate::engine::{Built, EngineError, EngineParts, build, give_back, spawn};
 use crate::lane::{Lane, LaneRemains};
-use crate::primitives::Mutex;
 use crate::stage::Sample;
 use crate::steps::Steps;
 use crate::sync::LaneSync;
 use rally_schedule::batch::DeviceBatch;
 use rally_transport::{Peer, Transport};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
