@@ -1,6 +1,6 @@
 // Rows to what tensor.cuh multiplies, and back: norm and quantise in one reading, and the sum of the experts' answers.
 //
-//   narrow_*  x [·, width] f32 -> codes [slots, width] e4m3 with scales [width / 128, slots], or bf16 without scales. Row i goes to slot
+//   narrow_*  x [·, width] f32, or bf16 if `is_narrow`, -> codes [slots, width] e4m3 with scales [width / 128, slots], or bf16 without scales. Row i goes to slot
 //             i, or with `slot_of` to its slots there that are none of -1 and, if `shares`, to slot head[1] + i. With `weight` rows are
 //             normed before: x / sqrt(mean(x²) + eps) · weight, which also goes to `normed` [rows, width] f32 if there is one.
 //   sum_slots answers [slots, width] bf16 -> y [rows, width] f32: a row's answers in f32, by ascending slot (so by expert), the
@@ -22,6 +22,7 @@ struct Narrow {
     const int *slot_of, *head;
     int rows, width, slots, top_k, shares;
     float eps;
+    int is_narrow;
 };
 
 // Where a row goes or comes from, -1 for nowhere: at most top_k + 1 slots; how many entries.
@@ -52,6 +53,18 @@ template <bool Fp8, int Rounds> __device__ __forceinline__ void narrow(const Nar
 #pragma unroll
     for (int r = 0; r < Rounds; r++) {
         int at = (threadIdx.x + r * THREADS) * 16;
+        if (a.is_narrow) {
+            const u32 *words = reinterpret_cast<const u32 *>(reinterpret_cast<const bf16 *>(a.x) + row + at);
+#pragma unroll
+            for (int i = 0; i < 8; i += 4) {
+                uint4 four = at < a.width ? __ldg(reinterpret_cast<const uint4 *>(words + i)) : make_uint4(0, 0, 0, 0);
+                const u32 of[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    v[r][2 * (i + j)] = __uint_as_float(of[j] << 16), v[r][2 * (i + j) + 1] = __uint_as_float(of[j] & 0xffff0000u);
+            }
+            continue;
+        }
 #pragma unroll
         for (int i = 0; i < 16; i += 4)
             *reinterpret_cast<float4 *>(v[r] + i) = at < a.width ? __ldg(reinterpret_cast<const float4 *>(a.x + row + at + i)) : make_float4(0, 0, 0, 0);

@@ -17,6 +17,7 @@ pub mod graph;
 pub mod machine;
 pub mod memory;
 pub mod mfa;
+pub mod mfa_append;
 pub mod module;
 pub mod ops;
 pub mod plain;

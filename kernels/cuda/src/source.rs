@@ -53,11 +53,13 @@ pub const ROWS_FAST: Source = source!("rows_fast.cu", true);
 pub const TENSOR_UP: Source = source!("tensor_up.cu", true);
 /// Products with experts on tensor cores.
 pub const TENSOR_DOWN: Source = source!("tensor_down.cu", true);
+/// Rope, and k and v into the pages of the fast attention.
+pub const ROPE_FAST: Source = source!("rope_fast.cu", true);
 /// Products with one matrix on tensor cores.
 pub const TENSOR_PROJECT: Source = source!("tensor_project.cu", true);
 
 /// Every kernel file.
-pub const SOURCES: [Source; 18] = [
+pub const SOURCES: [Source; 19] = [
     MFA_DECODE_BF16,
     MFA_DECODE_FP8,
     MFA_DECODE_PLAIN,
@@ -76,6 +78,7 @@ pub const SOURCES: [Source; 18] = [
     TENSOR_UP,
     TENSOR_DOWN,
     TENSOR_PROJECT,
+    ROPE_FAST,
 ];
 
 /// Files that kernels include, by the name they include them by.

@@ -1,11 +1,14 @@
 //! Tests of the tensor-core products against f64 on the same narrowed inputs: random shapes, ragged experts, poisoned outputs.
 
 use crate::data::{Random, from_bf16, from_e4m3, to_bf16};
+use crate::problem::PAGE;
 use crate::reference;
 use rally_cuda::CudaError;
 use rally_cuda::machine::{Machine, Machines};
 use rally_cuda::memory::{DeviceSlice, Plain};
-use rally_cuda::ops::{Routing, Stored, Weights};
+use rally_cuda::mfa::{self, HEAD_DIM, HEADS};
+use rally_cuda::mfa_append::{MfaAppend, Projected};
+use rally_cuda::ops::{KvPages, Ops, Paged, Routing, Stored, Weights};
 use rally_cuda::tensor::{Narrowed, Norm, Slots, TensorMatrix, TensorOps};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -126,6 +129,10 @@ fn both() -> [Stored; 2] {
 pub fn run(filter: &str, random: &mut Random, report: &mut dyn FnMut(&str, f64, f64)) -> Result<(), CudaError> {
     let Some(tensor) = Tensor::open()? else { return Ok(()) };
     for stored in both() {
+        let name = format!("rope and append {stored:?}");
+        if name.contains(filter) {
+            report(&name, append(&tensor, stored, random)?, 0.0);
+        }
         for (rows, width, normed) in [(3, 128, false), (5, 2048, true), (2, 7168, true), (4, 16384, false)] {
             let name = format!("tensor narrow {stored:?} {rows}x{width}{}", if normed { " normed" } else { "" });
             if name.contains(filter) {
@@ -356,4 +363,52 @@ fn experts(
     let equal = tensor.got(&y)? == sums;
     report(&format!("{name}: sum"), if equal { 0.0 } else { f64::NAN }, 0.0);
     Ok(())
+}
+
+/// Zero if q, keys, values and scales have the bits that the plain kernels give; NaN if not.
+fn append(tensor: &Tensor, stored: Stored, random: &mut Random) -> Result<f64, CudaError> {
+    let (rows, pages, width) = (70, 9, HEADS * HEAD_DIM);
+    let plain = Ops::new(Arc::clone(&tensor.machine))?;
+    let mut numbers = |count: usize| (0..count).map(|_| random.normal()).collect::<Vec<f32>>();
+    let (q, k, v) = (tensor.put(&numbers(rows * width))?, numbers(rows * HEAD_DIM), numbers(rows * HEAD_DIM));
+    let (k, v, table) = (tensor.put(&k)?, tensor.put(&v)?, tensor.put(&numbers(200 * HEAD_DIM))?);
+    // Three sequences of three pages each, their rows' positions 130 apart at most.
+    let positions: Vec<i32> = (0..rows as i32).map(|row| row % 3 * 50 + row / 3).collect();
+    let at = Paged {
+        positions: tensor.put(&positions)?,
+        first: tensor.put(&(0..rows as i32).map(|row| row % 3 * 3).collect::<Vec<_>>())?,
+        pages: tensor.put(&random.shuffled(pages))?,
+    };
+    let mut results = Vec::new();
+    for is_fast in [false, true] {
+        let (kv, pools) = KvPages::new(&*tensor.machine, pages, PAGE, HEAD_DIM, stored)?.for_mfa()?;
+        let all: Vec<DeviceSlice<u8>> = match &pools {
+            mfa::KvPages::Bf16 { k, v } => vec![k.as_bytes(), v.as_bytes()],
+            mfa::KvPages::Fp8 { k, v, scales } => vec![k.clone(), v.clone(), scales.as_bytes()],
+        };
+        for pool in &all {
+            tensor.ops.stream().fill(pool, 0xff)?;
+        }
+        let rotated = tensor.room::<u16>(rows * width)?;
+        if is_fast {
+            let from = Projected { q: &q, k: &k, v: &v };
+            let append = MfaAppend::new(tensor.ops.device())?;
+            append.enqueue(tensor.ops.stream(), rows, from, &table, &at, &pools, &rotated)?;
+        } else {
+            // Rotates q in place.
+            let whole = tensor.put(&tensor.got(&q)?)?;
+            plain.rope_append(&whole, &k, &v, &table, rows, HEADS, &at, &kv)?;
+            plain.encode(&whole, rows, width, Stored::Bf16, &rotated.as_bytes())?;
+        }
+        let mut bytes = tensor.got(&rotated.as_bytes())?;
+        for pool in &all {
+            bytes.extend(tensor.got(pool)?);
+        }
+        results.push(bytes);
+    }
+    let off = results[0].iter().zip(&results[1]).filter(|(plain, fast)| plain != fast).count();
+    if off > 0 {
+        println!("  {off} of {} bytes differ", results[0].len());
+    }
+    Ok(if off == 0 { 0.0 } else { f64::NAN })
 }

@@ -6,14 +6,14 @@ use crate::problem::{PAGE, Problem, Scratch, step_bytes};
 use crate::tensor::{Tensor, routing};
 use rally_cuda::CudaError;
 use rally_cuda::memory::{Arena, DeviceSlice};
-use rally_cuda::mfa::{self, HEAD_DIM, HEADS, MfaDecode};
+use rally_cuda::mfa::{self, HEAD_DIM, MfaDecode};
+use rally_cuda::mfa_append::{MfaAppend, Projected};
 use rally_cuda::module::{Order, Shape};
-use rally_cuda::ops::{KvPages, Ops, Paged, Routing, Stored, Weights};
+use rally_cuda::ops::{KvPages, Paged, Routing, Stored, Weights};
 use rally_cuda::source;
 use rally_cuda::stream::Stream;
 use rally_cuda::tensor::{Narrowed, Norm, Slots, TensorMatrix};
 use std::ffi::c_void;
-use std::sync::Arc;
 
 const HIDDEN: usize = 7168;
 const QUERY_RANK: usize = 2048;
@@ -240,7 +240,7 @@ fn projections(bench: &Bench, tensor: &Tensor, stored: Stored, read: f64, peak: 
 }
 
 /// A whole attention layer of Step-3 with fp8 projections and bf16 KV, `o_proj` undivided, the residual added: norms are fused with
-/// quantising; rope, appending and the conversions around the attention are the plain kernels.
+/// quantising, rope with appending and rounding.
 fn attention_layer(
     bench: &mut Bench,
     tensor: &Tensor,
@@ -254,7 +254,7 @@ fn attention_layer(
     let contexts = vec![context as u32; count];
     let problem = Problem::new(&contexts, &random.shuffled(pages));
     let kv = KvPages::new(&*tensor.machine, pages, PAGE, HEAD_DIM, Stored::Bf16)?;
-    let (kv, pools) = kv.for_mfa()?;
+    let (_, pools) = kv.for_mfa()?;
     if let mfa::KvPages::Bf16 { k, v } = &pools {
         bench.fill_kernel("fill_bf16", k, k.len() as u64, 31)?;
         bench.fill_kernel("fill_bf16", v, v.len() as u64, 32)?;
@@ -265,8 +265,8 @@ fn attention_layer(
     let ctas = device.card().multiprocessors as usize;
     let mut arena = Arena::new(device, step_bytes(count, pages, ctas) + 4096)?;
     let step = problem.upload(stream, &mut arena, &scratch, false)?;
-    let call = MfaDecode::new(device, pools)?.prepare(step.clone())?;
-    let plain = Ops::new(Arc::clone(&tensor.machine))?;
+    let call = MfaDecode::new(device, pools.clone())?.prepare(step.clone())?;
+    let append = MfaAppend::new(device)?;
     let first: Vec<i32> = problem.rows.iter().map(|row| row.first as i32).collect();
     let paged = Paged {
         positions: tensor.put(&vec![context as i32 - 1; count])?,
@@ -281,8 +281,7 @@ fn attention_layer(
     let norms = [rows(tensor, HIDDEN, &mut random)?, rows(tensor, QUERY_RANK, &mut random)?];
     let x = rows(tensor, count * HIDDEN, &mut random)?;
     let buffer = |width: usize| tensor.room::<f32>(count * width);
-    let (c, q, k, v, attended) =
-        (buffer(QUERY_RANK)?, buffer(ATTENTION)?, buffer(HEAD_DIM)?, buffer(HEAD_DIM)?, buffer(ATTENTION)?);
+    let (c, q, k, v) = (buffer(QUERY_RANK)?, buffer(ATTENTION)?, buffer(HEAD_DIM)?, buffer(HEAD_DIM)?);
     let narrowed = |width| tensor.narrowed(count, width, stored);
     let (normed, ranked, out) = (narrowed(HIDDEN)?, narrowed(QUERY_RANK)?, narrowed(ATTENTION)?);
     let norm = |weight| Some(Norm { weight, eps: 1e-5, normed: None });
@@ -294,15 +293,14 @@ fn attention_layer(
             tensor.ops.project(&normed, count, &v_proj, &v, false)?;
             tensor.ops.narrow(&c, count, norm(&norms[1]), None, &ranked)?;
             tensor.ops.project(&ranked, count, &wq, &q, false)?;
-            plain.rope_append(&q, &k, &v, &table, count, HEADS, &paged, &kv)?;
-            plain.encode(&q, count, ATTENTION, Stored::Bf16, &step.q.as_bytes())?;
+            let from = Projected { q: &q, k: &k, v: &v };
+            append.enqueue(stream, count, from, &table, &paged, &pools, &step.q)?;
         }
         if attends {
             call.enqueue(stream)?;
         }
         if rest {
-            plain.decode(&step.out.as_bytes(), count, ATTENTION, Stored::Bf16, &attended)?;
-            tensor.ops.narrow(&attended, count, None, None, &out)?;
+            tensor.ops.narrow_bf16(&step.out, count, &out)?;
             tensor.ops.project(&out, count, &o_proj, &x, true)?;
         }
         Ok(())

@@ -98,6 +98,7 @@ struct Arguments {
     top_k: i32,
     shares: i32,
     eps: f32,
+    is_narrow: i32,
 }
 
 #[repr(C)]
@@ -150,8 +151,38 @@ impl TensorOps {
             top_k: slots.map_or(1, |slots| slots.top_k) as i32,
             shares: slots.map_or(0, |slots| i32::from(slots.shares)),
             eps: norm.map_or(0.0, |norm| norm.eps),
+            is_narrow: 0,
         };
         // SAFETY: lengths were checked; slots are `place`'s own.
+        unsafe { self.launch(of(&self.narrow, to.stored), rows, THREADS, arguments) }
+    }
+
+    /// The same of rows in bf16, each to slot `row`: what attention leaves.
+    ///
+    /// # Errors
+    /// As [`TensorOps::narrow`].
+    pub fn narrow_bf16(&self, x: &DeviceSlice<u16>, rows: usize, to: &Narrowed) -> Result<(), CudaError> {
+        if x.len() < rows * to.width || to.slots < rows {
+            let problem = format!("{} elements for {rows} rows of {}, {} slots", x.len(), to.width, to.slots);
+            return Err(refused("narrow", problem));
+        }
+        let arguments = Arguments {
+            x: x.address(),
+            weight: 0,
+            normed: 0,
+            codes: to.codes.address(),
+            scales: to.scales.address(),
+            slot_of: 0,
+            head: 0,
+            rows: rows as i32,
+            width: to.width as i32,
+            slots: to.slots as i32,
+            top_k: 1,
+            shares: 0,
+            eps: 0.0,
+            is_narrow: 1,
+        };
+        // SAFETY: lengths were checked.
         unsafe { self.launch(of(&self.narrow, to.stored), rows, THREADS, arguments) }
     }
 
