@@ -5,11 +5,17 @@ nightly_toolchain=nightly-2026-05-20
 nightly_commit=e50aa6fba
 cargo_fuzz_version=0.13.2
 
+# OpenAI's own client, in a Python environment of its own.
+openai_version=3.57.0
+clients=${CARGO_TARGET_DIR:-$PWD/target}/clients
+
 # What the distribution brings (Debian 12 or later): the programs, and the packages they are in.
 programs=(chromium promtool)
 packages=(chromium prometheus)
 
 has_programs() { local program; for program in "${programs[@]}"; do command -v "$program" > /dev/null || return 1; done; }
+
+has_openai() { [ "$("$clients/bin/python" -c 'import openai; print(openai.__version__)' 2> /dev/null)" = "$openai_version" ]; }
 
 # Prints the name under which rustup has that compiler; fails if it has none.
 nightly() {

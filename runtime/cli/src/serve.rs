@@ -38,6 +38,9 @@ pub struct ServeArgs {
     /// An answer that has waited for so many seconds is refused with 429.
     #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     max_wait_seconds: u32,
+    /// Keep the graph's slo.tpot_ms: answers wait, and prompts are read in smaller pieces, where steps would take longer.
+    #[arg(long)]
+    hold_tpot: bool,
     /// Most connections; those beyond get 503.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: u32,
@@ -70,6 +73,10 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode, CliError> {
     exporter.watch(engine.figures(), identity.clone());
     exporter.set_health(Health::Serving);
     let slo_tpot_s = deployment.spec.slo.map(|slo| slo.tpot_ms / 1e3);
+    if args.hold_tpot {
+        let missing = || CliError::Mistake("--hold-tpot: the graph has no slo.tpot_ms to keep".into());
+        engine.keep_tpot(slo_tpot_s.ok_or_else(missing)?);
+    }
     let front = Front::start(FrontParts {
         engine,
         planner: deployment.planner_config(),

@@ -161,6 +161,10 @@ impl Control {
         lock(&self.state).planner.preempt(id)
     }
 
+    pub(crate) fn keep_tpot(&self, target_s: f64) {
+        lock(&self.state).planner.keep_tpot(target_s);
+    }
+
     pub(crate) fn preemptions(&self) -> u64 {
         lock(&self.state).planner.preemptions()
     }
@@ -283,6 +287,9 @@ impl Steps for Control {
         }
         let (mut state, idle_from_ns) = self.await_work(state, cycle);
         let State { planner, planner_events, counters, .. } = &mut *state;
+        if planner.keeps_tpot() {
+            planner.begin_plan(micro_batch, self.now_ns() as f64 * 1e-9);
+        }
         planner.plan(micro_batch, batches, planner_events);
         if self.work.is_some() {
             let sum = |of: fn(&DeviceBatch) -> usize| batches.iter().map(of).sum();

@@ -298,6 +298,12 @@ impl Engine {
         Arc::clone(&self.figures)
     }
 
+    /// Makes the step planner keep to a time per token, in seconds: sequences wait and prompts are read in smaller pieces where a
+    /// step would take longer ([`StepPlanner::keep_tpot`]).
+    pub fn keep_tpot(&self, target_s: f64) {
+        self.control.keep_tpot(target_s);
+    }
+
     /// Says that nothing more will be submitted: the run ends when all is done. What comes later is refused.
     pub fn close(&self) {
         self.control.close();

@@ -83,6 +83,20 @@ impl CostLearner {
         self.weight > 0.0
     }
 
+    /// Seconds that so much is expected to take, with what takes equally long for any rows; 0 before anything was seen.
+    pub fn expected(&self, rows: usize, context: usize) -> f64 {
+        self.expects(rows as f64, context as f64).max(0.0)
+    }
+
+    fn expects(&self, rows: f64, context: f64) -> f64 {
+        let CostModel { per_row, per_context } = self.model;
+        let [mean_rows, mean_context, mean_seconds] = self.mean;
+        if self.weight == 0.0 {
+            return 0.0;
+        }
+        mean_seconds + per_row * (rows - mean_rows) + per_context * (context - mean_context)
+    }
+
     /// Takes note of a step. Timings that are no positive number are dropped, and so are steps without rows.
     pub fn observe(&mut self, rows: usize, context: usize, seconds: f64) {
         if rows == 0 || !seconds.is_finite() || seconds <= 0.0 {
@@ -104,9 +118,8 @@ impl CostLearner {
     }
 
     fn clipped(&self, rows: f64, context: f64, seconds: f64) -> f64 {
-        let CostModel { per_row, per_context } = self.model;
-        let [mean_rows, mean_context, mean_seconds] = self.mean;
-        let expected = mean_seconds + per_row * (rows - mean_rows) + per_context * (context - mean_context);
+        let [.., mean_seconds] = self.mean;
+        let expected = self.expects(rows, context);
         // A small step may be expected to take no time at all; half the mean is nothing to be surprised at.
         if self.weight < WARM { seconds } else { seconds.min(CLIP * expected.max(mean_seconds / 2.0)) }
     }

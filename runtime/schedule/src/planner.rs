@@ -10,6 +10,7 @@
 
 mod balance;
 mod memory;
+mod pace;
 mod rows;
 mod sequence;
 mod types;
@@ -18,6 +19,7 @@ pub use self::types::{FinishReason, PlannerConfig, PlannerEvent, SubmitError};
 
 use self::balance::Loads;
 use self::memory::Way;
+use self::pace::Pace;
 use self::rows::PrefillBudget;
 use self::sequence::{Leaving, Running, Sequence};
 use crate::batch::{DeviceBatch, SequenceId, SequenceRequest};
@@ -50,6 +52,8 @@ pub struct StepPlanner {
     prefill_turns: u64,
     /// What the oldest of all is waiting for, if it waits in the queue.
     way: Option<Way>,
+    /// Present if a time per token is to be kept.
+    pace: Option<Pace>,
     // Reused between steps.
     loads: Loads,
     order: Vec<usize>,
@@ -75,6 +79,7 @@ impl StepPlanner {
             preemptions: 0,
             prefill_turns: 0,
             way: None,
+            pace: None,
             loads: Loads::new(config.micro_batches, config.devices),
             order: Vec::new(),
             budgets: vec![PrefillBudget::default(); config.devices],
@@ -172,6 +177,9 @@ impl StepPlanner {
     /// Queues a sequence.
     pub fn submit(&mut self, request: SequenceRequest) -> Result<(), SubmitError> {
         self.accepts(&request)?;
+        if self.is_idle() {
+            self.forget_times();
+        }
         if !self.ids.insert(request.id) {
             return Err(SubmitError::DuplicateId(request.id));
         }

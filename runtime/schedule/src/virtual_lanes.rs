@@ -85,13 +85,15 @@ pub struct VirtualOptions {
     pub max_under_way: Option<usize>,
     /// Whether the step planner learns what steps cost, as in a run that does.
     pub learns: bool,
+    /// Nanoseconds between tokens that the step planner keeps to, if it does.
+    pub keep_tpot_ns: Option<u64>,
     /// Whether spans and counters are kept; else only sums, and memory does not grow with steps.
     pub keeps_spans: bool,
 }
 
 impl Default for VirtualOptions {
     fn default() -> Self {
-        Self { max_under_way: None, learns: false, keeps_spans: true }
+        Self { max_under_way: None, learns: false, keep_tpot_ns: None, keeps_spans: true }
     }
 }
 
@@ -183,6 +185,14 @@ impl VirtualRun<'_> {
         }
         Ok(world.into_report())
     }
+}
+
+fn planner(config: PlannerConfig, options: VirtualOptions) -> StepPlanner {
+    let mut planner = StepPlanner::new(config);
+    if let Some(ns) = options.keep_tpot_ns {
+        planner.keep_tpot(ns as f64 * 1e-9);
+    }
+    planner
 }
 
 /// What happens at a time.
@@ -300,7 +310,7 @@ impl<'a> World<'a> {
             under_way: 0,
             links: Links::default(),
             plan,
-            planner: StepPlanner::new(config),
+            planner: planner(config, options),
             planner_events: Vec::new(),
             arrivals: arrivals.into(),
             micro_batches: (0..plan.micro_batches).map(micro_batch).collect(),
@@ -505,6 +515,7 @@ impl<'a> World<'a> {
             // Nothing comes any more: a cycle more lets all lanes see the last descriptors through.
             self.final_cycle = self.final_cycle.min(self.lanes[index].cycle + 1);
         }
+        self.planner.begin_plan(m, now as f64 * 1e-9);
         self.planner.plan(m, &mut self.micro_batches[m].planned, &mut self.planner_events);
         let planned = &self.micro_batches[m].planned;
         let sum = |of: fn(&DeviceBatch) -> usize| planned.iter().map(of).sum();

@@ -257,6 +257,12 @@ impl StepPlanner {
         if share <= 0.0 { f64::INFINITY } else { sum * (1.0 + FILL_IN_FLIGHT) / share }
     }
 
+    /// Rows of the steps in flight and what they attend to, over all micro-batches.
+    pub(super) fn in_flight(&self) -> (usize, usize) {
+        let all = self.loads.in_flight.iter();
+        all.fold((0, 0), |(rows, context), cell| (rows + cell.0, context + cell.1))
+    }
+
     /// Takes note of the step that was planned.
     pub(super) fn note_in_flight(&mut self, micro_batch: usize, batches: &[DeviceBatch]) {
         let cells = self.loads.cells(micro_batch);

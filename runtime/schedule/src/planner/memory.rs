@@ -142,6 +142,7 @@ impl StepPlanner {
         }
         self.count_loads();
         while self.running.len() < self.config.sequences
+            && self.waiting.front().is_some_and(|next| self.has_time_for(next))
             && let Some((device, micro_batch)) = self.place_of_next(planned_now)
             && let Some(mut sequence) = self.waiting.pop_front()
         {

@@ -97,6 +97,7 @@ impl StepPlanner {
         let decode = |batch: &DeviceBatch| self.cost.of(batch.rows, batch.context());
         let decode_in_all: f64 = batches.iter().map(decode).sum();
         let most = self.prompt_rows_of_a_device();
+        let most = if self.someone_decodes() { most.min(self.rows_in_time(micro_batch)) } else { most };
         for (device, batch) in batches.iter().enumerate() {
             self.budgets[device] = PrefillBudget {
                 rows: most.min(self.config.rows_per_device - batch.rows),
