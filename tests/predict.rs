@@ -59,6 +59,10 @@ fn profile_predict_and_bench_are_one_loop() {
     );
     refused(&["bench", GRAPH, "--against", path_text(&costs)], "it is no prediction");
     refused(&["predict", "graphs/one-device.json", "--profile", path_text(&said)], "it is no cost table");
+    let mut other: Value = serde_json::from_slice(&std::fs::read(&costs).expect("written")).expect("a table");
+    other["model"]["hidden"] = 65.into();
+    std::fs::write(&costs, other.to_string()).expect("a table to write");
+    refused(&predict, "measured with another model: model.hidden is 65 there");
 }
 
 #[test]
@@ -72,6 +76,13 @@ fn jitter_and_experts_change_what_is_predicted() {
     // With so little to read, launching would hide which experts are.
     assert_ne!(of(&["--launch-us", "0.1", "--experts", "balanced"]), of(&["--launch-us", "0.1"]));
     assert_ne!(of(&["--launch-us", "20"]), plain);
+    // Rows that all go to three of eight experts read no other.
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let counts = folder.path().join("counts.json");
+    std::fs::write(&counts, "[5, 5, 5, 0, 0, 0, 0, 0]").expect("a histogram");
+    let number = |value: Value| value.as_f64().expect("a time");
+    let few = of(&["--launch-us", "0.1", "--experts", path_text(&counts)]);
+    assert!(number(few) < number(of(&["--launch-us", "0.1"])));
 }
 
 #[test]
@@ -84,6 +95,26 @@ fn a_graph_that_no_machine_here_runs_is_predicted() {
     // Slower links, slower steps; another card, another time.
     assert!(ms(&of(&["--network-efficiency", "0.01"])) > ms(&result));
     assert!(ms(&of(&["--hardware", "l20"])) > ms(&result));
+}
+
+#[test]
+fn a_trace_gives_contexts_and_arrivals() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let of = |name: &str, lines: &[(u32, u32)]| {
+        let path = folder.path().join(name);
+        let line = |(ms, tokens): &(u32, u32)| {
+            format!("{{\"timestamp\":{ms},\"input_length\":{tokens},\"output_length\":5}}\n")
+        };
+        std::fs::write(&path, lines.iter().map(line).collect::<String>()).expect("a trace");
+        json(&["predict", GRAPH, "--hardware", "l4", "--launch-us", "0", "--trace-file", path_text(&path)])["runs"][0]
+            .clone()
+    };
+    let number = |run: &Value, key: &str| run[key].as_f64().expect("a number");
+    let apart = of("apart.jsonl", &[(0, 9), (2000, 30)]);
+    assert_eq!((&apart["completed"], &apart["total_input_tokens"]), (&2.into(), &39.into()));
+    assert!((2.0..2.1).contains(&number(&apart, "duration")), "{apart}");
+    let together = of("together.jsonl", &[(0, 9), (0, 30)]);
+    assert!(number(&together, "duration") < 1.0);
 }
 
 #[test]

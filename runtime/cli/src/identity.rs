@@ -58,7 +58,7 @@ impl Identity {
         let (machine, model, graph) = (json!(self.machine), json!(self.model), json!(self.graph));
         let parts: [(&str, &Value, &Value, &[&str]); 3] = [
             ("machine", &table.machine, &machine, &["cpu", "cores", "simd", "rally", "profile"]),
-            ("model", &table.model, &model, &["family", "layers", "hidden", "experts", "vocab", "weight_format"]),
+            ("model", &table.model, &model, &MODEL_KEYS),
             ("graph", &table.graph, &graph, &["stages_hash"]),
         ];
         let mut differences = Vec::new();
@@ -72,7 +72,17 @@ impl Identity {
     }
 }
 
+/// What decides what a model's stages cost.
+const MODEL_KEYS: [&str; 6] = ["family", "layers", "hidden", "experts", "vocab", "weight_format"];
+
 impl ModelIdentity {
+    /// In what `table` is of another model: a line each, with both values.
+    pub fn differences(&self, table: &CostTable) -> Vec<String> {
+        let (there, here) = (&table.model, json!(self));
+        let differing = MODEL_KEYS.iter().filter(|key| there[**key] != here[**key]);
+        differing.map(|key| format!("model.{key} is {} there and {} here", there[*key], here[*key])).collect()
+    }
+
     /// Of a deployment's model.
     pub fn of(deployment: &Deployment) -> Self {
         let shape = &deployment.shape;

@@ -1,11 +1,14 @@
 //! `rally predict`: what a load will do on a deployment, in the terms of `rally bench`. Reads no weights and starts no lane.
 
+mod folded;
+
+use self::folded::Folded;
 use crate::bench::measure::Measured;
 use crate::bench::round::drain_s;
 use crate::bench::text::{self, Told};
 use crate::error::{Blame, CliError};
 use crate::identity::{GraphIdentity, ModelIdentity};
-use crate::input::read_named;
+use crate::input::{mistake, read_named};
 use crate::load_args::{LoadArgs, MadeLoad};
 use crate::output::{FilesInUse, OutputFile, print};
 use crate::session::{self, SessionArgs};
@@ -15,6 +18,7 @@ use clap::Args;
 use rally_cost::Hardware;
 use rally_cost::library::hardware_named;
 use rally_engine::schedule::cost_table::CostTable;
+use rally_engine::schedule::virtual_lanes::Fold;
 use rally_graph::kinds::{KindRegistry, Role};
 use rally_graph::memory::device_memory;
 use rally_graph::plan::{Plan, TaskTable};
@@ -22,6 +26,7 @@ use rally_load::goodput::Goal;
 use rally_load::summary::Summary;
 use rally_predict::durations::Durations;
 use rally_predict::experts::ExpertLoad;
+use rally_predict::fold::fold;
 use rally_predict::roofline::{Efficiency, Machines, Roofline};
 use rally_predict::table::TableDurations;
 use rally_predict::{Prediction, Setting};
@@ -62,6 +67,10 @@ pub struct PredictArgs {
     /// Write the result here, as JSON, for `rally bench --against`.
     #[arg(long, value_name = "F.json")]
     save_result: Option<PathBuf>,
+    /// Run one of all devices that do the same, exactly, and keep sums instead of every task's times: for hundreds of devices. Sequences
+    /// must be as many and as long on all of them.
+    #[arg(long, conflicts_with_all = ["profile", "trace", "jitter"])]
+    fold: bool,
     /// Write a trace of the virtual lanes here: `.json` for Perfetto, `.html` for a page of its own.
     #[arg(long, value_name = "F.json|F.html")]
     trace: Option<PathBuf>,
@@ -146,8 +155,13 @@ pub fn run(args: &PredictArgs) -> Result<ExitCode, CliError> {
     };
     let trace = args.trace.as_deref().map(|path| Ok::<_, CliError>((TraceForm::of(path)?, OutputFile::create(path)?)));
     let (trace, result) = (trace.transpose()?, args.save_result.as_deref().map(OutputFile::create).transpose()?);
-    let (plan, prediction) = predict(args, &deployment, &load, &source, &experts)?;
-    let shown = Shown::new(args, &deployment, &plan, &prediction);
+    let graph = deployment.stage_graph();
+    let fold = match args.fold {
+        true => fold(&deployment.spec, graph, &deployment.shape, &experts),
+        false => Fold::none(graph.devices.len()),
+    };
+    let (plan, prediction) = predict(args, &deployment, &load, &source, &experts, &fold)?;
+    let shown = Shown::new(args, &deployment, &plan, &prediction, &fold);
     let json = shown.json(args, &load, &source);
     if let Some(file) = result {
         file.finish(|out| writeln!(out, "{json:#}"))?;
@@ -176,7 +190,13 @@ enum Source {
 impl Source {
     fn of(args: &PredictArgs, deployment: &Deployment) -> Result<Self, CliError> {
         if let Some(path) = &args.profile {
-            return Ok(Self::Profile(path.clone(), read_named("--profile", path, CostTable::from_json)?));
+            let table = read_named("--profile", path, CostTable::from_json)?;
+            let differences = ModelIdentity::of(deployment).differences(&table);
+            if !differences.is_empty() {
+                let of = format!("it was measured with another model: {}", differences.join(", "));
+                return Err(mistake("--profile", path, &of));
+            }
+            return Ok(Self::Profile(path.clone(), table));
         }
         let mut named: HashMap<String, Hardware> = HashMap::new();
         let mut hardware = Vec::new();
@@ -222,6 +242,14 @@ impl Source {
         }
     }
 
+    /// Cores that lanes share, where durations are of a machine that has so many.
+    fn cores(&self) -> Option<usize> {
+        match self {
+            Self::Profile(_, table) => table.machine["cores"].as_u64().and_then(|cores| usize::try_from(cores).ok()),
+            Self::Figures(..) => None,
+        }
+    }
+
     fn words(&self) -> String {
         match self {
             Self::Profile(path, table) => {
@@ -259,15 +287,16 @@ fn predict(
     load: &MadeLoad,
     source: &Source,
     experts: &ExpertLoad,
+    fold: &Fold,
 ) -> Result<(Plan, Prediction), CliError> {
     let graph = deployment.stage_graph();
-    let plan = deployment.schedule.plan(TaskTable::new(graph)).or_failure()?;
+    let plan = deployment.schedule.plan(TaskTable::of_devices(graph, |device| fold.runs(device))).or_failure()?;
     let (shape, tasks) = (&deployment.shape, &plan.table);
     let durations: Box<dyn Durations + '_> = match source {
         Source::Profile(_, table) => Box::new(TableDurations::new(table, graph, tasks, shape, experts).or_mistake()?),
         Source::Figures(hardware, efficiency) => {
             let machines = Machines { hardware, spec: &deployment.spec, efficiency: *efficiency };
-            Box::new(Roofline::new(machines, graph, tasks, shape, experts).or_mistake()?)
+            Box::new(Roofline::new(machines, graph, tasks, shape, experts, fold).or_mistake()?)
         }
     };
     let attention = graph.devices_of_role(Role::Embed);
@@ -279,6 +308,10 @@ fn predict(
         durations: &*durations,
         jitter: args.jitter,
         seed: load.seed,
+        fold,
+        keeps_spans: !args.fold,
+        learns: !args.fold,
+        cores: source.cores(),
     };
     let prediction = setting.predict().or_mistake()?;
     drop(durations);
@@ -293,13 +326,26 @@ struct Shown<'a> {
     goals: Vec<Goal>,
     summary: Summary,
     measured: Measured,
+    /// Where there are no spans.
+    folded: Option<Folded<'a>>,
 }
 
 impl<'a> Shown<'a> {
-    fn new(args: &PredictArgs, deployment: &'a Deployment, plan: &'a Plan, prediction: &'a Prediction) -> Self {
+    fn new(
+        args: &PredictArgs,
+        deployment: &'a Deployment,
+        plan: &'a Plan,
+        prediction: &'a Prediction,
+        fold: &'a Fold,
+    ) -> Self {
         let goals = session::goals(&args.goodput, deployment);
         let summary = Summary::of(&prediction.timings, prediction.duration_s, &goals);
-        let mut shown = Self { deployment, plan, prediction, goals, summary, measured: Measured::default() };
+        let graph = deployment.stage_graph();
+        let folded = args.fold.then_some(Folded { graph, plan, fold, report: &prediction.report });
+        let mut shown = Self { deployment, plan, prediction, goals, summary, measured: Measured::default(), folded };
+        if shown.folded.is_some() {
+            return shown;
+        }
         let mut measured = Measured::default();
         let drain_ns = (drain_s(&prediction.timings) * 1e9) as u64;
         measured.add_recording(&shown.recording(), drain_ns, true, None);
@@ -319,7 +365,10 @@ impl<'a> Shown<'a> {
         run.insert("name".into(), json!(self.deployment.schedule.label));
         run.insert("graph".into(), json!(graph));
         run.append(&mut self.summary.to_json());
-        self.measured.put_json(&mut run);
+        match &self.folded {
+            Some(folded) => folded.put_json(&mut run),
+            None => self.measured.put_json(&mut run),
+        }
         let (spec, shape) = (&self.deployment.spec, &self.deployment.shape);
         let memory = device_memory(spec, shape, KindRegistry::shared(), graph_file::this_machine());
         json!({
@@ -338,17 +387,21 @@ impl<'a> Shown<'a> {
 
     fn text(&self, load: &MadeLoad, source: &Source) -> String {
         let (spec, shape) = (&self.deployment.spec, &self.deployment.shape);
-        let told = Told { summary: &self.summary, measured: &self.measured, rounds: 1, preemptions: 0 };
-        format!(
-            "{}, {} with {} layers, schedule {}: predicted, not measured\n{}\n{}\n\n{}\n{}\n",
+        let head = format!(
+            "{}, {} with {} layers, schedule {}: predicted, not measured\n{}\n{}\n",
             spec.name,
             shape.family,
             shape.layers.len(),
             self.deployment.schedule.label,
             source.words(),
             load.words,
-            text::report(&told, &self.goals),
-            self.measured.digest.join("\n"),
-        )
+        );
+        let told = Told { summary: &self.summary, measured: &self.measured, rounds: 1, preemptions: 0 };
+        match &self.folded {
+            Some(folded) => format!("{head}\n{}\n{}", text::requests(&told, &self.goals), folded.text()),
+            None => {
+                format!("{head}\n{}\n{}\n", text::report(&told, &self.goals), self.measured.digest.join("\n"))
+            }
+        }
     }
 }

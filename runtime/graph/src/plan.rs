@@ -130,13 +130,15 @@ impl TaskTable {
     /// rails every device of an FFN group takes part in the exchange as well.
     pub fn new(graph: &StageGraph) -> Self {
         let tasks = expand(graph);
-        let mut lanes: Vec<LaneTasks> = Vec::new();
-        for (device, entry) in graph.devices.iter().enumerate() {
-            let own: Vec<TaskId> = (0..tasks.len()).filter(|task| tasks[*task].device == device).collect();
-            if !own.is_empty() {
-                lanes.push(LaneTasks { name: entry.name.clone(), group: entry.group.clone(), device, tasks: own });
-            }
-        }
+        let mut by_device: Vec<Vec<TaskId>> = vec![Vec::new(); graph.devices.len()];
+        tasks.iter().enumerate().for_each(|(id, task)| by_device[task.device].push(id));
+        let lanes = graph.devices.iter().zip(by_device).enumerate().filter(|(_, (_, own))| !own.is_empty());
+        let lanes: Vec<LaneTasks> = lanes
+            .map(|(device, (entry, tasks))| {
+                let (name, group) = (entry.name.clone(), entry.group.clone());
+                LaneTasks { name, group, device, tasks }
+            })
+            .collect();
         let mut followed = vec![false; tasks.len()];
         for task in &tasks {
             task.after.iter().for_each(|before| followed[*before] = true);
@@ -161,6 +163,20 @@ impl TaskTable {
             exits,
             ffns: FfnLayout::by_layer(graph),
         }
+    }
+
+    /// What devices that `keeps` is true of do among themselves, as if there were no others; rows are divided over all copies of an FFN
+    /// all the same. For virtual lanes that stand for others: whole groups are kept, or none of a group.
+    pub fn of_devices(graph: &StageGraph, keeps: impl Fn(DeviceIndex) -> bool) -> Self {
+        let mut part = graph.clone();
+        for stage in &mut part.stages {
+            stage.devices.retain(|device| keeps(*device));
+            if let Some(transfer) = &mut stage.transfer {
+                transfer.from.retain(|device| keeps(*device));
+                transfer.to.retain(|device| keeps(*device));
+            }
+        }
+        Self { ffns: FfnLayout::by_layer(graph), ..Self::new(&part) }
     }
 
     /// A task in words: `a2f` send, layer 3.

@@ -49,6 +49,18 @@ impl ExpertLoad {
         Ok(Self::Recorded(layers))
     }
 
+    /// Of the `top_k` experts that a row is routed to, how many are among `held` (ids), in the mean.
+    pub fn chosen(&self, layer: usize, held: &[usize], top_k: usize, experts: usize) -> f64 {
+        match self {
+            Self::Natural | Self::Balanced => held.len() as f64 * top_k as f64 / experts.max(1) as f64,
+            Self::Recorded(layers) => {
+                let counts = &layers[layer.min(layers.len() - 1)];
+                let here: f64 = held.iter().map(|id| counts[*id]).sum();
+                top_k as f64 * here / counts.iter().sum::<f64>()
+            }
+        }
+    }
+
     /// Experts among `held` (ids) that any of `rows` rows is routed to, each row to `top_k` of `experts`.
     pub fn hit(&self, rows: usize, layer: usize, held: &[usize], top_k: usize, experts: usize) -> f64 {
         let (here, all) = (held.len() as f64, experts.max(1) as f64);
@@ -79,6 +91,10 @@ mod tests {
         near(ExpertLoad::Natural.hit(1, 0, &all, 3, 8), 3.0);
         near(ExpertLoad::Balanced.hit(2, 0, &all, 3, 8), 6.0);
         near(ExpertLoad::Balanced.hit(9, 0, &all[..2], 3, 8), 2.0);
+        // Two of eight experts have a quarter of what rows choose, or as much of it as was counted for them.
+        near(ExpertLoad::Natural.chosen(0, &all[..2], 3, 8), 0.75);
+        near(recorded("[9,3,0,0,0,0,2,2]").chosen(0, &all[..2], 2, 8), 1.5);
+        near(recorded("[9,3,0,0,0,0,2,2]").chosen(5, &all, 2, 8), 2.0);
         // Counted evenly is natural; counted on two experts, no other is ever hit.
         near(recorded("[1,1,1,1,1,1,1,1]").hit(5, 3, &all, 3, 8), ExpertLoad::Natural.hit(5, 0, &all, 3, 8));
         near(recorded("[9,9,0,0,0,0,0,0]").hit(50, 0, &all, 2, 8), 2.0);

@@ -5,6 +5,7 @@
 
 pub mod durations;
 pub mod experts;
+pub mod fold;
 mod prediction;
 pub mod roofline;
 pub mod table;

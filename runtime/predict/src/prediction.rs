@@ -7,7 +7,9 @@ use rally_load::Load;
 use rally_load::summary::RequestTiming;
 use rally_schedule::batch::{SamplingParams, SequenceRequest, TokenDetail};
 use rally_schedule::planner::{PlannerConfig, SubmitError};
-use rally_schedule::virtual_lanes::{Arrival, VirtualOptions, VirtualReport, VirtualRun};
+use rally_schedule::virtual_lanes::{Arrival, Fold, FoldedError, Uneven, VirtualOptions, VirtualReport, VirtualRun};
+use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Why nothing can be predicted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +27,18 @@ pub enum PredictError {
     /// A request that can never run here.
     #[error(transparent)]
     Submit(#[from] SubmitError),
+    /// Devices that one was to stand for do not do the same under this load.
+    #[error(transparent)]
+    Uneven(#[from] Uneven),
+}
+
+impl From<FoldedError> for PredictError {
+    fn from(error: FoldedError) -> Self {
+        match error {
+            FoldedError::Submit(error) => error.into(),
+            FoldedError::Uneven(error) => error.into(),
+        }
+    }
 }
 
 /// What is predicted.
@@ -43,6 +57,15 @@ pub struct Setting<'a> {
     pub jitter: f64,
     /// Of the jitter.
     pub seed: u64,
+    /// Devices that the plan runs for others. Without jitter only: luck is not the same for all.
+    pub fold: &'a Fold,
+    /// Whether spans are kept; else sums.
+    pub keeps_spans: bool,
+    /// Whether the step planner learns what steps cost, as a benchmark's does. Sequences that are all alike need no learning, and a fold
+    /// no change of homes.
+    pub learns: bool,
+    /// Cores that all lanes share; `None`: a core a lane.
+    pub cores: Option<usize>,
 }
 
 /// What will happen.
@@ -57,10 +80,10 @@ pub struct Prediction {
 }
 
 impl Setting<'_> {
-    /// Runs the load to its end on virtual time, with a step planner that learns as a benchmark's does.
+    /// Runs the load to its end on virtual time, with the step planner of a run.
     ///
     /// # Errors
-    /// [`PredictError::Submit`] if a request can never run here.
+    /// [`PredictError::Submit`] if a request can never run here, [`PredictError::Uneven`] if the fold is not that of this load.
     pub fn predict(&self) -> Result<Prediction, PredictError> {
         let costs = Scattered { durations: self.durations, jitter: self.jitter, seed: self.seed };
         let run = VirtualRun {
@@ -70,12 +93,15 @@ impl Setting<'_> {
             costs: &costs,
             token: &|_, _| 0,
         };
+        // Prompts of a length are one: thousands of requests have few lengths, or short ones.
+        let mut prompts: HashMap<usize, Arc<[u32]>> = HashMap::new();
+        let mut prompt = |tokens: usize| Arc::clone(prompts.entry(tokens).or_insert_with(|| vec![0; tokens].into()));
         let arrival = |(id, request): (usize, &rally_load::LoadRequest)| Arrival {
             at_ns: (request.arrival_s * 1e9).round() as u64,
             request: SequenceRequest {
                 generated: std::sync::Arc::default(),
                 id: id as u64,
-                prompt: vec![0; request.prompt_tokens].into(),
+                prompt: prompt(request.prompt_tokens),
                 max_new_tokens: request.output_tokens,
                 stop_token_ids: [].into(),
                 sampling: SamplingParams::default(),
@@ -83,9 +109,10 @@ impl Setting<'_> {
             },
         };
         let arrivals = self.load.requests.iter().enumerate().map(arrival).collect();
-        let options =
-            VirtualOptions { max_under_way: self.load.max_concurrency, learns: true, ..VirtualOptions::default() };
-        let report = run.run_with(arrivals, options)?;
+        let (max_under_way, keeps_spans) = (self.load.max_concurrency, self.keeps_spans);
+        let (learns, cores) = (self.learns, self.cores);
+        let options = VirtualOptions { max_under_way, learns, keeps_spans, cores, ..VirtualOptions::default() };
+        let report = run.run_folded(self.fold, arrivals, options)?;
         let timings = self.timings(&report);
         let last = timings.iter().filter_map(|timing| timing.token_s.last().copied());
         let duration_s = last.fold(0.0, f64::max);

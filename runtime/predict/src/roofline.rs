@@ -13,7 +13,7 @@ use rally_graph::plan::{TaskRole, TaskTable, TaskTemplate};
 use rally_graph::shard::ShardCounts;
 use rally_graph::spec::{ComputeDtype, DeploymentSpec};
 use rally_graph::stage_graph::{DeviceIndex, Payload, StageGraph};
-use rally_schedule::virtual_lanes::{Transit, VirtualTask};
+use rally_schedule::virtual_lanes::{Fold, Transit, VirtualTask};
 
 /// Shares of the peaks that work reaches, and what every task and every message costs beside.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -70,8 +70,21 @@ struct Figures {
     flops_per_s: f64,
     /// Of a row that is sent.
     row_bytes: f64,
-    /// Other devices that get rows, and which share of them.
-    to: Vec<(DeviceIndex, f64)>,
+    /// Other devices that get rows, each a part of them: one over this.
+    to: Vec<Destination>,
+    parts: usize,
+}
+
+/// Who gets rows of a send or an exchange.
+#[derive(Clone, Copy, Debug)]
+struct Destination {
+    device: DeviceIndex,
+    /// Devices that it stands for here.
+    times: usize,
+    /// Devices that send to each of those, of those that the sender stands for.
+    senders: usize,
+    /// Whether they are on the sender's host.
+    near: bool,
 }
 
 /// A graph on machines that may not exist.
@@ -79,8 +92,6 @@ pub struct Roofline<'a> {
     machines: Machines<'a>,
     /// By task.
     figures: Vec<Figures>,
-    /// By device: host, if it names one.
-    hosts: Vec<Option<&'a str>>,
     shape: &'a ModelShape,
     experts: &'a ExpertLoad,
 }
@@ -96,7 +107,11 @@ impl<'a> Roofline<'a> {
         tasks: &TaskTable,
         shape: &'a ModelShape,
         experts: &'a ExpertLoad,
+        fold: &Fold,
     ) -> Result<Self, SpecError> {
+        let host = |group: &str| machines.spec.devices.get(group).and_then(|device| device.host.as_deref());
+        let hosts: Vec<Option<&str>> = graph.devices.iter().map(|device| host(&device.group)).collect();
+        let ways = Ways { graph, tasks, hosts: &hosts, fold };
         let mut followers: Vec<Vec<DeviceIndex>> = vec![Vec::new(); tasks.tasks.len()];
         for task in &tasks.tasks {
             for before in &task.after {
@@ -107,31 +122,61 @@ impl<'a> Roofline<'a> {
         let figures = figures.map(|(task, followers)| {
             let mut figures = of_task(&machines, graph, task, shape)?;
             if task.payload != Payload::None && task.role != TaskRole::Receive {
-                figures.to = destinations(tasks, task, followers);
+                (figures.to, figures.parts) = ways.destinations(task, followers);
             }
             Ok(figures)
         });
         let figures = figures.collect::<Result<_, SpecError>>()?;
-        let host = |group: &str| machines.spec.devices.get(group).and_then(|device| device.host.as_deref());
-        let hosts = graph.devices.iter().map(|device| host(&device.group)).collect();
-        Ok(Self { machines, figures, hosts, shape, experts })
+        Ok(Self { machines, figures, shape, experts })
     }
 }
 
-/// Who gets rows of a send or an exchange, itself aside. Input goes to every copy of the FFN by its share; output is shared out
-/// among those it belongs to.
-fn destinations(tasks: &TaskTable, task: &TaskTemplate, followers: &[DeviceIndex]) -> Vec<(DeviceIndex, f64)> {
-    let replicas = task.layer.and_then(|layer| tasks.ffns[layer].as_ref()).map_or(1, |ffn| ffn.replicas());
-    let mut devices = followers.to_vec();
-    devices.sort_unstable();
-    devices.dedup();
-    let share = match (task.payload, task.role) {
-        (Payload::Output, _) => 1.0 / devices.len().max(1) as f64,
-        // What one copy got is passed on to its own devices.
-        (_, TaskRole::Exchange) => 1.0,
-        _ => 1.0 / replicas as f64,
-    };
-    devices.into_iter().filter(|device| *device != task.device).map(|device| (device, share)).collect()
+/// What decides who sends to whom, and how far.
+struct Ways<'a> {
+    graph: &'a StageGraph,
+    tasks: &'a TaskTable,
+    /// By device: host, if it names one.
+    hosts: &'a [Option<&'a str>],
+    fold: &'a Fold,
+}
+
+impl Ways<'_> {
+    /// Who gets rows of a send or an exchange, the device itself aside, and into how many parts they are divided. Input goes to every
+    /// copy of the FFN by its share; output is shared out among those it belongs to.
+    fn destinations(&self, task: &TaskTemplate, followers: &[DeviceIndex]) -> (Vec<Destination>, usize) {
+        let Self { graph, tasks, hosts, fold } = self;
+        let replicas = task.layer.and_then(|layer| tasks.ffns[layer].as_ref()).map_or(1, |ffn| ffn.replicas());
+        let mut devices = followers.to_vec();
+        devices.sort_unstable();
+        devices.dedup();
+        // An exchange ends in its own group, a send in all groups.
+        let sends = task.role == TaskRole::Send;
+        let mut to = Vec::new();
+        for device in devices.iter().copied() {
+            let same_group = graph.devices[device].group == graph.devices[task.device].group;
+            let other_groups = |device: DeviceIndex| match sends {
+                true => fold.members(device).len() - usize::from(same_group),
+                false => usize::from(!same_group),
+            };
+            if same_group && device != task.device {
+                to.push(Destination { device, times: 1, senders: 1, near: true });
+            }
+            let (times, senders) = (other_groups(device), other_groups(task.device));
+            // What it stands for is on hosts of its own, or nobody names one.
+            let near = hosts[task.device] == hosts[device] && (!same_group || hosts[device].is_none());
+            if times > 0 {
+                to.push(Destination { device, times, senders, near });
+            }
+        }
+        let all = || devices.iter().map(|device| if sends { fold.members(*device).len() } else { 1 }).sum();
+        let parts = match (task.payload, task.role) {
+            (Payload::Output, _) => all(),
+            // What one copy got is passed on to its own devices.
+            (_, TaskRole::Exchange) => 1,
+            _ => replicas,
+        };
+        (to, parts.max(1))
+    }
 }
 
 fn of_task(
@@ -202,7 +247,10 @@ impl Durations for Roofline<'_> {
             false => self.experts.hit(rows, layer, &figures.held, top_k, experts),
         };
         let (rows, context) = (rows as f64, task.load.context as f64);
-        let chosen = figures.held.len() as f64 * top_k as f64 / experts.max(1) as f64;
+        let chosen = match figures.held.is_empty() {
+            true => 0.0,
+            false => self.experts.chosen(layer, &figures.held, top_k, experts),
+        };
         let touched = (rows * figures.touched).min(1.0);
         let bytes = figures.bytes * touched + figures.expert_bytes * hit + figures.position_bytes * context;
         let flops = 2.0 * rows * (figures.values + figures.expert_values * chosen) + figures.position_flops * context;
@@ -217,11 +265,10 @@ impl Durations for Roofline<'_> {
         let figures = &self.figures[task.task];
         let device = task.table.tasks[task.task].device;
         let Efficiency { network, latency_s, multicast, .. } = self.machines.efficiency;
-        let bytes = task.load.rows as f64 * figures.row_bytes;
+        let part_bytes = task.load.rows as f64 * figures.row_bytes / figures.parts as f64;
         let mut transit = Transit::default();
         for near in [true, false] {
-            let same_host = |other: &DeviceIndex| (self.hosts[*other] == self.hosts[device]) == near;
-            let to = figures.to.iter().filter(|(other, _)| same_host(other));
+            let to = figures.to.iter().filter(|to| to.near == near);
             let speed = |device: DeviceIndex| {
                 let links = self.machines.hardware[device].links();
                 let bytes_per_s =
@@ -230,11 +277,11 @@ impl Durations for Roofline<'_> {
             };
             let way = |device: DeviceIndex, into: bool| device * 4 + usize::from(near) * 2 + usize::from(into);
             let ns = |bytes: f64, device: DeviceIndex| (bytes / speed(device) * 1e9).round() as u64;
-            let shares = to.clone().map(|(_, share)| *share);
-            let leaving = if multicast { shares.fold(0.0, f64::max) } else { shares.sum() };
-            if leaving > 0.0 {
-                transit.out.push((way(device, false), ns(bytes * leaving, device)));
-                transit.into.extend(to.map(|(other, share)| (way(*other, true), ns(bytes * share, *other))));
+            let times: usize = to.clone().map(|to| to.times).sum();
+            if times > 0 {
+                let leaving = if multicast { 1 } else { times };
+                transit.out.push((way(device, false), ns(part_bytes * leaving as f64, device)));
+                transit.into.extend(to.map(|to| (way(to.device, true), to.senders as u64 * ns(part_bytes, to.device))));
                 let latency_ns = if near { 0 } else { (latency_s * 1e9).round() as u64 };
                 transit.latency_ns = transit.latency_ns.max(latency_ns);
             }

@@ -17,8 +17,8 @@ mod types;
 
 pub use self::types::{FinishReason, PlannerConfig, PlannerEvent, SubmitError};
 
-use self::balance::Loads;
-use self::memory::Way;
+use self::balance::{ByDevice, Loads};
+use self::memory::{Rooms, Way};
 use self::pace::Pace;
 use self::rows::PrefillBudget;
 use self::sequence::{Leaving, Running, Sequence};
@@ -26,7 +26,7 @@ use crate::batch::{DeviceBatch, SequenceId, SequenceRequest};
 use crate::cost::{CostLearner, CostModel};
 use crate::pages::PageAllocator;
 use crate::span::CounterSample;
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 #[derive(Debug)]
 struct DeviceState {
@@ -42,8 +42,8 @@ pub struct StepPlanner {
     waiting: VecDeque<Sequence>,
     /// Oldest first.
     running: Vec<Running>,
-    /// Ids of all of them: a file of a million requests must not be compared each with each.
-    ids: HashSet<SequenceId>,
+    /// Ids of all of them with their `arrival`: a file of a million requests must not be compared each with each.
+    ids: HashMap<SequenceId, u64>,
     devices: Vec<DeviceState>,
     cost: CostModel,
     learner: CostLearner,
@@ -54,10 +54,15 @@ pub struct StepPlanner {
     way: Option<Way>,
     /// Present if a time per token is to be kept.
     pace: Option<Pace>,
+    /// Whether any running sequence may have a claim.
+    claimed: bool,
     // Reused between steps.
+    rooms: Rooms,
     loads: Loads,
+    by_device: ByDevice,
     order: Vec<usize>,
     budgets: Vec<PrefillBudget>,
+    pages: Vec<usize>,
 }
 
 impl StepPlanner {
@@ -71,7 +76,7 @@ impl StepPlanner {
             config,
             waiting: VecDeque::new(),
             running: Vec::new(),
-            ids: HashSet::new(),
+            ids: HashMap::new(),
             devices: (0..config.devices).map(|_| device()).collect(),
             cost: CostModel::default(),
             learner: CostLearner::new(CostModel::default()),
@@ -80,9 +85,13 @@ impl StepPlanner {
             prefill_turns: 0,
             way: None,
             pace: None,
+            claimed: false,
+            rooms: Rooms::default(),
             loads: Loads::new(config.micro_batches, config.devices),
+            by_device: ByDevice::default(),
             order: Vec::new(),
             budgets: vec![PrefillBudget::default(); config.devices],
+            pages: vec![0; config.devices],
         }
     }
 
@@ -180,10 +189,11 @@ impl StepPlanner {
         if self.is_idle() {
             self.forget_times();
         }
-        if !self.ids.insert(request.id) {
+        if self.ids.contains_key(&request.id) {
             return Err(SubmitError::DuplicateId(request.id));
         }
         self.submitted += 1;
+        self.ids.insert(request.id, self.submitted);
         self.waiting.push_back(Sequence {
             arrival: self.submitted,
             generated: request.generated.to_vec(),
@@ -267,7 +277,15 @@ impl StepPlanner {
 
     /// A running sequence that has not ended.
     fn find(&mut self, id: SequenceId) -> Option<&mut Running> {
-        self.running.iter_mut().find(|running| running.sequence.request.id == id && !running.ended)
+        let arrival = *self.ids.get(&id)?;
+        let oldest = self.running.first()?.sequence.arrival;
+        // Mostly nobody between the oldest and this one has left.
+        let guess = usize::try_from(arrival.checked_sub(oldest)?).unwrap_or(usize::MAX);
+        let index = match self.running.get(guess) {
+            Some(running) if running.sequence.arrival == arrival => guess,
+            _ => self.running.binary_search_by_key(&arrival, |running| running.sequence.arrival).ok()?,
+        };
+        self.running.get_mut(index).filter(|running| !running.ended)
     }
 
     fn kv_tokens(&self, request: &SequenceRequest) -> usize {

@@ -4,22 +4,26 @@
 //! for other lanes by their progress counters, and the lane that ends a micro-batch's step last plans its next one. What comes
 //! out has the shape of a run's report. Nothing here looks at a clock: the same inputs give the same report.
 
+mod cores;
+mod fold;
 mod links;
 mod near_by;
 mod rows;
 
+use self::cores::Cores;
+pub use self::fold::{Fold, Uneven};
 use self::links::Links;
 pub use self::links::Transit;
 pub use self::near_by::NearBy;
 use self::rows::RowFlow;
-use crate::batch::{DeviceBatch, SequenceId, SequenceRequest};
+use crate::batch::{DeviceBatch, SampleSpec, SequenceId, SequenceRequest};
 use crate::planner::{FinishReason, PlannerConfig, PlannerEvent, StepPlanner, SubmitError};
 use crate::span::{CounterSample, Gap, LaneReport, Span};
 use rally_graph::kinds::Role;
 use rally_graph::plan::{Plan, PlannedTask, TaskId, TaskRole, TaskTable};
-use rally_graph::stage_graph::DeviceIndex;
+use rally_graph::stage_graph::{DeviceIndex, StageIndex};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 
 /// What a task works on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,11 +93,14 @@ pub struct VirtualOptions {
     pub keep_tpot_ns: Option<u64>,
     /// Whether spans and counters are kept; else only sums, and memory does not grow with steps.
     pub keeps_spans: bool,
+    /// Cores that all lanes share: a lane that has found work keeps its core until it must wait, and then the one that has waited longest
+    /// for a core gets it. `None`: a core a lane.
+    pub cores: Option<usize>,
 }
 
 impl Default for VirtualOptions {
     fn default() -> Self {
-        Self { max_under_way: None, learns: false, keep_tpot_ns: None, keeps_spans: true }
+        Self { max_under_way: None, learns: false, keep_tpot_ns: None, keeps_spans: true, cores: None }
     }
 }
 
@@ -149,11 +156,26 @@ pub struct VirtualLane {
     pub bubble_ns: u64,
 }
 
+/// What one stage did, or one part of a transfer, on all devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageSum {
+    /// Which stage.
+    pub stage: StageIndex,
+    /// What part of it.
+    pub role: TaskRole,
+    /// Tasks that had rows.
+    pub tasks: u64,
+    /// Nanoseconds of all of them.
+    pub busy_ns: u64,
+}
+
 /// What a virtual run leaves behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VirtualReport {
     /// By lane, in the plan's order.
     pub lanes: Vec<VirtualLane>,
+    /// Of what had rows, by stage.
+    pub stages: Vec<StageSum>,
     /// End of the last task that had rows.
     pub wall_ns: u64,
     /// How full the run was, a sample a planned step.
@@ -171,20 +193,41 @@ impl VirtualRun<'_> {
     }
 
     /// The same with `options`.
-    pub fn run_with(&self, mut arrivals: Vec<Arrival>, options: VirtualOptions) -> Result<VirtualReport, SubmitError> {
-        arrivals.sort_by_key(|arrival| arrival.at_ns);
-        let mut world = World::new(self, arrivals, options);
-        for lane in 0..world.lanes.len() {
-            world.try_start(lane, 0, lane);
-        }
-        while let Some(Reverse((now, _, event))) = world.events.pop() {
-            match event {
-                Event::Ended(lane) => world.end_task(lane, now)?,
-                Event::Delivered(lane, done) => world.deliver(lane, done, now),
-            }
-        }
+    pub fn run_with(&self, arrivals: Vec<Arrival>, options: VirtualOptions) -> Result<VirtualReport, SubmitError> {
+        let fold = Fold::none(World::devices(self));
+        let mut world = World::new(self, &fold, arrivals, options);
+        world.run()?;
         Ok(world.into_report())
     }
+
+    /// The same for all devices where the plan has only those that `fold` runs. Costs are those of one of them, transits those of all.
+    ///
+    /// # Errors
+    /// [`FoldedError::Uneven`] where devices that were to do the same were given different batches.
+    pub fn run_folded(
+        &self,
+        fold: &Fold,
+        arrivals: Vec<Arrival>,
+        options: VirtualOptions,
+    ) -> Result<VirtualReport, FoldedError> {
+        let mut world = World::new(self, fold, arrivals, options);
+        world.run()?;
+        match world.uneven.take() {
+            None => Ok(world.into_report()),
+            Some(uneven) => Err(uneven.into()),
+        }
+    }
+}
+
+/// Why a folded run has no report.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FoldedError {
+    /// A request that can never run.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    /// The devices do not do the same.
+    #[error(transparent)]
+    Uneven(#[from] Uneven),
 }
 
 fn planner(config: PlannerConfig, options: VirtualOptions) -> StepPlanner {
@@ -259,9 +302,20 @@ enum StepEnd {
 struct World<'a> {
     run: &'a VirtualRun<'a>,
     options: VirtualOptions,
+    fold: &'a Fold,
+    /// Why the fold is wrong, once it is.
+    uneven: Option<Uneven>,
+    /// By device: its number among the attention devices.
+    own: Vec<Option<usize>>,
+    /// By number among the attention devices: numbers of those that this one is run for.
+    alike: Vec<Vec<usize>>,
+    /// By task: whether it begins or ends a step.
+    entries: Vec<bool>,
+    exits: Vec<bool>,
     /// Requests submitted that have not ended.
     under_way: usize,
     links: Links,
+    cores: Cores,
     plan: &'a Plan,
     planner: StepPlanner,
     planner_events: Vec<PlannerEvent>,
@@ -273,7 +327,8 @@ struct World<'a> {
     /// The step that runs, by attention device and micro-batch.
     batches: Vec<Vec<DeviceBatch>>,
     counters: Vec<CounterSample>,
-    sequences: BTreeMap<SequenceId, SequenceTimes>,
+    stages: BTreeMap<(StageIndex, u8), StageSum>,
+    sequences: HashMap<SequenceId, SequenceTimes>,
     /// Ends of tasks: time, then in the order in which they were found.
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     found: u64,
@@ -281,8 +336,24 @@ struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    fn new(run: &'a VirtualRun<'a>, arrivals: Vec<Arrival>, options: VirtualOptions) -> Self {
+    /// Devices there are.
+    fn devices(run: &VirtualRun<'_>) -> usize {
+        let lanes = run.plan.lanes.iter().map(|lane| lane.device + 1);
+        lanes.chain(run.attention.iter().map(|device| device + 1)).max().unwrap_or(0)
+    }
+
+    fn new(run: &'a VirtualRun<'a>, fold: &'a Fold, mut arrivals: Vec<Arrival>, options: VirtualOptions) -> Self {
+        arrivals.sort_by_key(|arrival| arrival.at_ns);
         let (plan, config) = (run.plan, run.planner);
+        let mut own = vec![None; Self::devices(run)];
+        run.attention.iter().enumerate().for_each(|(index, device)| own[*device] = Some(index));
+        let alike = |device: &DeviceIndex| fold.members(*device).iter().filter_map(|device| own[*device]).collect();
+        let alike = run.attention.iter().map(alike).collect();
+        let marked = |ids: &[TaskId]| {
+            let mut marked = vec![false; plan.table.tasks.len()];
+            ids.iter().for_each(|id| marked[*id] = true);
+            marked
+        };
         let lane = |name: &String| LaneState {
             cycle: 0,
             position: 0,
@@ -307,22 +378,45 @@ impl<'a> World<'a> {
         Self {
             run,
             options,
+            fold,
+            uneven: None,
+            alike,
+            entries: marked(&plan.table.entries),
+            exits: marked(&plan.table.exits),
             under_way: 0,
-            links: Links::default(),
+            links: Links::new(plan.lanes.len()),
+            cores: Cores::new(plan.lanes.len(), options.cores),
             plan,
             planner: planner(config, options),
             planner_events: Vec::new(),
             arrivals: arrivals.into(),
             micro_batches: (0..plan.micro_batches).map(micro_batch).collect(),
             lanes: plan.lanes.iter().map(|planned| lane(&planned.name)).collect(),
-            rows: RowFlow::new(plan, run.attention),
+            rows: RowFlow::new(plan, own.clone(), fold),
+            own,
             batches: vec![vec![DeviceBatch::default(); plan.micro_batches]; config.devices],
             counters: Vec::new(),
-            sequences: BTreeMap::new(),
+            stages: BTreeMap::new(),
+            sequences: HashMap::new(),
             events: BinaryHeap::new(),
             found: 0,
             final_cycle: u64::MAX,
         }
+    }
+
+    fn run(&mut self) -> Result<(), SubmitError> {
+        for lane in 0..self.lanes.len() {
+            self.try_start(lane, 0, lane);
+        }
+        while self.uneven.is_none()
+            && let Some(Reverse((now, _, event))) = self.events.pop()
+        {
+            match event {
+                Event::Ended(lane) => self.end_task(lane, now)?,
+                Event::Delivered(lane, done) => self.deliver(lane, done, now),
+            }
+        }
+        Ok(())
     }
 
     fn schedule(&mut self, at: u64, event: Event) {
@@ -339,7 +433,13 @@ impl<'a> World<'a> {
             let target = plan.wait_target(wait, cycle as i64);
             self.lanes[wait.lane].done as i64 >= target && !self.links.is_under_way(wait.lane, target as u64)
         };
-        if lane.running.is_some() || cycle > self.final_cycle || !planned.waits.iter().all(reached) {
+        if lane.running.is_some() {
+            return;
+        }
+        if cycle > self.final_cycle || !planned.waits.iter().all(reached) {
+            return self.leave_core(index, now);
+        }
+        if !self.cores.enter(index) {
             return;
         }
         let (ready_ns, waited) = (lane.ready_ns, now > lane.ready_ns);
@@ -358,25 +458,37 @@ impl<'a> World<'a> {
         self.schedule(start_ns + duration, Event::Ended(index));
     }
 
+    /// The lane must wait, and another may have its core.
+    fn leave_core(&mut self, index: usize, now: u64) {
+        self.cores.leave(index);
+        while let Some(next) = self.cores.next() {
+            self.try_start(next, now, index);
+        }
+    }
+
     /// What the task works on, found as a real lane finds it: in descriptors and slots. And how many tokens it samples.
     fn begin(&mut self, lane: usize, planned: &PlannedTask) -> (Load, usize) {
         let template = &self.plan.table.tasks[planned.task];
         let (device, m) = (template.device, planned.micro_batch);
-        let attention = self.run.attention.iter().position(|attention| *attention == device);
+        let attention = self.own[device];
         if let Some(own) = attention
-            && self.plan.table.entries.contains(&planned.task)
+            && self.entries[planned.task]
         {
-            std::mem::swap(&mut self.micro_batches[m].planned[own], &mut self.batches[own][m]);
+            for own in &self.alike[own] {
+                std::mem::swap(&mut self.micro_batches[m].planned[*own], &mut self.batches[*own][m]);
+            }
             self.rows.begin_step(device, m, batch_load(&self.batches[own][m]));
         }
         let mut sampled = 0;
         if let (TaskRole::Compute, Some(own)) = (template.role, attention)
             && self.plan.table.stages[template.stage].role == Role::Sampling
         {
-            for group in &self.batches[own][m].groups {
-                let sample = group.sample.map(|s| (group.sequence, (self.run.token)(group.sequence, s.token_index)));
-                sampled += usize::from(sample.is_some());
-                self.lanes[lane].samples.extend(sample);
+            sampled = samples(&self.batches[own][m]);
+            for own in &self.alike[own] {
+                for group in &self.batches[*own][m].groups {
+                    let token = |sample: SampleSpec| (self.run.token)(group.sequence, sample.token_index);
+                    self.lanes[lane].samples.extend(group.sample.map(|sample| (group.sequence, token(sample))));
+                }
             }
         }
         let own = attention.map(|own| batch_load(&self.batches[own][m]));
@@ -421,12 +533,15 @@ impl<'a> World<'a> {
                 self.lanes[index].gap.admission(from_ns, now);
             }
         }
-        if !self.plan.table.exits.contains(&planned.task) {
+        if !self.exits[planned.task] {
             return Ok(true);
         }
         match self.end_step(index, planned.micro_batch, running, now)? {
             StepEnd::Open => Ok(true),
-            StepEnd::Idle => Ok(false),
+            StepEnd::Idle => {
+                self.leave_core(index, now);
+                Ok(false)
+            }
             StepEnd::Planned => {
                 let host_ns = self.run.costs.plan_ns(&virtual_task(self.plan, planned, &running));
                 if host_ns > 0 {
@@ -466,8 +581,14 @@ impl<'a> World<'a> {
         }
         let Running { start_ns, step, .. } = running;
         let planned = &self.plan.lanes[index].tasks[lane.position];
-        if self.plan.table.tasks[planned.task].computes() {
-            self.micro_batches[planned.micro_batch].work_ns += end_ns - start_ns;
+        let template = &self.plan.table.tasks[planned.task];
+        let alike = self.fold.members(template.device).len() as u64;
+        let (stage, role) = (template.stage, template.role);
+        let new = StageSum { stage, role, tasks: 0, busy_ns: 0 };
+        let sum = self.stages.entry((stage, role as u8)).or_insert(new);
+        (sum.tasks, sum.busy_ns) = (sum.tasks + alike, sum.busy_ns + alike * (end_ns - start_ns));
+        if template.computes() {
+            self.micro_batches[planned.micro_batch].work_ns += alike * (end_ns - start_ns);
         }
         let (position, rows) = (lane.position as u32, running.load.rows as u32);
         let span = Span { position, step, rows, effort: rows, start_ns, end_ns, ..Span::default() };
@@ -520,6 +641,9 @@ impl<'a> World<'a> {
         let planned = &self.micro_batches[m].planned;
         let sum = |of: fn(&DeviceBatch) -> usize| planned.iter().map(of).sum();
         self.micro_batches[m].load = (sum(|batch| batch.rows), sum(DeviceBatch::context));
+        if self.fold.folds() {
+            self.uneven = self.rows.uneven(m, &self.alike, &self.micro_batches[m].planned);
+        }
         if self.options.keeps_spans {
             self.counters.push(self.planner.sample(now, step, m, &self.micro_batches[m].planned));
         }
@@ -532,7 +656,9 @@ impl<'a> World<'a> {
         let most = self.options.max_under_way.unwrap_or(usize::MAX);
         while self.under_way < most && self.arrivals.front().is_some_and(|arrival| arrival.at_ns <= now) {
             let Some(Arrival { at_ns, request }) = self.arrivals.pop_front() else { break };
-            let times = SequenceTimes { arrived_ns: at_ns, ..SequenceTimes::default() };
+            // All at once: grown step by step, a token would come to take twice its room.
+            let tokens = Vec::with_capacity(request.max_new_tokens.min(1 << 16));
+            let times = SequenceTimes { arrived_ns: at_ns, tokens, ..SequenceTimes::default() };
             let id = request.id;
             self.planner.submit(request)?;
             self.under_way += 1;
@@ -564,7 +690,9 @@ impl<'a> World<'a> {
         };
         let free_pages = self.planner.free_pages();
         let lanes = self.lanes.into_iter().map(lane).collect();
-        VirtualReport { lanes, wall_ns, counters: self.counters, sequences: self.sequences, free_pages }
+        let sequences = self.sequences.into_iter().collect();
+        let stages = self.stages.into_values().collect();
+        VirtualReport { lanes, stages, wall_ns, counters: self.counters, sequences, free_pages }
     }
 }
 
@@ -572,6 +700,11 @@ impl<'a> World<'a> {
 fn virtual_task<'a>(plan: &'a Plan, planned: &PlannedTask, running: &Running) -> VirtualTask<'a> {
     let Running { step, load, sampled, warm, .. } = *running;
     VirtualTask { table: &plan.table, task: planned.task, micro_batch: planned.micro_batch, step, load, sampled, warm }
+}
+
+/// Rows that a token is sampled after.
+fn samples(batch: &DeviceBatch) -> usize {
+    batch.groups.iter().filter(|group| group.sample.is_some()).count()
 }
 
 fn batch_load(batch: &DeviceBatch) -> Load {

@@ -13,7 +13,7 @@ use rally_graph::spec::DeploymentSpec;
 use rally_graph::stage_graph::StageGraph;
 use rally_schedule::planner::FinishReason;
 use rally_schedule::policy::{PingPong, Policy, Sequential};
-use rally_schedule::virtual_lanes::{Arrival, VirtualCosts, VirtualReport, VirtualRun, VirtualTask};
+use rally_schedule::virtual_lanes::{Arrival, VirtualCosts, VirtualOptions, VirtualReport, VirtualRun, VirtualTask};
 
 const TAU: u64 = 1000;
 
@@ -237,5 +237,33 @@ proptest! {
             }
         }
         prop_assert_eq!(report.free_pages, attention << 12);
+    }
+}
+
+#[test]
+fn lanes_share_the_cores_there_are() {
+    let plan = plan(table(2, 2, 4), &PingPong, 3);
+    let of = |cores: Option<usize>| {
+        let run =
+            VirtualRun { plan: &plan, planner: planner(3, 2), attention: &[0, 1], costs: &balanced, token: &|_, _| 1 };
+        run.run_with(at_once(12, 2, 6), VirtualOptions { cores, ..VirtualOptions::default() }).expect("they fit")
+    };
+    let busy = |report: &VirtualReport| report.lanes.iter().map(|lane| lane.report.busy_ns).sum::<u64>();
+    let (one, two, all) = (of(Some(1)), of(Some(2)), of(None));
+    assert_eq!(of(Some(4)), all, "as many cores as lanes are a core a lane");
+    // One core is never idle while any lane has work, and all requests are there from the start.
+    assert_eq!(one.wall_ns, busy(&one));
+    assert!(one.wall_ns > two.wall_ns && two.wall_ns > all.wall_ns);
+    for (cores, report) in [(1, &one), (2, &two)] {
+        assert!(report.sequences.values().all(|times| times.tokens.len() == 6), "every request has its tokens");
+        let spans = report.lanes.iter().flat_map(|lane| &lane.report.spans).filter(|span| span.end_ns > span.start_ns);
+        // An end frees the core for whoever begins in the same moment.
+        let mut changes: Vec<(u64, i32)> = spans.flat_map(|span| [(span.start_ns, 1), (span.end_ns, -1)]).collect();
+        changes.sort_unstable();
+        let mut at_work = 0;
+        for (at_ns, change) in changes {
+            at_work += change;
+            assert!(at_work <= cores, "{at_work} lanes work at {at_ns} ns on {cores} cores");
+        }
     }
 }

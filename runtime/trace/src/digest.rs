@@ -137,7 +137,9 @@ fn transfer_line(analysis: &Analysis) -> Option<String> {
     (total > 0).then(|| {
         let kilobytes = transfers.sent_bytes as f64 / 1e3 / analysis.window.count as f64;
         let exposed = a_step(transfers.exposed_ns);
-        format!("moved   {} a step in transfers, {exposed} of it exposed; {kilobytes:.1} kB a step", a_step(total))
+        // Virtual lanes send times and no bytes.
+        let bytes = if kilobytes > 0.0 { format!("; {kilobytes:.1} kB a step") } else { String::new() };
+        format!("moved   {} a step in transfers, {exposed} of it exposed{bytes}", a_step(total))
     })
 }
 
@@ -175,7 +177,7 @@ fn schedule_offer(recording: &Recording<'_>, analysis: &Analysis) -> Option<Offe
     let best = replan.candidates.first()?;
     let gain = 1.0 - best.step_ms / replan.now_ms;
     let text = format!(
-        "--schedule {}: about {} a step, {:.0} % less (simulated with the times measured)",
+        "--schedule {}: about {} a step, {:.0} % less (simulated with these times)",
         best.schedule,
         ms(analysis.step_ms() * best.step_ms / replan.now_ms),
         gain * 100.0

@@ -29,7 +29,8 @@ pub fn report(told: &Told<'_>, goals: &[Goal]) -> String {
     out
 }
 
-fn requests(told: &Told<'_>, goals: &[Goal]) -> String {
+/// Throughput and latencies.
+pub fn requests(told: &Told<'_>, goals: &[Goal]) -> String {
     let summary = told.summary;
     let mut table = Table::new(&["", "", ""]);
     let mut line = |name: &str, value: String, note: &str| table.row(&[name, &value, note]);

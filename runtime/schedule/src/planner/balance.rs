@@ -56,10 +56,55 @@ pub(super) struct Loads {
     reading: Vec<f64>,
     /// With as many prompt rows as limits allow.
     full: Vec<f64>,
+    /// `cost` by micro-batch: asked for once for every sequence that starts.
+    cost_in_all: Vec<f64>,
     members: Vec<usize>,
+    members_in_all: Vec<usize>,
     prompts: Vec<usize>,
     /// Rows and context of what was planned last; what these cost may be learned anew.
     in_flight: Vec<(usize, usize)>,
+}
+
+/// What prompts of a micro-batch may cost on all devices together, and what they could use.
+#[derive(Clone, Copy)]
+pub(super) struct PromptCost {
+    /// Whether someone decodes beside them.
+    beside: bool,
+    most: f64,
+    wanted: f64,
+}
+
+/// Running sequences by device, each device's in their order.
+#[derive(Debug, Default)]
+pub(super) struct ByDevice {
+    sequences: Vec<usize>,
+    /// Where each device's begin, and the end.
+    begins: Vec<usize>,
+}
+
+impl ByDevice {
+    fn sort(&mut self, devices: usize, running: &[Running]) {
+        let Self { sequences, begins } = self;
+        begins.clear();
+        begins.resize(devices + 1, 0);
+        running.iter().for_each(|running| begins[running.device] += 1);
+        let mut end = 0;
+        for begin in begins.iter_mut() {
+            end += *begin;
+            *begin = end;
+        }
+        sequences.clear();
+        sequences.resize(running.len(), 0);
+        // From the back, each device's end moves to its beginning.
+        for (index, running) in running.iter().enumerate().rev() {
+            begins[running.device] -= 1;
+            sequences[begins[running.device]] = index;
+        }
+    }
+
+    fn of(&self, device: usize) -> &[usize] {
+        &self.sequences[self.begins[device]..self.begins[device + 1]]
+    }
 }
 
 /// A better home for a sequence, maybe in exchange for another one.
@@ -82,7 +127,9 @@ impl Loads {
         let cells = micro_batches * devices;
         let [cost, reading, full] = std::array::from_fn(|_| vec![0.0; cells]);
         let [members, prompts] = std::array::from_fn(|_| vec![0; cells]);
-        Self { devices, cost, reading, full, members, prompts, in_flight: vec![(0, 0); cells] }
+        let (cost_in_all, members_in_all) = (vec![0.0; micro_batches], vec![0; micro_batches]);
+        let in_flight = vec![(0, 0); cells];
+        Self { devices, cost, reading, full, cost_in_all, members, members_in_all, prompts, in_flight }
     }
 
     fn cell(&self, micro_batch: usize, device: usize) -> usize {
@@ -105,17 +152,22 @@ impl Loads {
         }
     }
 
+    /// Cost of a micro-batch with prompts at their floor, all of it or its part on one device.
+    fn cost(&self, micro_batch: usize, device: Option<usize>) -> f64 {
+        match device {
+            Some(device) => self.cost[self.cell(micro_batch, device)],
+            None => self.cost_in_all[micro_batch],
+        }
+    }
+
     fn mean(&self, device: Option<usize>) -> f64 {
-        let sum: f64 = match device {
-            Some(device) => self.cost[device..].iter().step_by(self.devices).sum(),
-            None => self.cost.iter().sum(),
-        };
+        let sum: f64 = self.micro_batches().map(|m| self.cost(m, device)).sum();
         sum / self.micro_batches().len() as f64
     }
 
     fn heaviest(&self, device: Option<usize>) -> usize {
-        let costs = self.micro_batches().map(|m| (m, self.of(&self.cost, m, device)));
-        costs.max_by(|a, b| a.1.total_cmp(&b.1)).expect("there is a micro-batch").0
+        let cost = |m: &usize| self.cost(*m, device);
+        self.micro_batches().max_by(|a, b| cost(a).total_cmp(&cost(b))).expect("there is a micro-batch")
     }
 
     /// The heaviest micro-batch, then the heaviest on each device, where it is well above the mean.
@@ -124,7 +176,7 @@ impl Loads {
         parts.filter_map(|device| {
             let heavy = Heavy { micro_batch: self.heaviest(device), device };
             let limit = self.mean(device) * (1.0 + LEVEL_ENOUGH);
-            (self.of(&self.cost, heavy.micro_batch, device) > limit).then_some(heavy)
+            (self.cost(heavy.micro_batch, device) > limit).then_some(heavy)
         })
     }
 
@@ -132,7 +184,7 @@ impl Loads {
     /// part. With one device simply twice the micro-batch's cost.
     fn pressure(&self, micro_batch: usize, device: usize) -> f64 {
         let part = self.cost[self.cell(micro_batch, device)];
-        self.of(&self.cost, micro_batch, None) + self.devices as f64 * part
+        self.cost_in_all[micro_batch] + self.devices as f64 * part
     }
 
     /// What prompts may bring a micro-batch up to, in all or on one device: [`FILL`] above the mean of what the
@@ -171,10 +223,12 @@ impl StepPlanner {
         loads.reading.fill(0.0);
         loads.full.fill(0.0);
         loads.members.fill(0);
+        loads.members_in_all.fill(0);
         loads.prompts.fill(0);
         for running in running.iter().filter(|running| !running.ended) {
             let cell = loads.cell(running.home, running.device);
             loads.members[cell] += 1;
+            loads.members_in_all[running.home] += 1;
             loads.prompts[cell] += usize::from(running.prefilling());
         }
         let most = self.prompt_rows_of_a_device();
@@ -195,14 +249,20 @@ impl StepPlanner {
             self.loads.cost[cell] += cost;
             self.loads.full[cell] += full;
         }
+        let loads = &mut self.loads;
+        let costs = loads.cost.chunks(loads.devices).map(|cells| cells.iter().sum());
+        loads.cost_in_all.iter_mut().zip(costs).for_each(|(all, cost)| *all = cost);
     }
 
     /// Counts a sequence that is about to start.
     pub(super) fn count_new(&mut self, sequence: &Sequence, micro_batch: usize, device: usize) {
         let cell = self.loads.cell(micro_batch, device);
         let rows = self.prompt_floor().min(sequence.known_tokens());
-        self.loads.cost[cell] += self.cost.of_prompt(rows, 0);
+        let cost = self.cost.of_prompt(rows, 0);
+        self.loads.cost[cell] += cost;
+        self.loads.cost_in_all[micro_batch] += cost;
         self.loads.members[cell] += 1;
+        self.loads.members_in_all[micro_batch] += 1;
         self.loads.prompts[cell] += 1;
     }
 
@@ -229,28 +289,40 @@ impl StepPlanner {
         }
     }
 
-    /// What the prompts of `micro_batch` on `device` may cost beside its decode rows, whose cost is given on this
-    /// device and on all.
-    pub(super) fn prompt_cost(&self, micro_batch: usize, device: usize, decode: f64, decode_in_all: f64) -> f64 {
-        let (loads, cell) = (&self.loads, self.loads.cell(micro_batch, device));
+    /// What the prompts of `micro_batch` on all devices may cost beside its decode rows, whose cost is given.
+    pub(super) fn prompt_cost_in_all(&self, micro_batch: usize, decode: f64) -> PromptCost {
         // While nobody decodes, nobody is kept waiting by a step that is longer than the one before it.
-        let beside =
-            |device| if self.someone_decodes() { self.cap_in_flight(micro_batch, device) } else { f64::INFINITY };
-        let cap = |device| Some(loads.cap(device)?.min(beside(device)));
-        let own = cap(Some(device)).map_or(f64::INFINITY, |cap| cap - decode);
+        let beside = self.someone_decodes();
+        PromptCost {
+            beside,
+            most: self.cap_beside(micro_batch, None, beside).map_or(f64::INFINITY, |cap| cap - decode),
+            wanted: self.loads.of(&self.loads.full, micro_batch, None) - decode,
+        }
+    }
+
+    /// The same on `device`, given what there is for all.
+    pub(super) fn prompt_cost(&self, micro_batch: usize, device: usize, decode: f64, in_all: PromptCost) -> f64 {
+        let (loads, cell) = (&self.loads, self.loads.cell(micro_batch, device));
+        let own = self.cap_beside(micro_batch, Some(device), in_all.beside).map_or(f64::INFINITY, |cap| cap - decode);
         // Devices share what is left in all as they could use it.
         let wanted = loads.full[cell] - decode;
-        let wanted_in_all = loads.of(&loads.full, micro_batch, None) - decode_in_all;
-        let share = if wanted_in_all > 0.0 { (wanted / wanted_in_all).clamp(0.0, 1.0) } else { 1.0 };
-        own.min(cap(None).map_or(f64::INFINITY, |cap| (cap - decode_in_all) * share)).max(0.0)
+        let share = if in_all.wanted > 0.0 { (wanted / in_all.wanted).clamp(0.0, 1.0) } else { 1.0 };
+        let most = if in_all.most.is_finite() { in_all.most * share } else { f64::INFINITY };
+        own.min(most).max(0.0)
+    }
+
+    fn cap_beside(&self, micro_batch: usize, device: Option<usize>, beside: bool) -> Option<f64> {
+        let beside = if beside { self.cap_in_flight(micro_batch, device) } else { f64::INFINITY };
+        Some(self.loads.cap(device)?.min(beside))
     }
 
     /// What a step may cost for its cost to be [`FILL_IN_FLIGHT`] above the mean of its own and those of the other
     /// micro-batches' steps in flight, in all or on one device.
     fn cap_in_flight(&self, micro_batch: usize, device: Option<usize>) -> f64 {
         let loads = &self.loads;
-        let others = loads.micro_batches().filter(|m| *m != micro_batch).flat_map(|m| loads.cells(m));
-        let others = others.filter(|cell| device.is_none_or(|device| cell % loads.devices == device));
+        let others = loads.micro_batches().filter(|m| *m != micro_batch);
+        let cells = |m| device.map_or(loads.cells(m), |device| loads.cell(m, device)..loads.cell(m, device) + 1);
+        let others = others.flat_map(cells);
         let sum: f64 =
             others.map(|cell| loads.in_flight[cell]).map(|(rows, context)| self.cost.of(rows, context)).sum();
         let share = self.config.micro_batches as f64 - (1.0 + FILL_IN_FLIGHT);
@@ -273,9 +345,8 @@ impl StepPlanner {
 
     /// Whether `micro_batch` can have one more sequence on `device`: each needs a row a step.
     pub(super) fn rows_room(&self, micro_batch: usize, device: usize) -> bool {
-        let members = &self.loads.members[self.loads.cells(micro_batch)];
-        members[device] < self.config.rows_per_device
-            && members.iter().sum::<usize>() < self.config.rows_per_micro_batch
+        self.loads.members[self.loads.cell(micro_batch, device)] < self.config.rows_per_device
+            && self.loads.members_in_all[micro_batch] < self.config.rows_per_micro_batch
     }
 
     /// The micro-batch that a new sequence of `device` goes to: the cheapest, and of equals the one that is planned soonest.
@@ -290,6 +361,10 @@ impl StepPlanner {
         for _ in 0..CHANGES_PER_CALL {
             self.count_loads();
             let mean = self.loads.mean(None);
+            if self.loads.heavy().next().is_none() {
+                return;
+            }
+            self.by_device.sort(self.loads.devices, &self.running);
             let Some((from, change)) = self.loads.heavy().find_map(|heavy| {
                 let change = self.best_change(heavy, mean)?;
                 Some((heavy.micro_batch, change))
@@ -317,14 +392,18 @@ impl StepPlanner {
         // any.
         let may_move = |(_, running): &(usize, &Running)| !running.ended && !running.fresh;
         let gives = |(_, r): &(usize, &Running)| r.home == from && heavy.device.is_none_or(|device| device == r.device);
-        for (sequence, giver) in self.running.iter().enumerate().filter(may_move).filter(gives) {
+        let all = 0..self.running.len();
+        let own = heavy.device.map_or(&[][..], |device| self.by_device.of(device));
+        let all = all.filter(|_| heavy.device.is_none()).chain(own.iter().copied());
+        let with = |sequence: usize| (sequence, &self.running[sequence]);
+        for (sequence, giver) in all.map(with).filter(may_move).filter(gives) {
             let (given, device) = (self.weight(giver), giver.device);
             for to in (0..self.config.micro_batches).filter(|to| *to != from && self.rows_room(*to, device)) {
                 let gain = self.gain(heavy, to, device, given, mean);
                 consider(gain.map(|gain| Change { gain, sequence, to, back: None }));
             }
-            let others = self.running.iter().enumerate().filter(may_move);
-            for (back, taker) in others.filter(|(_, r)| r.home != from && r.device == device) {
+            let others = self.by_device.of(device).iter().map(|other| with(*other)).filter(may_move);
+            for (back, taker) in others.filter(|(_, r)| r.home != from) {
                 let taken = self.weight(taker);
                 let gain = self.gain(heavy, taker.home, device, given - taken, mean);
                 // Until it is there, its new micro-batch lacks it.
@@ -341,7 +420,7 @@ impl StepPlanner {
         let (loads, from) = (&self.loads, heavy.micro_batch);
         let weights = 1.0 + self.config.devices as f64;
         let gap = (loads.pressure(from, device) - loads.pressure(to, device)) / weights;
-        let (total, total_to) = (loads.of(&loads.cost, from, None), loads.of(&loads.cost, to, None));
+        let (total, total_to) = (loads.cost_in_all[from], loads.cost_in_all[to]);
         let bettered = match heavy.device {
             None => moved.min(total - total_to - moved),
             Some(_) if total_to + moved > mean * (1.0 + LEVEL_ENOUGH) => return None,

@@ -10,9 +10,19 @@
 //! the other at their own plan calls, until it has a place. So the oldest of all stands still for a few rounds of plan
 //! calls at most, on any number of devices, and everyone is the oldest some day: alone, every accepted sequence fits.
 
-use super::StepPlanner;
 use super::sequence::{Leaving, Running, Sequence};
 use super::types::PlannerEvent;
+use super::{DeviceState, StepPlanner};
+use std::cmp::Reverse;
+
+/// What admission knows of the devices. Counted once for all that are admitted at a plan call.
+#[derive(Debug, Default)]
+pub(super) struct Rooms {
+    /// Pages, by device: those its sequences lack, and one for each that is going to grow.
+    wanted: Vec<usize>,
+    /// The devices, most free pages first.
+    order: Vec<usize>,
+}
 
 /// How asking for pages ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,17 +44,32 @@ pub(super) struct Way {
     pages: usize,
 }
 
+impl DeviceState {
+    fn take_back(&mut self, running: &mut Running) {
+        self.pages.give_back(&mut running.pages);
+        self.free_slots.push(running.slot);
+    }
+}
+
 impl StepPlanner {
     /// Takes back the pages of members that have ended or must leave.
     pub(super) fn release(&mut self, micro_batch: usize) {
+        // At once: taken out one by one, each would move all that stand behind it.
+        let Self { running, devices, ids, .. } = self;
+        running.retain_mut(|running| {
+            let goes = running.micro_batch == micro_batch && running.ended;
+            if goes {
+                devices[running.device].take_back(running);
+                ids.remove(&running.sequence.request.id);
+            }
+            !goes
+        });
+        self.claimed = self.running.iter().any(|running| running.claim > 0);
         let mut index = 0;
         while index < self.running.len() {
             let running = &self.running[index];
-            let (ours, ended, leaving) = (running.micro_batch == micro_batch, running.ended, running.leaving);
-            if ours && ended {
-                let sequence = self.take_back(index);
-                self.ids.remove(&sequence.request.id);
-            } else if ours && (leaving == Leaving::Surely || (leaving == Leaving::IfNeeded && self.is_needed(index))) {
+            let (ours, leaving) = (running.micro_batch == micro_batch, running.leaving);
+            if ours && (leaving == Leaving::Surely || (leaving == Leaving::IfNeeded && self.is_needed(index))) {
                 self.preempt_now(index);
             } else {
                 if ours {
@@ -64,15 +89,13 @@ impl StepPlanner {
     /// Pages of a device that sequences older than a running one lack.
     fn older_claims(&self, index: usize, device: usize) -> usize {
         let way = self.way.filter(|way| way.device == device).map_or(0, |way| way.pages);
-        way + claims(&self.running[..index], device)
+        way + if self.claimed { claims(&self.running[..index], device) } else { 0 }
     }
 
     /// Removes a running sequence and frees its slot and pages.
     fn take_back(&mut self, index: usize) -> Sequence {
         let mut running = self.running.remove(index);
-        let device = &mut self.devices[running.device];
-        device.pages.give_back(&mut running.pages);
-        device.free_slots.push(running.slot);
+        self.devices[running.device].take_back(&mut running);
         running.sequence
     }
 
@@ -102,7 +125,7 @@ impl StepPlanner {
                 return Growth::Ready;
             }
             if free + coming(&self.running, device) >= wanted {
-                self.running[index].claim = lacks;
+                self.claim(index, lacks);
                 return Growth::Waits;
             }
             let stays = |r: &Running| r.device == device && !r.ended && r.leaving == Leaving::No;
@@ -114,7 +137,7 @@ impl StepPlanner {
                 Some(youngest) if youngest > index => self.preempt_now(youngest),
                 // Younger ones leave first, or they would stay while it queues.
                 _ if coming(&self.running[index + 1..], device) > 0 => {
-                    self.running[index].claim = lacks;
+                    self.claim(index, lacks);
                     return Growth::Waits;
                 }
                 _ => {
@@ -123,6 +146,11 @@ impl StepPlanner {
                 }
             }
         }
+    }
+
+    fn claim(&mut self, index: usize, pages: usize) {
+        self.running[index].claim = pages;
+        self.claimed = true;
     }
 
     /// Admits from the front of the queue while there is room. First come, first served: a sequence that does not fit yet is
@@ -141,6 +169,7 @@ impl StepPlanner {
             return;
         }
         self.count_loads();
+        self.count_rooms();
         while self.running.len() < self.config.sequences
             && self.waiting.front().is_some_and(|next| self.has_time_for(next))
             && let Some((device, micro_batch)) = self.place_of_next(planned_now)
@@ -155,6 +184,30 @@ impl StepPlanner {
         }
     }
 
+    /// Counts what every device's sequences still want, and orders devices by their free pages.
+    fn count_rooms(&mut self) {
+        let Self { rooms, devices, running, .. } = self;
+        rooms.wanted.clear();
+        rooms.wanted.resize(devices.len(), 0);
+        for running in running.iter().filter(|running| !running.ended) {
+            rooms.wanted[running.device] += running.claim + usize::from(running.grows());
+        }
+        rooms.order.clear();
+        rooms.order.extend(0..devices.len());
+        rooms.order.sort_unstable_by_key(|device| (Reverse(devices[*device].pages.free()), *device));
+    }
+
+    /// `device` has one more that is about to grow, or not, and fewer free pages.
+    fn count_started(&mut self, device: usize, grows: bool) {
+        let Self { rooms, devices, .. } = self;
+        rooms.wanted[device] += usize::from(grows);
+        let key = |device: usize| (Reverse(devices[device].pages.free()), device);
+        if let Some(from) = rooms.order.iter().position(|other| *other == device) {
+            let behind = rooms.order[from + 1..].partition_point(|other| key(*other) < key(device));
+            rooms.order[from..=from + behind].rotate_left(1);
+        }
+    }
+
     /// Device and micro-batch for the front of the queue. Of devices that can have it, the one with most free pages.
     fn place_of_next(&self, planned_now: usize) -> Option<(usize, usize)> {
         let next = self.waiting.front()?;
@@ -162,16 +215,13 @@ impl StepPlanner {
         let oldest = self.is_oldest(next);
         let fits = |device: &usize| {
             let state = &self.devices[*device];
-            let own = || self.running.iter().filter(|running| running.device == *device);
             // Everyone there, the new one too, can grow by a page before someone has to leave. Nobody's wish stops the
             // oldest.
-            let growing = || own().filter(|r| r.grows()).count() + usize::from(pages < next.final_pages);
-            let others = if oldest { 0 } else { growing() + claims(&self.running, *device) };
+            let others = if oldest { 0 } else { self.rooms.wanted[*device] + usize::from(pages < next.final_pages) };
             !state.free_slots.is_empty() && state.pages.free() >= pages + others
         };
-        let candidates = (0..self.config.devices).filter(fits);
-        let candidates = candidates.filter_map(|device| Some((device, self.cheapest(device, planned_now)?)));
-        candidates.max_by_key(|(device, _)| (self.devices[*device].pages.free(), usize::MAX - device))
+        let mut candidates = self.rooms.order.iter().copied().filter(fits);
+        candidates.find_map(|device| Some((device, self.cheapest(device, planned_now)?)))
     }
 
     fn is_oldest(&self, waiting: &Sequence) -> bool {
@@ -243,6 +293,7 @@ impl StepPlanner {
         let taken = state.pages.take(prefill.div_ceil(self.config.page_tokens), &mut pages);
         assert!(taken, "admission checked that the pages are free");
         let planned = sequence.generated.len();
+        self.count_started(device, pages.len() < sequence.final_pages);
         // Oldest first, always.
         let place = self.running.partition_point(|running| running.sequence.arrival < sequence.arrival);
         let running = Running {

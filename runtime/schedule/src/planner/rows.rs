@@ -24,11 +24,13 @@ pub(super) struct PrefillBudget {
 
 impl StepPlanner {
     /// Makes room for page tables that are still to grow, so that a steady step allocates nothing.
-    pub(super) fn reserve_pages(&self, micro_batch: usize, batches: &mut [DeviceBatch]) {
-        for (device, batch) in batches.iter_mut().enumerate() {
-            let members = self.running.iter().filter(|r| r.micro_batch == micro_batch && r.device == device);
-            batch.pages.reserve(members.map(|running| running.sequence.final_pages).sum());
+    pub(super) fn reserve_pages(&mut self, micro_batch: usize, batches: &mut [DeviceBatch]) {
+        let Self { pages, running, .. } = self;
+        pages.fill(0);
+        for running in running.iter().filter(|running| running.micro_batch == micro_batch) {
+            pages[running.device] += running.sequence.final_pages;
         }
+        batches.iter_mut().zip(pages).for_each(|(batch, pages)| batch.pages.reserve(*pages));
     }
 
     /// One row for each member that decodes and has a page for it, oldest first.
@@ -98,11 +100,12 @@ impl StepPlanner {
         let decode_in_all: f64 = batches.iter().map(decode).sum();
         let most = self.prompt_rows_of_a_device();
         let most = if self.someone_decodes() { most.min(self.rows_in_time(micro_batch)) } else { most };
+        let in_all = self.prompt_cost_in_all(micro_batch, decode_in_all);
         for (device, batch) in batches.iter().enumerate() {
             self.budgets[device] = PrefillBudget {
                 rows: most.min(self.config.rows_per_device - batch.rows),
                 floor: self.prompt_floor(),
-                cost: self.prompt_cost(micro_batch, device, decode(batch), decode_in_all),
+                cost: self.prompt_cost(micro_batch, device, decode(batch), in_all),
                 sequences: 0,
             };
         }
