@@ -51,7 +51,9 @@ fn greedy_answers_are_those_of_run_whole_streamed_and_in_company() {
         assert_eq!(streamed_text(&events), expected["text"], "{events:#?}");
         let last = events.last().expect("there are events");
         assert_eq!(last["choices"][0]["finish_reason"], expected["finish_reason"]);
-        assert_eq!(events.len(), expected["completion_tokens"], "an event for each token");
+        // The end may come by itself, after the last token.
+        let tokens = expected["completion_tokens"].as_u64().expect("a number") as usize;
+        assert!((tokens..=tokens + 1).contains(&events.len()), "{} events for {tokens} tokens", events.len());
     }
     let together = server.complete(json!({ "prompt": PROMPTS, "max_tokens": 24, "temperature": 0 }));
     let texts: Vec<&Value> = expected.iter().map(|expected| &expected["text"]).collect();

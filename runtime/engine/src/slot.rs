@@ -70,6 +70,12 @@ pub fn take(slot: &Mutex<Slot>) -> Result<MutexGuard<'_, Slot>, SlotError> {
     })
 }
 
+/// Takes a slot to fill it. One that crosses to another host may still be in the hands of the thread that sent what was in it: the
+/// answer can be here before that thread has let go. So there, and only there, this waits.
+pub(crate) fn take_to_fill(slot: &Mutex<Slot>, crosses: bool) -> Result<MutexGuard<'_, Slot>, SlotError> {
+    if crosses { slot.lock().map_err(|_| SlotError::Poisoned) } else { take(slot) }
+}
+
 /// The storage format behind a name in the graph file.
 pub fn storage_dtype(dtype: WireDtype) -> StorageDtype {
     match dtype {

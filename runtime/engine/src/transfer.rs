@@ -102,7 +102,7 @@ impl Transfer<'_> {
                 RowsOf::Origin(device) => self.rows_from(*device),
             };
             let header = Header { rows: rows.len(), ..self.header };
-            let mut slot = slot::take(slot)?;
+            let mut slot = slot::take_to_fill(slot, crossing.is_some())?;
             let (dtype, payload, widths) = (self.dtype, self.payload, self.values.widths);
             let at = RemoteRows { micro_batch: self.micro_batch, first: rows.start, rows: rows.len() };
             bytes += match &mut self.remote {
@@ -157,7 +157,7 @@ impl Transfer<'_> {
             let at = self.rows_from(*home);
             let header = Header { rows: at.len(), ..self.header };
             if let Some(remote) = &mut self.remote
-                && slot::take(to)?.stays()
+                && slot::take_to_fill(to, crossing.is_some())?.stays()
             {
                 let at = RemoteRows { micro_batch: self.micro_batch, first: at.start, rows: at.len() };
                 for (index, slot) in parts.iter().enumerate() {
@@ -188,7 +188,8 @@ impl Transfer<'_> {
                 }
             }
             moved.rows += header.rows;
-            moved.bytes += slot::take(to)?.send_rows(sum, hidden, self.dtype, header) as u64;
+            moved.bytes +=
+                slot::take_to_fill(to, crossing.is_some())?.send_rows(sum, hidden, self.dtype, header) as u64;
             self.post(*crossing, header);
         }
         Ok(moved)

@@ -96,6 +96,21 @@ pub fn planner_config(limits: &Limits, attention: usize, micro_batches: usize, s
     }
 }
 
+/// Refuses what a valid graph can say and nothing here runs. `host`: the one that this is, in a graph with hosts.
+///
+/// # Errors
+/// [`AssembleError`] that names what does not run.
+pub fn refuse_what_does_not_run(
+    spec: &DeploymentSpec,
+    graph: &StageGraph,
+    host: Option<usize>,
+) -> Result<(), AssembleError> {
+    refuse_fields(spec, host)?;
+    refuse_ways(graph, &graph.devices_of_role(Role::Embed))?;
+    refuse_exchanges_across_hosts(graph)?;
+    refuse_transports(graph)
+}
+
 /// Puts a deployment together. `spec` must have been validated, and `graph` made from it.
 pub fn assemble(
     spec: &DeploymentSpec,
@@ -106,13 +121,10 @@ pub fn assemble(
     registry: &StageRegistry,
     options: AssembleOptions,
 ) -> Result<EngineParts, AssembleError> {
-    refuse_fields(spec, options.host)?;
     let graph = graph.into();
+    refuse_what_does_not_run(spec, &graph, options.host)?;
     let plan = Arc::new(schedule.plan(TaskTable::new(&graph))?);
     let attention = graph.devices_of_role(Role::Embed);
-    refuse_ways(&graph, &attention)?;
-    refuse_exchanges_across_hosts(&graph)?;
-    refuse_transports(&graph)?;
     let planner = planner_config(&spec.limits, attention.len(), schedule.micro_batches, shape);
     let widths = Widths { hidden: shape.hidden, top_k: shape.top_k };
     let making = Making {

@@ -6,7 +6,7 @@ mod devices;
 mod open;
 mod runnable;
 
-pub use assemble::{AssembleError, AssembleOptions, assemble, make_exact, planner_config};
+pub use assemble::{AssembleError, AssembleOptions, assemble, make_exact, planner_config, refuse_what_does_not_run};
 pub use check::{Checked, Choices, check_graph, check_text};
 pub use open::{Deployment, GraphError, with_costs};
 #[cfg(feature = "cuda")]

@@ -9,7 +9,7 @@ mod summary;
 
 use crate::Format;
 use crate::cost_args::{CostArgs, Costs};
-use crate::error::CliError;
+use crate::error::{Blame, CliError};
 use crate::hosts::{Hosts, KeyArgs, Meeting};
 use crate::identity::Identity;
 use crate::interrupt;
@@ -22,7 +22,7 @@ use clap::Args;
 use collect::{Collector, RequestResult};
 use console::Console;
 use decode::{Job, Outcome, Watchers};
-use rally_stages::deployment::{AssembleOptions, Deployment};
+use rally_stages::deployment::{AssembleOptions, Deployment, refuse_what_does_not_run};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -142,6 +142,9 @@ fn hosts(args: &RunArgs, deployment: &Deployment) -> Result<Option<Hosts>, CliEr
     }
     let first = Hosts::first_attention(deployment).unwrap_or_default();
     let name = args.host.as_ref().unwrap_or(&first);
+    // Before anyone looks for a key: a graph that cannot run needs none.
+    let own = deployment.spec.hosts.get_index_of(name.as_str());
+    refuse_what_does_not_run(&deployment.spec, deployment.stage_graph(), own).or_mistake()?;
     Hosts::open(deployment, name, &args.key)?.with_plan_of(deployment).map(Some)
 }
 
