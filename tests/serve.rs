@@ -265,7 +265,8 @@ fn a_signal_lets_answers_end_and_refuses_new_ones() {
     let rest = reply(first.as_slice().chain(stream));
     let events = rest.events();
     let ends = events.iter().filter(|event| event["choices"][0]["finish_reason"] == "length").count();
-    assert_eq!((events.len(), ends), (4 * 400, 4), "all of it");
+    // An end may come by itself, after the last token.
+    assert!((4 * 400..=4 * 400 + 4).contains(&events.len()) && ends == 4, "{} events, {ends} ends", events.len());
     assert!(server.ended().success());
 }
 

@@ -307,10 +307,11 @@ impl Steps for Control {
     }
 
     fn fail(&self, error: EngineError) {
+        // The owner first: what others then say of it is no news.
+        self.events.send(RunEvent::Failed(error.clone()));
         if let Some(followers) = &self.followers {
             followers.failed(&error);
         }
-        self.events.send(RunEvent::Failed(error));
         self.abort();
     }
 }

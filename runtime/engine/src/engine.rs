@@ -502,13 +502,14 @@ fn followers(parts: &EngineParts) -> Option<MakeFollowers> {
     let hosts: Vec<Option<Peer>> = parts.attention.iter().map(on).collect();
     let peers: Vec<Peer> = (0..parts.graph.hosts.len()).filter(|host| *host != across.host).collect();
     let lanes: Vec<usize> = lanes_here(parts).collect();
-    let transport = Arc::clone(&across.transport);
+    let (transport, names) = (Arc::clone(&across.transport), across.names.clone());
     Some(Box::new(move |shared| Followers {
         transport: Arc::clone(&transport),
         sync: Arc::clone(&shared.sync),
         signals: Arc::clone(&shared.signals),
         clock: shared.clock.clone(),
         hosts: hosts.clone(),
+        names: names.clone(),
         peers: peers.clone(),
         lanes: lanes.clone(),
     }))

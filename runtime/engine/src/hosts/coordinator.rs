@@ -21,6 +21,8 @@ pub(crate) struct Followers {
     pub(crate) clock: RunClock,
     /// By attention device, the host it is on if that is another one.
     pub(crate) hosts: Vec<Option<Peer>>,
+    /// Of all hosts.
+    pub(crate) names: Vec<String>,
     /// All others.
     pub(crate) peers: Vec<Peer>,
     /// Lanes of this host that begin steps.
@@ -65,7 +67,12 @@ impl Followers {
 
     /// The run has failed.
     pub(crate) fn failed(&self, error: &EngineError) {
-        self.tell(&Message::Failed { reason: error.to_string(), lost: None });
+        // Who is lost is told as that: hosts tell it on, and whoever hears of it from two sides must hear the same.
+        let (reason, lost) = match error {
+            EngineError::HostLost { host, why } => (why.clone(), self.names.iter().position(|name| name == host)),
+            error => (error.to_string(), None),
+        };
+        self.tell(&Message::Failed { reason, lost });
     }
 }
 
