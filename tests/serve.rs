@@ -94,7 +94,8 @@ fn answers_have_the_forms_that_clients_know() {
     let mut offsets = Vec::new();
     for piece in pieces {
         assert_eq!((&piece["usage"], &piece["id"]), (&Value::Null, &last["id"]));
-        offsets.extend(piece["choices"][0]["logprobs"]["text_offset"].as_array().expect("a list").clone());
+        // An end that comes by itself has no tokens.
+        offsets.extend(piece["choices"][0]["logprobs"]["text_offset"].as_array().into_iter().flatten().cloned());
     }
     assert_eq!(&offsets, logprobs["text_offset"].as_array().expect("a list"));
     assert_eq!(streamed_text(pieces), whole["choices"][0]["text"].as_str().expect("text"));
