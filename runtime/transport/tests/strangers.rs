@@ -105,13 +105,16 @@ fn claims_that_were_changed_on_the_way_are_refused() {
     assert!(doorman.guests().is_empty());
 }
 
-/// Junk, half handshakes, silence: ten thousand connections, some held open, and hosts get in all the while.
+/// Junk, half handshakes, silence: two thousand connections, or `RALLY_CASES` times as many, some held open, and hosts get in all the
+/// while.
 #[test]
-fn ten_thousand_strangers_harm_nothing() {
+fn thousands_of_strangers_harm_nothing() {
+    let times = std::env::var("RALLY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(1usize);
+    let strangers = 2_000 * times;
     let doorman = doorman();
     let address = doorman.address();
     let mut silent = Vec::new();
-    for index in 0..10_000usize {
+    for index in 0..strangers {
         let mut stream = TcpStream::connect(address).expect("the door stays open");
         match index % 4 {
             0 => drop(stream.write_all(b"GET / HTTP/1.1\r\nHost: f0\r\n\r\n and some more to be long enough")),
@@ -134,5 +137,5 @@ fn ten_thousand_strangers_harm_nothing() {
     reaches(&doorman, &key("right"), &claims("a0", "f0")).expect("the door is as it was");
     let threads = std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
     assert!(threads < 150, "{threads} threads");
-    assert!(doorman.refused() > 5_000, "{} refused", doorman.refused());
+    assert!(doorman.refused() > strangers as u64 / 2, "{} refused", doorman.refused());
 }
