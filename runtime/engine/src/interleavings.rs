@@ -13,6 +13,7 @@ use crate::figures::RunFigures;
 use crate::outbox::{Inbox, outbox};
 use crate::primitives::{AtomicU64, Mutex, Ordering};
 use crate::slot::{self, Header, Slot};
+use crate::steps::Steps;
 use crate::sync::{LaneSync, Stopped};
 use crate::toy::{Setup, policy, request};
 use loom::thread;
@@ -198,8 +199,16 @@ fn idle() -> (Arc<Control>, Inbox) {
     let planner = StepPlanner::new(parts.planner);
     let clock = RunClock::start();
     let figures = Arc::new(RunFigures::new(clock.clone(), &parts.plan, &parts.graph, &planner, &[0]));
-    let surroundings =
-        Surroundings { sync: lanes(1), events: outbox, clock, counters: 0, figures, work: None, fixed: None };
+    let surroundings = Surroundings {
+        sync: lanes(1),
+        events: outbox,
+        clock,
+        counters: 0,
+        figures,
+        work: None,
+        fixed: None,
+        followers: None,
+    };
     (Arc::new(Control::new(planner, &parts.plan, surroundings)), inbox)
 }
 
