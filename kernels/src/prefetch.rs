@@ -7,13 +7,13 @@ pub const LINE: usize = 64;
 /// processors other than x86-64 not even that.
 #[inline]
 pub fn prefetch(address: usize, write: bool) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
         let address = address as *const i8;
         // SAFETY: a prefetch reads nothing that the program could see and faults nowhere, whatever the address.
         unsafe { if write { _mm_prefetch::<_MM_HINT_ET0>(address) } else { _mm_prefetch::<_MM_HINT_T0>(address) } }
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(any(not(target_arch = "x86_64"), miri))]
     let _ = (address, write);
 }
