@@ -1,5 +1,8 @@
 //! The clock of a run.
 
+#[cfg(miri)]
+use interpreted::Clock;
+#[cfg(not(miri))]
 use quanta::Clock;
 use std::time::Instant;
 
@@ -31,6 +34,29 @@ impl RunClock {
     /// When the run began, on the system's clock.
     pub fn started(&self) -> Instant {
         self.started
+    }
+}
+
+/// Where code is interpreted there is no processor to ask.
+#[cfg(miri)]
+mod interpreted {
+    use std::time::Instant;
+
+    #[derive(Clone, Debug)]
+    pub(super) struct Clock(Instant);
+
+    impl Clock {
+        pub(super) fn new() -> Self {
+            Self(Instant::now())
+        }
+
+        pub(super) fn raw(&self) -> u64 {
+            self.0.elapsed().as_nanos() as u64
+        }
+
+        pub(super) fn delta_as_nanos(&self, from: u64, to: u64) -> u64 {
+            to.saturating_sub(from)
+        }
     }
 }
 
