@@ -2,7 +2,7 @@
 //! virtual lanes make the same.
 //!
 //! Where the device works later than it is told to, a span is when the device worked, and the gap before it is when it did not. So
-//! what the lane knows when it has told is kept ([`Late`]) until the device says when that was.
+//! what the lane knows when it has told is kept (`Late`) until the device says when that was.
 
 use crate::clock::RunClock;
 use crate::figures::{Awaited, LaneMeter};
