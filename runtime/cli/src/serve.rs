@@ -101,6 +101,10 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode, CliError> {
             return Err(CliError::Failure(reason.unwrap_or_else(|_| "the run ended early".into())));
         }
     }
+    // Closed before it is said.
+    if let Some(front) = server.front() {
+        front.drain();
+    }
     eprintln!("stopping: {} s for what is under way; another signal stops at once", args.drain_seconds);
     match server.drain(Duration::from_secs(args.drain_seconds.into())) {
         0 => eprintln!("stopped"),
