@@ -4,6 +4,7 @@
 #[cfg(test)]
 extern crate self as rally_engine;
 
+mod build;
 pub mod clock;
 mod control;
 mod engine;

@@ -4,8 +4,9 @@
 //! recorded. A stage that was repeated alone would find its weights, its rows and its own code in caches that a run does not
 //! leave them in.
 
+use crate::build::{Prepared, prepare};
 use crate::control::RunEvent;
-use crate::engine::{EngineError, EngineParts, Prepared, give_back, prepare};
+use crate::engine::{EngineError, EngineParts, give_back};
 use crate::span::LaneReport;
 use rally_schedule::batch::DeviceBatch;
 use std::time::{Duration, Instant};

@@ -3,7 +3,8 @@
 use super::messages::{Bounds, Message, encode_step_ended};
 use super::switchboard::{Hears, StepEnded};
 use super::{Across, Switchboard, spawn_lanes};
-use crate::engine::{Built, EngineError, EngineParts, build, give_back, spawn};
+use crate::build::{Built, build};
+use crate::engine::{EngineError, EngineParts, give_back, spawn};
 use crate::lane::{Lane, LaneRemains};
 use crate::stage::Sample;
 use crate::steps::Steps;
