@@ -153,7 +153,7 @@ impl Stage for MfaAttention {
         if let Some(fast) = kernels.fast.as_mut().filter(|_| task.layer == *first_layer) {
             fast.plan(&kernels.device, task).map_err(kernels.device.fault())?;
         }
-        let which = Which { layer: task.layer, micro_batch: task.micro_batch, form: 0 };
+        let which = Which::of(task);
         let rows = (task.batch.rows, *most);
         let done = captured.run(&kernels.device, which, rows, |rows| kernels.enqueue(which, rows));
         done.map_err(kernels.device.fault())

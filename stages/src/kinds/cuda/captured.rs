@@ -6,6 +6,7 @@
 use super::device::CudaDevice;
 use rally_cuda::CudaError;
 use rally_cuda::machine::Replay;
+use rally_engine::stage::TaskContext;
 use std::collections::HashMap;
 
 /// Graphs that a stage keeps: beyond these, what is new is launched kernel by kernel.
@@ -27,6 +28,13 @@ pub(super) struct Captured {
     graphs: HashMap<(Which, usize), Option<Box<dyn Replay>>>,
     /// Something cannot be captured.
     is_off: bool,
+}
+
+impl Which {
+    /// A stage's only form, for this task.
+    pub(super) fn of(task: &TaskContext<'_>) -> Self {
+        Self { layer: task.layer, micro_batch: task.micro_batch, form: 0 }
+    }
 }
 
 impl Captured {

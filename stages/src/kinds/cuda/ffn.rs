@@ -71,7 +71,7 @@ impl Stage for DenseFfn {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
         let Self { captured, device, layers, inner, most } = self;
         let layer = layers.at(task.layer);
-        let which = Which { layer: task.layer, micro_batch: task.micro_batch, form: 0 };
+        let which = Which::of(task);
         let (ops, values) = (device.ops(), device.values(task.micro_batch));
         let done = captured.run(device, which, (task.values.rows, *most), |rows| {
             ops.gated(&values.u, rows, &layer.gate, &layer.up, inner)?;
@@ -169,7 +169,7 @@ fn buffers(context: &BuildContext<'_>, device: &CudaDevice, share: &Share) -> Re
 impl Stage for ExpertFfn {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
         let Self { captured, kernels, most } = self;
-        let which = Which { layer: task.layer, micro_batch: task.micro_batch, form: 0 };
+        let which = Which::of(task);
         let rows = (task.values.rows, *most);
         let done = captured.run(&kernels.device, which, rows, |rows| kernels.enqueue(which, rows));
         done.map_err(kernels.device.fault())

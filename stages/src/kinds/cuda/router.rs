@@ -45,7 +45,7 @@ impl Stage for Router {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
         let Self { captured, most, device, gates, experts, top_k, renormalises, logits } = self;
         let gate = gates.at(task.layer);
-        let which = Which { layer: task.layer, micro_batch: task.micro_batch, form: 0 };
+        let which = Which::of(task);
         let (ops, values) = (device.ops(), device.values(task.micro_batch));
         let routed = captured.run(device, which, (task.values.rows, *most), |rows| {
             ops.matmul(&values.u, rows, gate, logits)?;
