@@ -117,11 +117,12 @@ fn spans_of_cuda_lanes_are_the_devices() {
     // To tell a device what to do takes next to nothing: these are not the lanes' own times.
     let busy: f64 = report.lanes.iter().map(LaneReport::busy_share).sum();
     assert!(busy > 0.2, "the devices worked {busy} of the time");
-    // Of every step the first rows that the FFN side gets: sent first, received later.
+    // Of every step the first rows that the FFN side gets: sent first, received later. A send's end is noted behind the event that
+    // lets the other side go on, and a busy machine may look elsewhere between the two: its begin is what must come before.
     let [attention, ffn] = &report.lanes[..] else { panic!("two lanes") };
     let sent = |step: u64| attention.spans.iter().filter(move |span| span.step == step && span.bytes > 0);
     for received in &ffn.spans {
-        let first = sent(received.step).map(|span| span.end_ns).min().expect("something was sent in this step");
+        let first = sent(received.step).map(|span| span.start_ns).min().expect("something was sent in this step");
         assert!(first <= received.end_ns + 20_000, "step {}: {first} {received:?}", received.step);
     }
 }
