@@ -55,7 +55,8 @@ pub struct PredictArgs {
     #[command(flatten)]
     efficiency: EfficiencyArgs,
     /// How rows spread over experts: `natural` (each as likely as any other), `balanced` (none is hit twice before all are hit once),
-    /// or counts, `[12, 7, …]` for all layers or a list of such for each.
+    /// or counts, `[12, 7, …]` for all layers or a list of such for each. With a profile, few rows choose by chance (--seed), so that
+    /// devices which share a layer's experts wait for the unluckier one; without, and with --fold, they hit as many as in the mean.
     #[arg(long, value_name = "natural|balanced|F.json", default_value = "natural")]
     experts: String,
     /// Scatter of every duration, standard deviation over mean, from a gamma distribution; drawn from --seed.
@@ -293,7 +294,11 @@ fn predict(
     let plan = deployment.schedule.plan(TaskTable::of_devices(graph, |device| fold.runs(device))).or_failure()?;
     let (shape, tasks) = (&deployment.shape, &plan.table);
     let durations: Box<dyn Durations + '_> = match source {
-        Source::Profile(_, table) => Box::new(TableDurations::new(table, graph, tasks, shape, experts).or_mistake()?),
+        Source::Profile(_, table) => {
+            let durations = TableDurations::new(table, graph, tasks, shape, experts).or_mistake()?;
+            // Luck is not the same for all of those that one is run for.
+            Box::new(if args.fold { durations } else { durations.by_chance(load.seed) })
+        }
         Source::Figures(hardware, efficiency) => {
             let machines = Machines { hardware, spec: &deployment.spec, efficiency: *efficiency };
             Box::new(Roofline::new(machines, graph, tasks, shape, experts, fold).or_mistake()?)

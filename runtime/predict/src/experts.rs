@@ -1,6 +1,10 @@
 //! How many of a device's experts the rows of a task are routed to.
 
+use rally_load::random::SeededRandom;
 use serde_json::Value;
+
+/// Most choices of experts that are drawn one by one; of more, chance has no say: every expert is hit, or as good as.
+const DRAWN_CHOICES: usize = 4096;
 
 /// How rows spread over experts.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -77,6 +81,45 @@ impl ExpertLoad {
             }
         }
     }
+
+    /// The same as it comes out by chance, and not in the mean: who waits for the slowest of several devices waits for the one that
+    /// had bad luck. The same `luck` is the same choices of the same rows, whichever experts are `held`.
+    pub fn draw(&self, luck: Luck, rows: usize, layer: usize, held: &[usize], top_k: usize, experts: usize) -> f64 {
+        let mut random = SeededRandom::new(luck.seed, luck.stream);
+        match self {
+            Self::Natural if rows * top_k <= DRAWN_CHOICES && top_k <= experts => {
+                let mut hit = vec![false; experts];
+                // Of the row at hand: which experts it has chosen.
+                let mut chosen = Vec::with_capacity(top_k);
+                for _ in 0..rows {
+                    chosen.clear();
+                    while chosen.len() < top_k {
+                        let id = random.between(0, experts - 1);
+                        if !chosen.contains(&id) {
+                            chosen.push(id);
+                            hit[id] = true;
+                        }
+                    }
+                }
+                held.iter().filter(|id| hit[**id]).count() as f64
+            }
+            Self::Recorded(_) if rows * top_k <= DRAWN_CHOICES => {
+                let missed: Vec<f64> = (0..experts).map(|_| random.uniform()).collect();
+                let is_hit = |id: &&usize| missed[**id] < self.hit(rows, layer, &[**id], top_k, experts);
+                held.iter().filter(is_hit).count() as f64
+            }
+            _ => self.hit(rows, layer, held, top_k, experts),
+        }
+    }
+}
+
+/// Which draw it is: choices of a layer in a step are its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Luck {
+    /// Of all draws.
+    pub seed: u64,
+    /// Of these.
+    pub stream: u64,
 }
 
 #[cfg(test)]
@@ -99,6 +142,34 @@ mod tests {
         near(recorded("[1,1,1,1,1,1,1,1]").hit(5, 3, &all, 3, 8), ExpertLoad::Natural.hit(5, 0, &all, 3, 8));
         near(recorded("[9,9,0,0,0,0,0,0]").hit(50, 0, &all, 2, 8), 2.0);
         near(recorded("[[1,1,1,1,1,1,1,1],[5,5,0,0,0,0,0,0]]").hit(4, 1, &all[2..], 2, 8), 0.0);
+    }
+
+    #[test]
+    fn draws_are_what_chance_makes_of_the_mean() {
+        let recorded = ExpertLoad::from_json("[9,3,1,1,1,0,2,2]", 8).expect("it is a histogram");
+        for load in [ExpertLoad::Natural, ExpertLoad::Balanced, recorded] {
+            let (low, high): (Vec<usize>, Vec<usize>) = ((0..4).collect(), (4..8).collect());
+            let draw = |stream: u64, held: &[usize]| load.draw(Luck { seed: 5, stream }, 6, 0, held, 2, 8);
+            let (mut sums, mut differ) = ([0.0; 2], false);
+            for stream in 0..4000 {
+                let both = [draw(stream, &low), draw(stream, &high)];
+                assert_eq!(both, [draw(stream, &low), draw(stream, &high)], "the same luck is the same draw");
+                assert_eq!(
+                    both[0] + both[1],
+                    draw(stream, &[0, 1, 2, 3, 4, 5, 6, 7]),
+                    "all experts are those of both halves"
+                );
+                differ |= both != [draw(0, &low), draw(0, &high)];
+                sums[0] += both[0] / 4000.0;
+                sums[1] += both[1] / 4000.0;
+            }
+            let want = [load.hit(6, 0, &low, 2, 8), load.hit(6, 0, &high, 2, 8)];
+            assert!(sums.iter().zip(want).all(|(got, want)| (got - want).abs() < 0.05), "{load:?}: {sums:?} {want:?}");
+            assert_eq!(differ, load != ExpertLoad::Balanced);
+        }
+        // Of very many rows the mean: none is missed.
+        let luck = Luck { seed: 5, stream: 0 };
+        assert_eq!(ExpertLoad::Natural.draw(luck, 5000, 0, &[3], 2, 8), ExpertLoad::Natural.hit(5000, 0, &[3], 2, 8));
     }
 
     #[test]

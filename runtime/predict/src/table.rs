@@ -1,7 +1,7 @@
 //! Durations from a cost table: what `rally profile` measured, between and beyond its points.
 
 use crate::durations::Durations;
-use crate::experts::ExpertLoad;
+use crate::experts::{ExpertLoad, Luck};
 use crate::prediction::PredictError;
 use rally_graph::model::ModelShape;
 use rally_graph::plan::{TaskId, TaskTable, TaskTemplate};
@@ -19,6 +19,8 @@ pub struct TableDurations<'a> {
     held: Vec<Vec<usize>>,
     experts: &'a ExpertLoad,
     shape: &'a ModelShape,
+    /// Seed of what rows choose by chance; `None`: as many experts as in the mean.
+    luck: Option<u64>,
 }
 
 impl<'a> TableDurations<'a> {
@@ -60,7 +62,26 @@ impl<'a> TableDurations<'a> {
             held: ids.map(|id| held(graph, &tasks.tasks[id], shape)).collect(),
             experts,
             shape,
+            luck: None,
         })
+    }
+
+    /// Lets chance say which experts rows choose, drawn from `seed`, instead of counting as many as in the mean.
+    pub fn by_chance(self, seed: u64) -> Self {
+        Self { luck: Some(seed), ..self }
+    }
+
+    /// Experts that a task's rows hit on its device.
+    fn hit(&self, task: &VirtualTask<'_>, rows: usize) -> f64 {
+        let (held, shape) = (&self.held[task.task], self.shape);
+        let layer = task.table.tasks[task.task].layer.unwrap_or(0);
+        match self.luck {
+            Some(seed) => {
+                let stream = (layer as u64) << 48 ^ (task.micro_batch as u64) << 40 ^ task.step;
+                self.experts.draw(Luck { seed, stream }, rows, layer, held, shape.top_k, shape.experts)
+            }
+            None => self.experts.hit(rows, layer, held, shape.top_k, shape.experts),
+        }
     }
 }
 
@@ -76,12 +97,8 @@ fn held(graph: &StageGraph, task: &TaskTemplate, shape: &ModelShape) -> Vec<usiz
 impl Durations for TableDurations<'_> {
     fn task_s(&self, task: &VirtualTask<'_>) -> f64 {
         let (cost, load) = (self.costs[task.task][usize::from(!task.warm)], task.load);
-        let template = &task.table.tasks[task.task];
         let rows = task.rows();
-        let hit = (cost.axis == CostAxis::Experts).then(|| {
-            let (held, shape) = (&self.held[task.task], self.shape);
-            self.experts.hit(rows, template.layer.unwrap_or(0), held, shape.top_k, shape.experts)
-        });
+        let hit = (cost.axis == CostAxis::Experts).then(|| self.hit(task, rows));
         cost.seconds(TaskSize { rows, context: load.context as f64 / load.rows.max(1) as f64, experts: hit })
     }
 

@@ -140,8 +140,8 @@ pub struct CostPoint {
     pub rows: usize,
     /// Context of each row, or experts hit; 0 without an axis.
     pub along: usize,
-    /// Seconds: the mean of those between the 10th and the 90th percentile. Layers differ, so the median would be one of them; and
-    /// what the system interrupts says nothing of the stage.
+    /// Seconds: the mean, where what took more than three times the median counts as that long. Layers differ, so the median would be
+    /// one of them; a step is as long as all its tasks, the slower ones too; and what the system interrupts says nothing of the stage.
     pub seconds: f64,
     /// Mean seconds.
     pub mean_s: f64,

@@ -74,6 +74,8 @@ const LEAST_STEPS: u64 = 8;
 const MOST_STEPS: u64 = 500;
 /// Steps that do not count: caches fill, and lanes find their pace.
 const WARM_UP: u64 = 2;
+/// What takes this many times the median was interrupted: it says nothing of the stage how long the system looked elsewhere.
+const INTERRUPTED: f64 = 3.0;
 
 /// Runs the command.
 pub fn run(args: &ProfileArgs) -> Result<ExitCode, CliError> {
@@ -358,14 +360,17 @@ fn summarise(rows: usize, along: usize, mut seconds: Vec<f64>) -> CostPoint {
     seconds.sort_by(f64::total_cmp);
     // Tenths of nanoseconds: what a file gives back exactly, and finer than any clock.
     let told = |seconds: Option<f64>| (seconds.unwrap_or(0.0) * 1e10).round() / 1e10;
-    let tenth = seconds.len() / 10;
+    let mean_s = mean(&seconds);
+    let (p10, p90) = (percentile(&seconds, 10.0), percentile(&seconds, 90.0));
+    let longest = INTERRUPTED * percentile(&seconds, 50.0).unwrap_or(0.0);
+    seconds.iter_mut().for_each(|seconds| *seconds = seconds.min(longest));
     CostPoint {
         rows,
         along,
-        seconds: told(mean(&seconds[tenth..seconds.len() - tenth])),
-        mean_s: told(mean(&seconds)),
-        p10_s: told(percentile(&seconds, 10.0)),
-        p90_s: told(percentile(&seconds, 90.0)),
+        seconds: told(mean(&seconds)),
+        mean_s: told(mean_s),
+        p10_s: told(p10),
+        p90_s: told(p90),
         samples: seconds.len(),
     }
 }
