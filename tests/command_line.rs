@@ -156,3 +156,21 @@ fn the_digest_of_a_comparison_says_whose_it_is() {
     let told = |name: &str| stderr.contains(&format!("\n{name}, round 2 of 2:\n"));
     assert!(told("sequential:1") != told("ping_pong:2"), "one of them: {stderr}");
 }
+
+/// What `deploy/` asks of rally, rally has.
+#[test]
+fn deployment_files_use_flags_that_there_are() {
+    let help = ["run", "worker"].map(|command| good(&[command, "--help"]).0).concat();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut flags = 0;
+    for file in ["systemd/rally-run.service", "systemd/rally-worker@.service", "kubernetes/rally.yaml"] {
+        let text = std::fs::read_to_string(root.join("deploy").join(file)).expect("it is there");
+        let commands = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+        let words = commands.flat_map(|line| line.split(|c: char| c.is_whitespace() || "'\",[]".contains(c)));
+        for flag in words.filter(|word| word.len() > 2 && word.starts_with("--")) {
+            assert!(help.contains(&format!("{flag} ")), "{file} uses {flag}");
+            flags += 1;
+        }
+    }
+    assert!(flags > 10, "{flags}");
+}

@@ -9,12 +9,18 @@ mod case;
 mod cases;
 
 use case::{Case, case, edited};
+use rally_cli::journal::record::{JournaledRequest, MAGIC, Origin, OutputPlace, Position, Record};
+use rally_cli::requests::RequestId;
 use rally_engine::hosts::messages::Message;
-use rally_engine::schedule::batch::{DeviceBatch, GroupInput, RowGroup, SampleSpec, SamplingParams, TokenDetail};
+use rally_engine::schedule::batch::{
+    DeviceBatch, GroupInput, RowGroup, SampleSpec, SamplingParams, SequenceRequest, TokenDetail,
+};
+use rally_engine::schedule::planner::FinishReason;
 use rally_engine::stage::Sample;
 use rally_graph::kinds::KindRegistry;
 use rally_graph::schema::deployment_schema;
 use rally_transport::frame::Frame;
+use rally_transport::handshake::Hash;
 use rally_transport::{SlotKey, Stamp};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -50,6 +56,7 @@ fn main() {
         ("requests", requests(), request_words()),
         ("http", bodies(), body_words()),
         ("hosts", hosts(), owned(&["rallyv1\\x0a", "\\x01\\x00\\x00\\x00", "\\xff\\xff\\xff\\xff"])),
+        ("journal", journals(), owned(&["rallyjl1", "\\x00\\x00\\x00\\x00", "\\x01\\x00\\x00\\x00"])),
     ];
     for (target, seeds, words) in all {
         write(&folder, target, &seeds, words);
@@ -79,6 +86,41 @@ fn files(folder: &str, ending: &str) -> Vec<Vec<u8>> {
     paths.sort();
     let wanted = paths.iter().filter(|path| path.to_string_lossy().ends_with(ending));
     wanted.map(|path| fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))).collect()
+}
+
+/// A journal, and the same records as the target makes a journal of: each behind two bytes of length.
+fn journals() -> Vec<Vec<u8>> {
+    let origin = Origin {
+        version: "0.1.0".into(),
+        graph_name: "graph".into(),
+        graph: Hash::default(),
+        model: Hash::default(),
+        requests: 1,
+        stdout: Some(OutputPlace { device: 1, inode: 2, bytes: 3 }),
+    };
+    let sequence = SequenceRequest {
+        id: 0,
+        prompt: [1, 2, 3].into(),
+        generated: [].into(),
+        max_new_tokens: 5,
+        stop_token_ids: [2].into(),
+        sampling: SamplingParams::default(),
+        detail: TokenDetail { logprobs: Some(1), logits: true },
+    };
+    let id = RequestId::from_index(0);
+    let request = JournaledRequest { id, opening: "Once".into(), sequence, stops: vec!["end".into()] };
+    let sample = Sample { sequence: 0, token: 7, logprobs: Some((-1.0, vec![(7, -1.0)])), logits: Some(vec![0.5]) };
+    let records = [
+        Record::Begin(origin),
+        Record::Request(Box::new(request)),
+        Record::Token { index: 0, sample },
+        Record::Printed(Position { requests: 0, opened: true, bytes: 4 }),
+        Record::End { request: 0, reason: FinishReason::Stop },
+    ];
+    let encoded: Vec<Vec<u8>> = records.iter().map(Record::encode).collect();
+    // Behind length and checksum.
+    let payload = |record: &Vec<u8>| [&(record.len() as u16 - 12).to_le_bytes()[..], &record[12..]].concat();
+    vec![[&MAGIC[..], &encoded.concat()].concat(), encoded.iter().flat_map(payload).collect()]
 }
 
 fn graphs() -> Vec<Vec<u8>> {

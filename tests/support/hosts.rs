@@ -127,7 +127,12 @@ impl Deployment {
 
     /// Starts a host and waits until it listens.
     pub fn worker(&self, host: &str) -> Process {
-        let mut command = self.command("worker", &["--host", host]);
+        self.worker_with(host, &[])
+    }
+
+    /// The same with further arguments.
+    pub fn worker_with(&self, host: &str, more: &[&str]) -> Process {
+        let mut command = self.command("worker", &[&["--host", host], more].concat());
         command.env("RALLY_LOG", "info");
         let process = Process::start(command);
         process.says("waits for a run");

@@ -13,13 +13,18 @@ pub trait Client {
     /// Requests to submit now, together. Asked at first, at every due time, and after every event.
     fn due(&mut self, now: Instant) -> Vec<SequenceRequest>;
 
-    /// When [`Client::due`] has something more to give that no event will bring about.
+    /// When [`Client::due`] has something more to give, or [`Client::settled`] something to do, that no event will bring about.
     fn next_due(&self) -> Option<Instant>;
 
     /// Something happened; never [`RunEvent::Failed`].
     fn event(&mut self, event: RunEvent, handle: &SubmitHandle) -> Result<(), CliError>;
 
-    /// Which request the event just now has ended for a reason that only its reader sees: a stop string.
+    /// For now nothing more has happened than what was told. Also at times that [`Client::next_due`] gave, and before the end.
+    fn settled(&mut self) -> Result<(), CliError> {
+        Ok(())
+    }
+
+    /// A request that an event has ended for a reason that only its reader sees, a stop string. Each is told once.
     fn ended(&mut self) -> Option<SequenceId> {
         None
     }
@@ -76,6 +81,7 @@ pub fn drive_until_failure(
             }
         }
         if client.is_done() {
+            client.settled()?;
             return Ok(End::Done { interrupted });
         }
         let clock = client.next_due().map_or_else(never, at);
@@ -84,11 +90,15 @@ pub fn drive_until_failure(
                 Ok(event) => {
                     observer.event(&event);
                     if let RunEvent::Failed(error) = event {
+                        client.settled()?;
                         return Ok(End::Failed(error));
                     }
                     client.event(event, &handle)?;
-                    if let Some(id) = client.ended() {
+                    while let Some(id) = client.ended() {
                         observer.stopped(id);
+                    }
+                    if engine.events().is_empty() {
+                        client.settled()?;
                     }
                 }
                 Err(_) => return Err(CliError::Failure("the lanes ended before the requests did".into())),
@@ -97,7 +107,7 @@ pub fn drive_until_failure(
                 interrupted = true;
                 client.interrupt(&handle);
             }
-            recv(clock) -> _ => {}
+            recv(clock) -> _ => client.settled()?,
         }
     }
 }

@@ -13,6 +13,7 @@ mod hosts;
 mod identity;
 mod input;
 mod interrupt;
+pub mod journal;
 mod load_args;
 pub mod logging;
 mod machine;

@@ -159,9 +159,14 @@ fn readable_like_others(_file: &NamedTempFile) -> io::Result<()> {
 
 /// Prints to stdout and flushes; a closed pipe is an error like any other.
 pub fn print(text: &str) -> Result<(), CliError> {
+    print_bytes(text.as_bytes())
+}
+
+/// The same of bytes, which may begin or end within a character.
+pub fn print_bytes(bytes: &[u8]) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
     let shared = stdout.is_terminal();
-    let mut write = || stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    let mut write = || stdout.write_all(bytes).and_then(|()| stdout.flush());
     // A live view may stand where this goes.
     let written = if shared { screen::above(write) } else { write() };
     written.map_err(|error| format!("stdout: could not be written: {error}")).or_failure()

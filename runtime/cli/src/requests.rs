@@ -59,6 +59,16 @@ impl RequestId {
         Self { text: index.to_string(), is_number: true }
     }
 
+    /// A number or a text.
+    pub fn new(text: String, is_number: bool) -> Self {
+        Self { text, is_number }
+    }
+
+    /// Whether it was a number.
+    pub fn is_number(&self) -> bool {
+        self.is_number
+    }
+
     /// The id as text, `7` for the number 7.
     pub fn as_str(&self) -> &str {
         &self.text

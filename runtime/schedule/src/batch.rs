@@ -37,7 +37,7 @@ pub struct TokenDetail {
 }
 
 /// A sequence as submitted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SequenceRequest {
     /// Identity; unique among the sequences in flight.
     pub id: SequenceId,

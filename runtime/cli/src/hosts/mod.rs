@@ -17,6 +17,14 @@ use std::path::PathBuf;
 /// Names the file with the key where no flag does.
 const KEY_VARIABLE: &str = "RALLY_KEY_FILE";
 
+/// Seconds as a flag gives them.
+pub fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=1e6).contains(&seconds) => Ok(seconds),
+        _ => Err("expected seconds, such as 30 or 0.5".into()),
+    }
+}
+
 /// The flag that every host of a deployment needs.
 #[derive(Clone, Debug, Args)]
 pub struct KeyArgs {

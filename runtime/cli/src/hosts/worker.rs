@@ -1,12 +1,13 @@
 //! `rally worker`: one host of a deployment. It loads its devices, listens, and runs its lanes for whoever coordinates.
 
 use super::meeting::refused;
-use super::{Hosts, KeyArgs};
+use super::{Hosts, KeyArgs, seconds};
 use crate::Format;
 use crate::error::{Blame, CliError};
 use crate::output::print;
 use crate::session::{self, SessionArgs};
 use clap::Args;
+use crossbeam::channel::RecvTimeoutError;
 use rally_engine::hosts::{Across, follow, messages, neighbours};
 use rally_engine::{EngineError, EngineParts};
 use rally_stages::deployment::AssembleOptions;
@@ -38,6 +39,10 @@ pub struct WorkerArgs {
     host: String,
     #[command(flatten)]
     key: KeyArgs,
+    /// How long to wait for a coordinator, at first and after each run, before this host ends. It keeps its devices meanwhile; for ever
+    /// unless given.
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    wait_coordinator: Option<f64>,
     /// Say what the way to each other host is worth, from here, and end. The others must run.
     #[arg(long)]
     check: bool,
@@ -62,7 +67,8 @@ pub fn run(args: &WorkerArgs) -> Result<ExitCode, CliError> {
     let here = |device: &&rally_graph::stage_graph::Device| device.host == Some(hosts.own);
     let devices: Vec<&str> = parts.graph.devices.iter().filter(here).map(|device| device.name.as_str()).collect();
     eprintln!("host `{}` on {} has {}, and waits for a run", args.host, doorman.address(), devices.join(", "));
-    let mut worker = Worker { hosts, vocab: deployment.shape.vocab, doorman, early: Vec::new() };
+    let patience = args.wait_coordinator.map(Duration::from_secs_f64);
+    let mut worker = Worker { hosts, vocab: deployment.shape.vocab, doorman, early: Vec::new(), patience };
     let mut parts = Some(parts);
     loop {
         let left = worker.serve(parts.take().expect("the parts come back from every run"))?;
@@ -90,6 +96,8 @@ struct Worker {
     doorman: Doorman,
     /// Hosts that were here before the coordinator of their epoch.
     early: Vec<Guest>,
+    /// How long to wait for a coordinator, if not for ever.
+    patience: Option<Duration>,
 }
 
 impl Worker {
@@ -127,9 +135,10 @@ impl Worker {
     /// The coordinator that came last: those before it have given up.
     fn await_coordinator(&mut self) -> Result<Guest, CliError> {
         let mut found = None;
+        let until = self.patience.map(|patience| Instant::now() + patience);
         loop {
             let guest = match &found {
-                None => self.doorman.guests().recv().map_err(|_| CliError::Failure("the doorman has left".into()))?,
+                None => self.await_anyone(until)?,
                 Some(_) => match self.doorman.guests().try_recv() {
                     Ok(guest) => guest,
                     Err(_) => break,
@@ -141,6 +150,20 @@ impl Worker {
             }
         }
         found.ok_or_else(|| CliError::Failure("nobody coordinates".into()))
+    }
+
+    fn await_anyone(&self, until: Option<Instant>) -> Result<Guest, CliError> {
+        let guests = self.doorman.guests();
+        let came = match until {
+            None => guests.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(until) => guests.recv_deadline(until),
+        };
+        came.map_err(|error| match (error, self.patience) {
+            (RecvTimeoutError::Timeout, Some(patience)) => {
+                CliError::Failure(format!("no coordinator has come for {} s", patience.as_secs_f64()))
+            }
+            _ => CliError::Failure("the doorman has left".into()),
+        })
     }
 
     fn keep(&mut self, guest: Guest) {

@@ -3,6 +3,7 @@
 use crate::requests::RequestId;
 use rally_engine::TokenReport;
 use rally_engine::schedule::planner::FinishReason;
+use rally_engine::stage::Sample;
 use rally_stages::text::{StopScanner, StreamDecoder, TextCodec, TextError};
 use serde::Serialize;
 use std::time::Instant;
@@ -22,9 +23,9 @@ pub struct RequestResult {
     pub prompt_tokens: usize,
     /// Tokens generated.
     pub completion_tokens: usize,
-    /// From submission to the first token; null if there was none.
+    /// From submission to the first token; null if there was none, or if it came before the run was resumed.
     pub ttft_ms: Option<f64>,
-    /// Mean time between tokens; null with fewer than two.
+    /// Mean time between tokens, of a resumed run those since then; null with fewer than two.
     pub tpot_ms: Option<f64>,
     /// Per token, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,7 +72,9 @@ pub struct Collector {
     logprobs: Option<Vec<TokenLogprobs>>,
     /// Rows of logits, one a token, `[generated, vocab]`.
     pub logits: Vec<f32>,
-    submitted: Instant,
+    submitted: Option<Instant>,
+    /// Tokens that another process has generated.
+    restored: usize,
     first: Option<Instant>,
     last: Option<Instant>,
     finish: Option<&'static str>,
@@ -85,7 +88,6 @@ impl Collector {
         codec: Option<&TextCodec>,
         stops: &[String],
         logprobs: bool,
-        submitted: Instant,
     ) -> Self {
         Self {
             id,
@@ -96,11 +98,17 @@ impl Collector {
             token_ids: Vec::new(),
             logprobs: logprobs.then(Vec::new),
             logits: Vec::new(),
-            submitted,
+            submitted: None,
+            restored: 0,
             first: None,
             last: None,
             finish: None,
         }
+    }
+
+    /// It is submitted at this time.
+    pub fn submitted(&mut self, at: Instant) {
+        self.submitted = Some(at);
     }
 
     /// Whether nothing more is expected.
@@ -113,6 +121,11 @@ impl Collector {
         &self.token_ids
     }
 
+    /// Tokens that were generated here, and not by a process before this one.
+    pub fn fresh_tokens(&self) -> usize {
+        self.token_ids.len() - self.restored
+    }
+
     /// Tokens so far.
     pub fn tokens(&self) -> usize {
         self.token_ids.len()
@@ -120,12 +133,23 @@ impl Collector {
 
     /// Takes a token. After a stop string tokens are surplus and leave no trace.
     pub fn token(&mut self, report: TokenReport) -> Result<Progress, TextError> {
+        if !self.is_finished() {
+            self.first.get_or_insert(report.at);
+            self.last = Some(report.at);
+        }
+        self.take(report.sample)
+    }
+
+    /// Takes a token that a process before this one has generated.
+    pub fn restore(&mut self, sample: Sample) -> Result<Progress, TextError> {
+        self.restored += usize::from(!self.is_finished());
+        self.take(sample)
+    }
+
+    fn take(&mut self, sample: Sample) -> Result<Progress, TextError> {
         if self.is_finished() {
             return Ok(Progress::default());
         }
-        let sample = report.sample;
-        self.first.get_or_insert(report.at);
-        self.last = Some(report.at);
         self.token_ids.push(sample.token);
         if let Some(row) = sample.logits {
             self.logits.extend_from_slice(&row);
@@ -166,10 +190,16 @@ impl Collector {
         Ok(rest)
     }
 
-    /// Mean time between tokens so far; none with fewer than two.
+    /// Mean time between the tokens that were generated here so far; none with fewer than two.
     pub fn tpot_ms(&self) -> Option<f64> {
-        let (first, last) = self.first.zip(self.last).filter(|_| self.tokens() > 1)?;
-        Some(ms(first, last) / (self.tokens() - 1) as f64)
+        let (first, last) = self.first.zip(self.last).filter(|_| self.fresh_tokens() > 1)?;
+        Some(ms(first, last) / (self.fresh_tokens() - 1) as f64)
+    }
+
+    /// From submission to the first token, if that was all here.
+    fn ttft_ms(&self) -> Option<f64> {
+        let (submitted, first) = self.submitted.zip(self.first).filter(|_| self.restored == 0)?;
+        Some(ms(submitted, first))
     }
 
     /// What there is.
@@ -181,7 +211,7 @@ impl Collector {
             finish_reason: self.finish.unwrap_or("cancelled"),
             prompt_tokens: self.prompt_tokens,
             completion_tokens: self.tokens(),
-            ttft_ms: self.first.map(|first| ms(self.submitted, first)),
+            ttft_ms: self.ttft_ms(),
             tpot_ms: self.tpot_ms(),
             logprobs: self.logprobs.clone(),
         }

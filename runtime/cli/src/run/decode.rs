@@ -5,7 +5,10 @@ use super::console::Console;
 use crate::drive::{Client, End, drive_until_failure};
 use crate::error::{Blame, CliError};
 use crate::hosts::Meeting;
+use crate::journal::Journal;
+use crate::journal::record::Contents;
 use crate::observe::Observer;
+use crate::output::print_bytes;
 use crate::requests::RequestId;
 use crossbeam::channel::Receiver;
 use rally_engine::schedule::batch::{SequenceId, SequenceRequest, TokenDetail};
@@ -14,6 +17,9 @@ use rally_engine::{Engine, EngineParts, RunEvent, RunReport, SubmitHandle};
 use rally_stages::deployment::Deployment;
 use rally_stages::text::TextCodec;
 use std::time::Instant;
+
+/// Most events between two times that what they brought is written down and shown.
+const MOST_UNSETTLED: usize = 1024;
 
 /// One request, ready to be submitted.
 pub struct Job {
@@ -46,8 +52,13 @@ struct Run<'a> {
     /// By job: it has ended, and nothing more is said of it.
     closed: Vec<bool>,
     console: &'a mut Console,
-    /// By a stop string, at the last event.
-    ended: Option<SequenceId>,
+    /// By a stop string, since that was asked.
+    ended: Vec<SequenceId>,
+    journal: Option<Journal>,
+    /// Ctrl-C came to a run with a journal: what is open is not over, but goes on another time.
+    suspended: bool,
+    /// Events since the last time that everything was written down and shown.
+    unsettled: usize,
 }
 
 /// Who sees a run and who may end it.
@@ -60,19 +71,43 @@ pub struct Watchers<'a> {
     pub observer: &'a mut Observer,
 }
 
+/// A journal, and what was in it if the run is one that goes on.
+#[derive(Default)]
+pub struct Journaled {
+    /// Is written.
+    pub journal: Option<Journal>,
+    /// Was read.
+    pub contents: Option<Contents>,
+}
+
 /// Decodes all jobs to the end. With other hosts, whom `meeting` finds: a run whose host is lost goes on when all are there again,
-/// each sequence from its prompt and the tokens it has.
+/// each sequence from its prompt and the tokens it has. So does the run of a journal.
 pub fn decode(
     mut parts: EngineParts,
     jobs: &[Job],
     deployment: &Deployment,
     watchers: Watchers<'_>,
+    journaled: Journaled,
     mut meeting: Option<Meeting>,
 ) -> Result<Outcome, CliError> {
     let Watchers { console, interrupts, observer } = watchers;
     let mut begun = Instant::now();
-    let mut run: Option<Run<'_>> = None;
-    let mut console = Some(console);
+    let collectors = jobs.iter().map(|job| collector(job, deployment.codec.as_ref())).collect();
+    let mut run = Run {
+        jobs,
+        submitted: false,
+        collectors,
+        closed: vec![false; jobs.len()],
+        console,
+        ended: Vec::new(),
+        journal: journaled.journal,
+        suspended: false,
+        unsettled: 0,
+    };
+    if let Some(contents) = journaled.contents {
+        run.restore(contents)?;
+    }
+    let mut first = true;
     loop {
         if let Some(meeting) = &mut meeting {
             parts.across = Some(meeting.meet(interrupts)?);
@@ -90,23 +125,22 @@ pub fn decode(
             meeting.is_complete();
         }
         observer.watch(&engine, deployment, &format!("{} {}", deployment.spec.name, deployment.schedule.label), None);
-        if let Some(console) = console.take() {
+        if std::mem::take(&mut first) {
             begun = Instant::now();
-            let collectors = jobs.iter().map(|job| collector(job, deployment.codec.as_ref(), begun)).collect();
-            let closed = vec![false; jobs.len()];
-            run = Some(Run { jobs, submitted: false, collectors, closed, console, ended: None });
+            run.collectors.iter_mut().for_each(|collector| collector.submitted(begun));
             tracing::info!(requests = jobs.len(), "decoding");
         }
-        let run_of = run.as_mut().expect("it was begun with the first engine");
-        run_of.begin(deployment.shape.max_positions)?;
-        match (drive_until_failure(&engine, run_of, interrupts, observer)?, &mut meeting) {
+        run.begin(deployment.shape.max_positions)?;
+        match (drive_until_failure(&engine, &mut run, interrupts, observer)?, &mut meeting) {
             (End::Done { interrupted }, _) => {
                 let elapsed_s = begun.elapsed().as_secs_f64();
                 engine.close();
                 let report = engine.join();
                 observer.finish();
-                let collectors = run.take().map(|run| run.collectors).unwrap_or_default();
-                return Ok(Outcome { collectors, report, interrupted, elapsed_s });
+                if let Some(journal) = &mut run.journal {
+                    journal.close()?;
+                }
+                return Ok(Outcome { collectors: run.collectors, report, interrupted, elapsed_s });
             }
             (End::Failed(error), Some(meeting)) => {
                 parts = engine.stop();
@@ -118,13 +152,27 @@ pub fn decode(
     }
 }
 
-fn collector(job: &Job, codec: Option<&TextCodec>, submitted: Instant) -> Collector {
+fn collector(job: &Job, codec: Option<&TextCodec>) -> Collector {
     let TokenDetail { logprobs, .. } = job.sequence.detail;
     let prompt_tokens = job.sequence.prompt.len();
-    Collector::new(job.id.clone(), prompt_tokens, codec, &job.stops, logprobs.is_some(), submitted)
+    Collector::new(job.id.clone(), prompt_tokens, codec, &job.stops, logprobs.is_some())
 }
 
 impl Run<'_> {
+    /// Everything is as the process before this one left it.
+    fn restore(&mut self, contents: Contents) -> Result<(), CliError> {
+        for (index, (tokens, end)) in contents.tokens.into_iter().zip(contents.ends).enumerate() {
+            for sample in tokens {
+                let progress = self.collectors[index].restore(sample).or_failure()?;
+                self.console.text(index, &progress.text);
+            }
+            if let Some(reason) = end {
+                self.close(index, reason)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Everything is to be submitted. What had ended when an engine before this one failed, and was not told so, ends now.
     fn begin(&mut self, max_positions: usize) -> Result<(), CliError> {
         self.submitted = false;
@@ -139,20 +187,53 @@ impl Run<'_> {
             };
             self.finish(index, reason)?;
         }
-        Ok(())
+        self.settle()
     }
 
     fn finish(&mut self, index: usize, reason: FinishReason) -> Result<(), CliError> {
-        if std::mem::replace(&mut self.closed[index], true) {
+        if self.closed[index] {
             return Ok(());
         }
+        // A stop string ends a request before its sequence is cancelled.
+        let reason = if self.collectors[index].is_finished() { FinishReason::Stop } else { reason };
+        if self.suspended && reason == FinishReason::Cancelled {
+            self.closed[index] = true;
+            self.collectors[index].finish(reason).or_failure()?;
+            return Ok(());
+        }
+        if let Some(journal) = &mut self.journal {
+            journal.end(index, reason);
+        }
+        self.close(index, reason)
+    }
+
+    fn close(&mut self, index: usize, reason: FinishReason) -> Result<(), CliError> {
+        self.closed[index] = true;
         let rest = self.collectors[index].finish(reason).or_failure()?;
-        self.console.text(index, &rest)?;
+        self.console.text(index, &rest);
         let result = self.collectors[index].result();
         if result.text.is_none() {
             self.console.ids(index, &result.token_ids);
         }
-        self.console.finished(index)
+        self.console.finished(index);
+        Ok(())
+    }
+
+    /// Writes down what has happened, and then shows it.
+    fn settle(&mut self) -> Result<(), CliError> {
+        self.unsettled = 0;
+        if let Some(journal) = &mut self.journal {
+            journal.commit()?;
+        }
+        let ready = self.console.take_ready();
+        if !ready.is_empty() {
+            print_bytes(&ready)?;
+            if let Some(journal) = &mut self.journal {
+                journal.printed(self.console.position());
+                journal.write()?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -171,7 +252,7 @@ impl Client for Run<'_> {
     }
 
     fn next_due(&self) -> Option<Instant> {
-        None
+        self.journal.as_ref().and_then(Journal::sync_due)
     }
 
     fn is_done(&self) -> bool {
@@ -179,30 +260,38 @@ impl Client for Run<'_> {
     }
 
     fn ended(&mut self) -> Option<SequenceId> {
-        self.ended.take()
+        self.ended.pop()
     }
 
     fn event(&mut self, event: RunEvent, handle: &SubmitHandle) -> Result<(), CliError> {
         match event {
-            RunEvent::Admitted(..) | RunEvent::Failed(_) => Ok(()),
+            RunEvent::Admitted(..) | RunEvent::Failed(_) => {}
             RunEvent::Token(report) => {
                 let index = report.sample.sequence as usize;
-                let progress = self.collectors[index].token(report).or_failure()?;
-                if !progress.text.is_empty() {
-                    self.console.text(index, &progress.text)?;
+                // What comes behind a stop string, or behind an interrupt's end, is surplus.
+                if let Some(journal) = self.journal.as_mut().filter(|_| !self.collectors[index].is_finished()) {
+                    journal.token(report.index, &report.sample);
                 }
+                let progress = self.collectors[index].token(report).or_failure()?;
+                self.console.text(index, &progress.text);
                 if progress.stopped {
                     handle.cancel(index as u64);
-                    self.ended = Some(index as u64);
+                    self.ended.push(index as u64);
                 }
-                Ok(())
             }
-            RunEvent::Finished(sequence, reason, _) => self.finish(sequence as usize, reason),
+            RunEvent::Finished(sequence, reason, _) => self.finish(sequence as usize, reason)?,
         }
+        self.unsettled += 1;
+        if self.unsettled >= MOST_UNSETTLED { self.settle() } else { Ok(()) }
+    }
+
+    fn settled(&mut self) -> Result<(), CliError> {
+        self.settle()
     }
 
     /// The step in flight ends; every request keeps what it has.
     fn interrupt(&mut self, handle: &SubmitHandle) {
+        self.suspended = self.journal.is_some();
         let open = self.collectors.iter().enumerate().filter(|(_, collector)| !collector.is_finished());
         open.for_each(|(index, _)| handle.cancel(index as u64));
     }

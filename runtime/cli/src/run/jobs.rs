@@ -15,28 +15,28 @@ use std::sync::Arc;
 #[derive(Clone, Debug, Args)]
 pub struct RequestDefaults {
     /// Most tokens to generate for each prompt.
-    #[arg(long, value_name = "N", default_value_t = requests::DEFAULT_MAX_TOKENS, conflicts_with = "requests")]
+    #[arg(long, value_name = "N", default_value_t = requests::DEFAULT_MAX_TOKENS, conflicts_with_all = ["requests", "resume"])]
     max_tokens: usize,
     /// 0 always takes the likeliest token; 1 samples from the model's own distribution.
-    #[arg(long, value_name = "T", default_value_t = 0.0, conflicts_with = "requests")]
+    #[arg(long, value_name = "T", default_value_t = 0.0, conflicts_with_all = ["requests", "resume"])]
     temperature: f32,
     /// Sample among the likeliest tokens that have this share together.
-    #[arg(long, value_name = "P", default_value_t = 1.0, conflicts_with = "requests")]
+    #[arg(long, value_name = "P", default_value_t = 1.0, conflicts_with_all = ["requests", "resume"])]
     top_p: f32,
     /// Sample among the K likeliest tokens; 0: all.
-    #[arg(long, value_name = "K", default_value_t = 0, conflicts_with = "requests")]
+    #[arg(long, value_name = "K", default_value_t = 0, conflicts_with_all = ["requests", "resume"])]
     top_k: usize,
     /// Sample among tokens at least this likely, relative to the likeliest.
-    #[arg(long, value_name = "P", default_value_t = 0.0, conflicts_with = "requests")]
+    #[arg(long, value_name = "P", default_value_t = 0.0, conflicts_with_all = ["requests", "resume"])]
     min_p: f32,
     /// Seed of the random numbers; the prompt's index if not given.
-    #[arg(long, value_name = "S", conflicts_with = "requests")]
+    #[arg(long, value_name = "S", conflicts_with_all = ["requests", "resume"])]
     seed: Option<u64>,
     /// Text that ends an answer; may be given several times.
-    #[arg(long, value_name = "TEXT", conflicts_with = "requests")]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["requests", "resume"])]
     stop: Vec<String>,
     /// Go on after an end-of-sequence token.
-    #[arg(long, conflicts_with = "requests")]
+    #[arg(long, conflicts_with_all = ["requests", "resume"])]
     ignore_eos: bool,
 }
 

@@ -4,13 +4,14 @@ mod collect;
 mod console;
 mod decode;
 mod jobs;
+mod journaled;
 mod logits;
 mod summary;
 
 use crate::Format;
 use crate::cost_args::{CostArgs, Costs};
 use crate::error::{Blame, CliError};
-use crate::hosts::{Hosts, KeyArgs, Meeting};
+use crate::hosts::{Hosts, KeyArgs, Meeting, seconds};
 use crate::identity::Identity;
 use crate::interrupt;
 use crate::machine::Machine;
@@ -35,13 +36,15 @@ pub struct RunArgs {
     #[command(flatten)]
     session: SessionArgs,
     /// A prompt; may be given several times.
-    #[arg(long = "prompt", value_name = "TEXT", required_unless_present = "requests", conflicts_with = "requests")]
+    #[arg(long = "prompt", value_name = "TEXT", required_unless_present_any = ["requests", "resume"], conflicts_with_all = ["requests", "resume"])]
     prompts: Vec<String>,
     /// Requests, one JSON object a line.
-    #[arg(long, value_name = "F.jsonl")]
+    #[arg(long, value_name = "F.jsonl", conflicts_with = "resume")]
     requests: Option<PathBuf>,
     #[command(flatten)]
     defaults: jobs::RequestDefaults,
+    #[command(flatten)]
+    journal: journaled::JournalArgs,
     /// Write results here, one JSON object a line, in input order.
     #[arg(long, value_name = "F.jsonl")]
     out: Option<PathBuf>,
@@ -72,13 +75,6 @@ pub struct RunArgs {
     format: Format,
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.0..=1e6).contains(&seconds) => Ok(seconds),
-        _ => Err("expected seconds, such as 30 or 0.5".into()),
-    }
-}
-
 /// Output files, opened before any work is done.
 struct Outputs {
     out: Option<OutputFile>,
@@ -89,7 +85,7 @@ struct Outputs {
 /// Runs the command.
 pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let mut deployment = session::open(&args.session)?;
-    let jobs = jobs::make(args, &deployment)?;
+    let (jobs, beginning) = journaled::jobs(args, &deployment)?;
     let identity = Identity::of(&Machine::here(), &deployment, &args.session.graph);
     if let Some(costs) = args.costs.read()? {
         order_by(&costs, &mut deployment, &identity, &jobs)?;
@@ -116,8 +112,9 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let mut console = Console::new(openings, args.format == Format::Json, args.observe.is_live());
     let interrupts = interrupt::channel()?;
     interrupt::begin_work();
+    let journaled = beginning.begin(&jobs, &mut console)?;
     let watchers = Watchers { console: &mut console, interrupts: &interrupts, observer: &mut observer };
-    let outcome = decode::decode(parts, &jobs, &deployment, watchers, meeting)?;
+    let outcome = decode::decode(parts, &jobs, &deployment, watchers, journaled, meeting)?;
     let summary = Summary { outcome: &outcome, deployment: &deployment, plan: &plan, on_what: &on_what };
     let digest = summary.digest();
     if let (Some(file), Some(form)) = (outputs.trace, trace_form) {
@@ -129,6 +126,11 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     }
     // A digest that cannot be written is no reason to fail: the results are out already.
     let _ = writeln!(io::stderr(), "\n{digest}");
+    if outcome.interrupted
+        && let Some(path) = args.journal.path()
+    {
+        let _ = writeln!(io::stderr(), "what is not over goes on with --resume {}", path.display());
+    }
     if outcome.interrupted { Err(CliError::Interrupted) } else { Ok(ExitCode::SUCCESS) }
 }
 
@@ -153,6 +155,8 @@ fn refuse_files_used_twice(args: &RunArgs, deployment: &Deployment) -> Result<()
     FilesInUse::new(&args.session.graph, &deployment.weights_source)
         .reads("the --requests file", args.requests.as_deref())
         .reads("the --costs table", args.costs.path())
+        .writes("--journal", args.journal.journal.as_deref())
+        .writes("--resume", args.journal.resume.as_deref())
         .writes("--out", args.out.as_deref())
         .writes("--logits", args.logits.as_deref())
         .writes("--trace", args.trace.as_deref())

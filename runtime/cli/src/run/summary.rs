@@ -80,12 +80,16 @@ impl Summary<'_> {
 
     fn speed(&self) -> String {
         let Outcome { collectors, elapsed_s, .. } = self.outcome;
-        let tokens: usize = collectors.iter().map(Collector::tokens).sum();
+        let tokens: usize = collectors.iter().map(Collector::fresh_tokens).sum();
+        let restored = collectors.iter().map(Collector::tokens).sum::<usize>() - tokens;
         let mut tpots: Vec<f64> = collectors.iter().filter_map(Collector::tpot_ms).collect();
         tpots.sort_by(f64::total_cmp);
         let (requests, rate) = (collectors.len(), tokens as f64 / elapsed_s);
         let (requests, tokens) = (plural(requests as u64, "request"), plural(tokens as u64, "token"));
         let mut line = format!("{requests}, {tokens} in {elapsed_s:.2} s: {rate:.0} tokens/s");
+        if restored > 0 {
+            line.push_str(&format!(" (beside {} from the journal)", plural(restored as u64, "token")));
+        }
         if let Some(median) = tpots.get(tpots.len() / 2) {
             line.push_str(&format!(", median TPOT {median:.2} ms"));
             if let Some(slo) = self.deployment.spec.slo {
