@@ -4,7 +4,7 @@
 use interpreted::Clock;
 #[cfg(not(miri))]
 use quanta::Clock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Nanoseconds since a run began, on one clock for all its lanes.
 ///
@@ -29,6 +29,11 @@ impl RunClock {
     #[inline]
     pub fn now_ns(&self) -> u64 {
         self.clock.delta_as_nanos(self.raw, self.clock.raw())
+    }
+
+    /// The same as a moment of the system's clock.
+    pub fn now(&self) -> Instant {
+        self.started + Duration::from_nanos(self.now_ns())
     }
 
     /// When the run began, on the system's clock.
@@ -63,7 +68,6 @@ mod interpreted {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn it_goes_as_the_systems_clock_does() {

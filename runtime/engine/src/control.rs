@@ -219,6 +219,7 @@ impl Control {
     }
 
     /// With nothing to do the lane that plans blocks here, and every other lane waits for it, parked. Returns since when.
+    #[cold]
     fn await_work<'a>(&self, mut state: MutexGuard<'a, State>, cycle: u64) -> (MutexGuard<'a, State>, Option<u64>) {
         let mut idle_from_ns = None;
         // Not before pages have come back: idle, a deployment holds none.
@@ -243,7 +244,7 @@ impl Control {
         if events.is_empty() {
             return;
         }
-        let at = Instant::now();
+        let at = self.clock.now();
         for event in events.drain(..) {
             let event = match event {
                 PlannerEvent::Admitted(id) => RunEvent::Admitted(id, at),
@@ -285,7 +286,8 @@ impl Steps for Control {
         if let Some(work) = &self.work {
             state.planner.learn(load.0, load.1, work.take_s(micro_batch));
         }
-        let (mut state, idle_from_ns) = self.await_work(state, cycle);
+        let (mut state, idle_from_ns) =
+            if state.planner.is_idle() { self.await_work(state, cycle) } else { (state, None) };
         let State { planner, planner_events, counters, .. } = &mut *state;
         if planner.keeps_tpot() {
             planner.begin_plan(micro_batch, self.now_ns() as f64 * 1e-9);

@@ -28,6 +28,9 @@ use crate::pages::PageAllocator;
 use crate::span::CounterSample;
 use std::collections::{HashMap, VecDeque};
 
+/// How far behind the sequence found last the next one is looked for before its id is.
+const NEAR: usize = 8;
+
 #[derive(Debug)]
 struct DeviceState {
     pages: PageAllocator,
@@ -56,6 +59,14 @@ pub struct StepPlanner {
     pace: Option<Pace>,
     /// Whether any running sequence may have a claim.
     claimed: bool,
+    /// Whether any may have ended, have to leave or have a claim: else nobody's pages come back.
+    stirred: bool,
+    /// Plan calls for which homes stay as they are: micro-batches are level, and nobody has come, gone or read since.
+    level_for: usize,
+    /// Whether any may have another home than the micro-batch it is in.
+    moving: bool,
+    /// Behind the sequence that was found last since a plan call: samples come in the order of a batch, which is that of `running`.
+    near: usize,
     // Reused between steps.
     rooms: Rooms,
     loads: Loads,
@@ -86,6 +97,10 @@ impl StepPlanner {
             way: None,
             pace: None,
             claimed: false,
+            stirred: false,
+            level_for: 0,
+            moving: false,
+            near: 0,
             rooms: Rooms::default(),
             loads: Loads::new(config.micro_batches, config.devices),
             by_device: ByDevice::default(),
@@ -149,6 +164,7 @@ impl StepPlanner {
     pub fn set_cost_model(&mut self, model: CostModel) {
         self.cost = model;
         self.learner = CostLearner::new(model);
+        self.level_for = 0;
     }
 
     /// Takes note of how long a micro-batch's step took: `seconds` of work, not of waiting, for so many rows that attended to
@@ -217,6 +233,7 @@ impl StepPlanner {
         }
         if let Some(running) = self.find(id) {
             running.ended = true;
+            self.stir();
             events.push(PlannerEvent::Finished(id, FinishReason::Cancelled));
         }
     }
@@ -227,6 +244,7 @@ impl StepPlanner {
     pub fn preempt(&mut self, id: SequenceId) -> bool {
         let Some(running) = self.find(id).filter(|running| running.sequence.has_progressed()) else { return false };
         running.leaving = Leaving::Surely;
+        self.stir();
         true
     }
 
@@ -244,20 +262,33 @@ impl StepPlanner {
             return;
         };
         running.ended = true;
+        self.stir();
         events.push(PlannerEvent::Finished(id, reason));
     }
 
     /// Plans the next step of `micro_batch`: one descriptor a device into `batches`. To be called only while no row of the
     /// micro-batch is in flight.
     pub fn plan(&mut self, micro_batch: usize, batches: &mut [DeviceBatch], events: &mut Vec<PlannerEvent>) {
-        self.release(micro_batch);
-        self.admit(micro_batch, events);
-        self.balance();
-        self.send_home(micro_batch);
+        self.near = 0;
+        if self.stirred {
+            self.release(micro_batch);
+        }
+        if !self.waiting.is_empty() || self.way.is_some() {
+            self.admit(micro_batch, events);
+        }
+        match self.level_for {
+            0 => self.balance(),
+            _ => self.level_for -= 1,
+        }
+        if self.moving {
+            self.send_home(micro_batch);
+        }
         batches.iter_mut().for_each(DeviceBatch::clear);
         self.reserve_pages(micro_batch, batches);
         self.decode_rows(micro_batch, batches);
-        self.prefill_rows(micro_batch, batches);
+        if self.running.iter().any(|running| running.micro_batch == micro_batch && running.prefilling()) {
+            self.prefill_rows(micro_batch, batches);
+        }
         self.note_in_flight(micro_batch, batches);
     }
 
@@ -275,17 +306,32 @@ impl StepPlanner {
         }
     }
 
+    /// Somebody has ended or must leave.
+    fn stir(&mut self) {
+        self.stirred = true;
+        self.level_for = 0;
+    }
+
     /// A running sequence that has not ended.
     fn find(&mut self, id: SequenceId) -> Option<&mut Running> {
+        let near = self.running.iter().skip(self.near).take(NEAR).position(|running| running.sequence.request.id == id);
+        let index = match near {
+            Some(distance) => self.near + distance,
+            None => self.look_up(id)?,
+        };
+        self.near = index + 1;
+        self.running.get_mut(index).filter(|running| !running.ended)
+    }
+
+    fn look_up(&self, id: SequenceId) -> Option<usize> {
         let arrival = *self.ids.get(&id)?;
         let oldest = self.running.first()?.sequence.arrival;
         // Mostly nobody between the oldest and this one has left.
         let guess = usize::try_from(arrival.checked_sub(oldest)?).unwrap_or(usize::MAX);
-        let index = match self.running.get(guess) {
-            Some(running) if running.sequence.arrival == arrival => guess,
-            _ => self.running.binary_search_by_key(&arrival, |running| running.sequence.arrival).ok()?,
-        };
-        self.running.get_mut(index).filter(|running| !running.ended)
+        match self.running.get(guess) {
+            Some(running) if running.sequence.arrival == arrival => Some(guess),
+            _ => self.running.binary_search_by_key(&arrival, |running| running.sequence.arrival).ok(),
+        }
     }
 
     fn kv_tokens(&self, request: &SequenceRequest) -> usize {

@@ -32,6 +32,8 @@ const LEVEL_ENOUGH: f64 = 0.05;
 const WORTH_IT: f64 = 0.01;
 /// Changes of home at one plan call: the rest can wait for the next one.
 const CHANGES_PER_CALL: usize = 8;
+/// Plan calls for which level micro-batches of sequences that only decode are not looked at again: each costs a token more a round.
+const LEVEL_FOR: usize = 32;
 /// Prompts may fill a step up to this share above the mean: what they leave to 15 % is for costs that change within a
 /// round.
 const FILL: f64 = 0.05;
@@ -357,11 +359,13 @@ impl StepPlanner {
     }
 
     /// Gives sequences other homes until the heaviest micro-batch is near the mean, or nothing helps.
+    #[inline(never)]
     pub(super) fn balance(&mut self) {
         for _ in 0..CHANGES_PER_CALL {
             self.count_loads();
             let mean = self.loads.mean(None);
             if self.loads.heavy().next().is_none() {
+                self.level_for = LEVEL_FOR;
                 return;
             }
             self.by_device.sort(self.loads.devices, &self.running);
@@ -372,6 +376,7 @@ impl StepPlanner {
                 return;
             };
             self.running[change.sequence].home = change.to;
+            self.moving = true;
             if let Some(back) = change.back {
                 self.running[back].home = from;
             }
@@ -430,10 +435,12 @@ impl StepPlanner {
     }
 
     /// Members of `micro_batch` that have another home go there.
+    #[inline(never)]
     pub(super) fn send_home(&mut self, micro_batch: usize) {
         for running in self.running.iter_mut().filter(|running| running.micro_batch == micro_batch) {
             running.fresh |= running.micro_batch != running.home;
             running.micro_batch = running.home;
         }
+        self.moving = self.running.iter().any(|running| running.micro_batch != running.home);
     }
 }

@@ -52,7 +52,8 @@ impl DeviceState {
 }
 
 impl StepPlanner {
-    /// Takes back the pages of members that have ended or must leave.
+    /// Takes back the pages of members that have ended or must leave. Out of the way of a step in which nobody does.
+    #[inline(never)]
     pub(super) fn release(&mut self, micro_batch: usize) {
         // At once: taken out one by one, each would move all that stand behind it.
         let Self { running, devices, ids, .. } = self;
@@ -78,6 +79,8 @@ impl StepPlanner {
                 index += 1;
             }
         }
+        let stirs = |running: &Running| running.ended || running.leaving != Leaving::No || running.claim > 0;
+        self.stirred = self.running.iter().any(stirs);
     }
 
     /// Whether older sequences lack pages that a running one holds.
@@ -103,18 +106,23 @@ impl StepPlanner {
         let mut sequence = self.take_back(index);
         sequence.preempted_at = Some(sequence.generated.len());
         self.preemptions += 1;
+        self.level_for = 0;
         // In front: whoever runs was submitted before all that never ran.
         let place = self.waiting.partition_point(|waiting| waiting.arrival < sequence.arrival);
         self.waiting.insert(place, sequence);
     }
 
     /// Gets the pages for the next decode row of a running sequence, at the plan call of its micro-batch.
+    #[inline]
     pub(super) fn grow(&mut self, index: usize) -> Growth {
-        let lacks = self.running[index].lacks(self.config.page_tokens);
-        self.running[index].claim = 0;
-        if lacks == 0 {
-            return Growth::Ready;
-        }
+        let running = &mut self.running[index];
+        let lacks = running.lacks(self.config.page_tokens);
+        running.claim = 0;
+        if lacks == 0 { Growth::Ready } else { self.grow_by(index, lacks) }
+    }
+
+    #[inline(never)]
+    fn grow_by(&mut self, index: usize, lacks: usize) -> Growth {
         let (device, micro_batch) = (self.running[index].device, self.running[index].micro_batch);
         let wanted = lacks + self.older_claims(index, device);
         loop {
@@ -132,6 +140,7 @@ impl StepPlanner {
             match self.running.iter().rposition(stays) {
                 Some(youngest) if youngest > index && self.running[youngest].micro_batch != micro_batch => {
                     self.running[youngest].leaving = Leaving::IfNeeded;
+                    self.stir();
                 }
                 // Its rows of this step are not planned yet: sequences are asked oldest first.
                 Some(youngest) if youngest > index => self.preempt_now(youngest),
@@ -151,10 +160,12 @@ impl StepPlanner {
     fn claim(&mut self, index: usize, pages: usize) {
         self.running[index].claim = pages;
         self.claimed = true;
+        self.stirred = true;
     }
 
     /// Admits from the front of the queue while there is room. First come, first served: a sequence that does not fit yet is
     /// not overtaken. The oldest of all makes room for itself.
+    #[inline(never)]
     pub(super) fn admit(&mut self, planned_now: usize, events: &mut Vec<PlannerEvent>) {
         loop {
             self.admit_where_room(planned_now, events);
@@ -314,6 +325,7 @@ impl StepPlanner {
             ended: false,
         };
         self.running.insert(place, running);
+        self.level_for = 0;
     }
 }
 

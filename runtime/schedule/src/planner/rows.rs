@@ -63,14 +63,13 @@ impl StepPlanner {
     }
 
     /// Chunks of what members have still to read.
+    #[inline(never)]
     pub(super) fn prefill_rows(&mut self, micro_batch: usize, batches: &mut [DeviceBatch]) {
         let running = &self.running;
         let reads = |index: &usize| running[*index].micro_batch == micro_batch && running[*index].prefilling();
         self.order.clear();
         self.order.extend((0..running.len()).filter(reads));
-        if self.order.is_empty() {
-            return;
-        }
+        self.level_for = 0;
         self.order.sort_unstable_by_key(|index| (running[*index].prefill_turn, *index));
         self.set_prefill_budgets(micro_batch, batches);
         let mut room = self.config.rows_per_micro_batch - batches.iter().map(|batch| batch.rows).sum::<usize>();
