@@ -27,6 +27,9 @@ fn allocations(layout: &Layout, learn: bool) -> usize {
     let weights = RandomWeights::new(3, small_shape().weight_format);
     let options = AssembleOptions { learn, ..AssembleOptions::default() };
     let engine = start_with(&layout.spec(), &small_shape(), &weights, options);
+    if learn {
+        engine.reuse_prefixes();
+    }
     let asks = (0..SEQUENCES as u32).map(|id| Ask::greedy(&[id; 20], TOKENS_EACH));
     let requests = asks.enumerate().map(|(id, ask)| {
         let detail = TokenDetail { logprobs: None, logits: false };
@@ -53,7 +56,7 @@ fn allocations(layout: &Layout, learn: bool) -> usize {
 
 #[test]
 fn a_steady_step_allocates_nothing() {
-    // The split layout learns costs, the other does not.
+    // The split layout learns costs and reuses prefixes, the other does neither.
     for (policy, split, micro_batches) in [("sequential", false, 1), ("ping_pong", true, 3)] {
         for dtype in ["f32", "fp8_e4m3"] {
             let layout = Layout { policy, split, micro_batches, a2f: dtype, kv: dtype, ..Layout::default() };

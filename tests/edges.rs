@@ -111,7 +111,7 @@ fn a_prompt_is_cancelled_half_way() {
     let (mut finished, mut got) = (Vec::new(), Vec::new());
     while finished.len() < 2 {
         match engine.events().recv_timeout(Duration::from_secs(20)).expect("no hang") {
-            RunEvent::Admitted(0, _) => engine.handle().cancel(0),
+            RunEvent::Admitted(0, ..) => engine.handle().cancel(0),
             RunEvent::Admitted(..) => {}
             RunEvent::Token(report) => got.push((report.sample.sequence, report.sample.token)),
             RunEvent::Finished(id, reason, _) => finished.push((id, reason)),

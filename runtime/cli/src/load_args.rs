@@ -21,7 +21,7 @@ pub struct LoadArgs {
     /// Requests; of a trace file, the first so many.
     #[arg(long, value_name = "N", value_parser = count)]
     num_prompts: Option<usize>,
-    /// Prompt tokens of a request.
+    /// Prompt tokens of a request. All of them are read: prefixes are not reused.
     #[arg(long, value_name = "N", default_value = "32", value_parser = count)]
     random_input_len: usize,
     /// Tokens to generate for a request.

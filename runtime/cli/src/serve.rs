@@ -41,6 +41,9 @@ pub struct ServeArgs {
     /// Keep the graph's slo.tpot_ms: answers wait, and prompts are read in smaller pieces, where steps would take longer.
     #[arg(long)]
     hold_tpot: bool,
+    /// Let every answer read all of its prompt. Otherwise prompts that begin alike share KV pages, and what was read is not read again.
+    #[arg(long)]
+    no_prefix_reuse: bool,
     /// Most connections; those beyond get 503.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: u32,
@@ -76,6 +79,9 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode, CliError> {
     if args.hold_tpot {
         let missing = || CliError::Mistake("--hold-tpot: the graph has no slo.tpot_ms to keep".into());
         engine.keep_tpot(slo_tpot_s.ok_or_else(missing)?);
+    }
+    if !args.no_prefix_reuse {
+        engine.reuse_prefixes();
     }
     let front = Front::start(FrontParts {
         engine,

@@ -36,8 +36,8 @@ pub struct TokenReport {
 /// What a run tells its owner, in order.
 #[derive(Debug)]
 pub enum RunEvent {
-    /// A sequence left the queue.
-    Admitted(SequenceId, Instant),
+    /// A sequence left the queue; so many tokens of its prompt need not be read, since they are cached.
+    Admitted(SequenceId, Instant, usize),
     /// A token.
     Token(TokenReport),
     /// A sequence ended; nothing of it follows.
@@ -165,6 +165,20 @@ impl Control {
         lock(&self.state).planner.keep_tpot(target_s);
     }
 
+    pub(crate) fn reuse_prefixes(&self) {
+        lock(&self.state).planner.reuse_prefixes();
+    }
+
+    /// Tokens that sequences have brought, and of them those that were cached.
+    pub(crate) fn prefix_queries_and_hits(&self) -> (u64, u64) {
+        let state = lock(&self.state);
+        (state.planner.prefix_queries(), state.planner.prefix_hits())
+    }
+
+    pub(crate) fn cached_pages(&self) -> usize {
+        lock(&self.state).planner.cached_pages()
+    }
+
     pub(crate) fn preemptions(&self) -> u64 {
         lock(&self.state).planner.preemptions()
     }
@@ -247,7 +261,7 @@ impl Control {
         let at = self.clock.now();
         for event in events.drain(..) {
             let event = match event {
-                PlannerEvent::Admitted(id) => RunEvent::Admitted(id, at),
+                PlannerEvent::Admitted { sequence, cached_tokens } => RunEvent::Admitted(sequence, at, cached_tokens),
                 PlannerEvent::Finished(id, reason) => RunEvent::Finished(id, reason, at),
                 PlannerEvent::Token { sequence, index, .. } => {
                     let found = samples.iter().position(|sample| sample.sequence == sequence);

@@ -194,9 +194,19 @@ impl SubmitHandle {
         self.0.preemptions()
     }
 
-    /// KV pages that nobody holds, over all devices.
+    /// KV pages that nobody holds, over all devices; cached ones as well.
     pub fn free_pages(&self) -> usize {
         self.0.free_pages()
+    }
+
+    /// Of them, those that hold what some sequence may begin with ([`Engine::reuse_prefixes`]).
+    pub fn cached_pages(&self) -> usize {
+        self.0.cached_pages()
+    }
+
+    /// Tokens that sequences have brought since prefixes are reused, and of them those that were cached and not read.
+    pub fn prefix_queries_and_hits(&self) -> (u64, u64) {
+        self.0.prefix_queries_and_hits()
     }
 
     /// Sequences that hold pages, and sequences in the queue.
@@ -292,6 +302,13 @@ impl Engine {
     /// step would take longer ([`StepPlanner::keep_tpot`]).
     pub fn keep_tpot(&self, target_s: f64) {
         self.control.keep_tpot(target_s);
+    }
+
+    /// Lets sequences that begin alike share KV pages from now on: on one device, what one has read no other reads
+    /// ([`StepPlanner::reuse_prefixes`]). No bit of an answer changes where a row's bits do not depend on the batch that it is in, as
+    /// on CPUs.
+    pub fn reuse_prefixes(&self) {
+        self.control.reuse_prefixes();
     }
 
     /// Says that nothing more will be submitted: the run ends when all is done. What comes later is refused.

@@ -230,7 +230,7 @@ fn a_lane_without_work_hears_of_it() {
         let lane = next_step(&control);
         control.submit([request(0, vec![1, 2, 3], 1)]).expect("the request fits");
         assert_eq!(lane.join().expect("no panic"), 3);
-        assert!(matches!(inbox.events.recv(), Ok(RunEvent::Admitted(0, _))));
+        assert!(matches!(inbox.events.recv(), Ok(RunEvent::Admitted(0, ..))));
     });
 }
 

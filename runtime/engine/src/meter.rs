@@ -105,7 +105,7 @@ impl RequestMeter {
     /// Takes note of an event. One of a request that was not [`submitted`](Self::submitted) here says nothing.
     pub fn event(&mut self, event: &RunEvent) {
         match event {
-            RunEvent::Admitted(id, at) => {
+            RunEvent::Admitted(id, at, _) => {
                 if let Some(times) = self.open.get(id) {
                     self.handles.queued.record(at.duration_since(times.submitted).as_secs_f64());
                 }

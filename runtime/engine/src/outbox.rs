@@ -161,12 +161,12 @@ mod tests {
     use std::time::{Duration, Instant};
 
     fn event(id: u64) -> RunEvent {
-        RunEvent::Admitted(id, Instant::now())
+        RunEvent::Admitted(id, Instant::now(), 0)
     }
 
     fn id(events: &Receiver<RunEvent>) -> u64 {
         match events.recv_timeout(Duration::from_secs(20)).expect("the event comes") {
-            RunEvent::Admitted(id, _) => id,
+            RunEvent::Admitted(id, ..) => id,
             other => panic!("nobody sent {other:?}"),
         }
     }

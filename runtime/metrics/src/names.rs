@@ -87,6 +87,10 @@ families! {
         "Share of KV pages in use, 0 to 1, over all attention devices.";
     NUM_PREEMPTIONS: SampledCounter("rally_num_preemptions_total", Events, [ModelName, Engine], NO_EDGES)
         "Times that a request had to give its KV pages back and queue again.";
+    PREFIX_CACHE_QUERIES: SampledCounter("rally_prefix_cache_queries_total", Tokens, [ModelName, Engine], NO_EDGES)
+        "Tokens of admitted requests, where prefixes are reused.";
+    PREFIX_CACHE_HITS: SampledCounter("rally_prefix_cache_hits_total", Tokens, [ModelName, Engine], NO_EDGES)
+        "Of these, tokens that were not read, since their KV pages were cached.";
     MICRO_BATCH_TOKENS: SampledHistogram("rally_micro_batch_tokens", Tokens, [], BATCH_TOKENS)
         "Rows of a micro-batch in a step, over all attention devices; steps without any are left out.";
     STAGE_SECONDS: SampledHistogram("rally_stage_seconds", Seconds, [Stage, LayerKind, Device], TASK_SECONDS)
@@ -151,6 +155,8 @@ mod tests {
             "prompt_tokens_total",
             "request_success_total",
             "num_preemptions_total",
+            "prefix_cache_queries_total",
+            "prefix_cache_hits_total",
         ] {
             let found = FAMILIES.iter().find(|family| family.name.strip_prefix("rally_") == Some(suffix));
             let family = found.unwrap_or_else(|| panic!("no {suffix}"));

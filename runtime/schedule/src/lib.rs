@@ -9,6 +9,7 @@ pub mod greedy;
 pub mod pages;
 pub mod planner;
 pub mod policy;
+pub mod prefix;
 pub mod span;
 pub mod straggler;
 pub mod virtual_lanes;

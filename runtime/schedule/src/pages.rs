@@ -40,7 +40,18 @@ impl PageAllocator {
 
     /// Takes all pages of `owner` back.
     pub fn give_back(&mut self, owner: &mut Vec<u32>) {
-        self.returned.extend(owner.drain(..).rev());
+        self.give_back_from(owner, 0);
+    }
+
+    /// Takes the pages of `owner` back, but for the first `kept`.
+    pub(crate) fn give_back_from(&mut self, owner: &mut Vec<u32>, kept: usize) {
+        self.returned.extend(owner.drain(kept..).rev());
+        debug_assert!(self.returned.len() <= self.untouched as usize, "a page was given back twice");
+    }
+
+    /// Takes one page back.
+    pub(crate) fn put(&mut self, page: u32) {
+        self.returned.push(page);
         debug_assert!(self.returned.len() <= self.untouched as usize, "a page was given back twice");
     }
 }

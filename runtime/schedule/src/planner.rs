@@ -11,6 +11,7 @@
 mod balance;
 mod memory;
 mod pace;
+mod reuse;
 mod rows;
 mod sequence;
 mod types;
@@ -20,11 +21,12 @@ pub use self::types::{FinishReason, PlannerConfig, PlannerEvent, SubmitError};
 use self::balance::{ByDevice, Loads};
 use self::memory::{Rooms, Way};
 use self::pace::Pace;
+use self::reuse::Reuse;
 use self::rows::PrefillBudget;
 use self::sequence::{Leaving, Running, Sequence};
 use crate::batch::{DeviceBatch, SequenceId, SequenceRequest};
 use crate::cost::{CostLearner, CostModel};
-use crate::pages::PageAllocator;
+use crate::prefix::PagePool;
 use crate::span::CounterSample;
 use std::collections::{HashMap, VecDeque};
 
@@ -33,7 +35,7 @@ const NEAR: usize = 8;
 
 #[derive(Debug)]
 struct DeviceState {
-    pages: PageAllocator,
+    pages: PagePool,
     free_slots: Vec<usize>,
 }
 
@@ -57,9 +59,11 @@ pub struct StepPlanner {
     way: Option<Way>,
     /// Present if a time per token is to be kept.
     pace: Option<Pace>,
+    /// Present if prefixes are reused.
+    reuse: Option<Reuse>,
     /// Whether any running sequence may have a claim.
     claimed: bool,
-    /// Whether any may have ended, have to leave or have a claim: else nobody's pages come back.
+    /// Whether any may have ended, have to leave or have a claim, or has read what is to be cached: else nobody's pages come back.
     stirred: bool,
     /// Plan calls for which homes stay as they are: micro-batches are level, and nobody has come, gone or read since.
     level_for: usize,
@@ -80,7 +84,7 @@ impl StepPlanner {
     /// No sequences yet.
     pub fn new(config: PlannerConfig) -> Self {
         let device = || DeviceState {
-            pages: PageAllocator::new(config.pages_per_device),
+            pages: PagePool::new(config.pages_per_device),
             free_slots: (0..config.sequences_per_device).rev().collect(),
         };
         Self {
@@ -96,6 +100,7 @@ impl StepPlanner {
             prefill_turns: 0,
             way: None,
             pace: None,
+            reuse: None,
             claimed: false,
             stirred: false,
             level_for: 0,
@@ -135,7 +140,7 @@ impl StepPlanner {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// KV pages that are free, over all devices.
+    /// KV pages that are free, over all devices; cached ones that nobody holds as well.
     pub fn free_pages(&self) -> usize {
         self.devices.iter().map(|device| device.pages.free()).sum()
     }

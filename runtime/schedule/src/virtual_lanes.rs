@@ -91,6 +91,8 @@ pub struct VirtualOptions {
     pub learns: bool,
     /// Nanoseconds between tokens that the step planner keeps to, if it does.
     pub keep_tpot_ns: Option<u64>,
+    /// Whether sequences that begin alike share pages.
+    pub reuse_prefixes: bool,
     /// Whether spans and counters are kept; else only sums, and memory does not grow with steps.
     pub keeps_spans: bool,
     /// Cores that all lanes share: a lane that has found work keeps its core until it must wait, and then the one that has waited longest
@@ -100,7 +102,14 @@ pub struct VirtualOptions {
 
 impl Default for VirtualOptions {
     fn default() -> Self {
-        Self { max_under_way: None, learns: false, keep_tpot_ns: None, keeps_spans: true, cores: None }
+        Self {
+            max_under_way: None,
+            learns: false,
+            keep_tpot_ns: None,
+            reuse_prefixes: false,
+            keeps_spans: true,
+            cores: None,
+        }
     }
 }
 
@@ -234,6 +243,9 @@ fn planner(config: PlannerConfig, options: VirtualOptions) -> StepPlanner {
     let mut planner = StepPlanner::new(config);
     if let Some(ns) = options.keep_tpot_ns {
         planner.keep_tpot(ns as f64 * 1e-9);
+    }
+    if options.reuse_prefixes {
+        planner.reuse_prefixes();
     }
     planner
 }
@@ -670,7 +682,9 @@ impl<'a> World<'a> {
     fn publish(&mut self, now: u64) {
         for event in self.planner_events.drain(..) {
             match event {
-                PlannerEvent::Admitted(id) => self.sequences.entry(id).or_default().admitted_ns = Some(now),
+                PlannerEvent::Admitted { sequence, .. } => {
+                    self.sequences.entry(sequence).or_default().admitted_ns = Some(now);
+                }
                 PlannerEvent::Token { sequence, token, .. } => {
                     self.sequences.entry(sequence).or_default().tokens.push((token, now));
                 }

@@ -43,6 +43,8 @@ pub struct Outcome {
     pub interrupted: bool,
     /// From submission to the last event.
     pub elapsed_s: f64,
+    /// Where prefixes are reused: tokens to read, and of them those that were cached.
+    pub reused: Option<(u64, u64)>,
 }
 
 struct Run<'a> {
@@ -89,6 +91,7 @@ pub fn decode(
     watchers: Watchers<'_>,
     journaled: Journaled,
     mut meeting: Option<Meeting>,
+    reuse_prefixes: bool,
 ) -> Result<Outcome, CliError> {
     let Watchers { console, interrupts, observer } = watchers;
     let mut begun = Instant::now();
@@ -124,6 +127,9 @@ pub fn decode(
         if let Some(meeting) = &mut meeting {
             meeting.is_complete();
         }
+        if reuse_prefixes {
+            engine.reuse_prefixes();
+        }
         observer.watch(&engine, deployment, &format!("{} {}", deployment.spec.name, deployment.schedule.label), None);
         if std::mem::take(&mut first) {
             begun = Instant::now();
@@ -134,13 +140,14 @@ pub fn decode(
         match (drive_until_failure(&engine, &mut run, interrupts, observer)?, &mut meeting) {
             (End::Done { interrupted }, _) => {
                 let elapsed_s = begun.elapsed().as_secs_f64();
+                let reused = reuse_prefixes.then(|| engine.handle().prefix_queries_and_hits());
                 engine.close();
                 let report = engine.join();
                 observer.finish();
                 if let Some(journal) = &mut run.journal {
                     journal.close()?;
                 }
-                return Ok(Outcome { collectors: run.collectors, report, interrupted, elapsed_s });
+                return Ok(Outcome { collectors: run.collectors, report, interrupted, elapsed_s, reused });
             }
             (End::Failed(error), Some(meeting)) => {
                 parts = engine.stop();

@@ -62,6 +62,10 @@ pub struct RunArgs {
     /// then
     #[arg(long)]
     no_learn: bool,
+    /// Let requests that begin alike share KV pages: what one has read, others on the same attention device do not read again. No token
+    /// changes
+    #[arg(long)]
+    prefix_reuse: bool,
     /// In a graph with hosts: which one this is. That of the first attention device unless given.
     #[arg(long, value_name = "NAME")]
     host: Option<String>,
@@ -114,7 +118,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     interrupt::begin_work();
     let journaled = beginning.begin(&jobs, &mut console)?;
     let watchers = Watchers { console: &mut console, interrupts: &interrupts, observer: &mut observer };
-    let outcome = decode::decode(parts, &jobs, &deployment, watchers, journaled, meeting)?;
+    let outcome = decode::decode(parts, &jobs, &deployment, watchers, journaled, meeting, args.prefix_reuse)?;
     let summary = Summary { outcome: &outcome, deployment: &deployment, plan: &plan, on_what: &on_what };
     let digest = summary.digest();
     if let (Some(file), Some(form)) = (outputs.trace, trace_form) {

@@ -79,7 +79,7 @@ impl Summary<'_> {
     }
 
     fn speed(&self) -> String {
-        let Outcome { collectors, elapsed_s, .. } = self.outcome;
+        let Outcome { collectors, elapsed_s, reused, .. } = self.outcome;
         let tokens: usize = collectors.iter().map(Collector::fresh_tokens).sum();
         let restored = collectors.iter().map(Collector::tokens).sum::<usize>() - tokens;
         let mut tpots: Vec<f64> = collectors.iter().filter_map(Collector::tpot_ms).collect();
@@ -96,6 +96,9 @@ impl Summary<'_> {
                 let kept = tpots.iter().filter(|tpot| **tpot <= slo.tpot_ms).count();
                 line.push_str(&format!(" (target {} ms kept by {kept} of {})", slo.tpot_ms, tpots.len()));
             }
+        }
+        if let Some((of, cached)) = reused {
+            line.push_str(&format!(", {cached} of {of} tokens of prompts reused"));
         }
         line
     }

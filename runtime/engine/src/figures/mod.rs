@@ -103,6 +103,8 @@ struct PlannerFigures {
     used_pages: AtomicU64,
     pages: u64,
     preemptions: AtomicU64,
+    prefix_queries: AtomicU64,
+    prefix_hits: AtomicU64,
     /// Micro-batch steps planned with rows.
     rows: AtomicHistogram,
 }
@@ -162,6 +164,8 @@ impl RunFigures {
                 used_pages: AtomicU64::new(0),
                 pages: planner.pages() as u64,
                 preemptions: AtomicU64::new(0),
+                prefix_queries: AtomicU64::new(0),
+                prefix_hits: AtomicU64::new(0),
                 rows: AtomicHistogram::new(names::MICRO_BATCH_TOKENS.edges(), 1.0),
             },
             stages: graph.stages.iter().map(|stage| stage.id.clone()).collect(),
@@ -202,6 +206,8 @@ impl RunFigures {
         set(&self.planner.waiting, planner.waiting() as u64);
         set(&self.planner.used_pages, planner.used_pages() as u64);
         set(&self.planner.preemptions, planner.preemptions());
+        set(&self.planner.prefix_queries, planner.prefix_queries());
+        set(&self.planner.prefix_hits, planner.prefix_hits());
     }
 
     /// A micro-batch's step was planned. To be called under the planner's lock.

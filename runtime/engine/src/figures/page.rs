@@ -31,6 +31,8 @@ impl RunFigures {
         let used = read(&planner.used_pages) / (planner.pages.max(1)) as f64;
         page.gauge(&names::KV_CACHE_USAGE, |samples| samples.push(&[], used));
         page.counter(&names::NUM_PREEMPTIONS, |samples| samples.push(&[], read(&planner.preemptions)));
+        page.counter(&names::PREFIX_CACHE_QUERIES, |samples| samples.push(&[], read(&planner.prefix_queries)));
+        page.counter(&names::PREFIX_CACHE_HITS, |samples| samples.push(&[], read(&planner.prefix_hits)));
         page.histogram(&names::MICRO_BATCH_TOKENS, |samples| samples.push(&[], &[&planner.rows], 1.0));
     }
 

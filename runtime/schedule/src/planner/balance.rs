@@ -256,11 +256,11 @@ impl StepPlanner {
         loads.cost_in_all.iter_mut().zip(costs).for_each(|(all, cost)| *all = cost);
     }
 
-    /// Counts a sequence that is about to start.
-    pub(super) fn count_new(&mut self, sequence: &Sequence, micro_batch: usize, device: usize) {
+    /// Counts a sequence that is about to start, with so many tokens read.
+    pub(super) fn count_new(&mut self, sequence: &Sequence, read: usize, micro_batch: usize, device: usize) {
         let cell = self.loads.cell(micro_batch, device);
-        let rows = self.prompt_floor().min(sequence.known_tokens());
-        let cost = self.cost.of_prompt(rows, 0);
+        let rows = self.prompt_floor().min(sequence.known_tokens() - read);
+        let cost = self.cost.of_prompt(rows, read);
         self.loads.cost[cell] += cost;
         self.loads.cost_in_all[micro_batch] += cost;
         self.loads.members[cell] += 1;

@@ -10,6 +10,7 @@
 //! the other at their own plan calls, until it has a place. So the oldest of all stands still for a few rounds of plan
 //! calls at most, on any number of devices, and everyone is the oldest some day: alone, every accepted sequence fits.
 
+use super::reuse::Reuse;
 use super::sequence::{Leaving, Running, Sequence};
 use super::types::PlannerEvent;
 use super::{DeviceState, StepPlanner};
@@ -45,22 +46,24 @@ pub(super) struct Way {
 }
 
 impl DeviceState {
-    fn take_back(&mut self, running: &mut Running) {
-        self.pages.give_back(&mut running.pages);
+    fn take_back(&mut self, running: &mut Running, page_tokens: usize) {
+        running.cache(&mut self.pages, page_tokens);
+        self.pages.give_back(&mut running.pages, running.shared);
         self.free_slots.push(running.slot);
     }
 }
 
 impl StepPlanner {
-    /// Takes back the pages of members that have ended or must leave. Out of the way of a step in which nobody does.
+    /// Takes back the pages of members that have ended or must leave, and caches what was read. Out of the way of a step in which nobody does.
     #[inline(never)]
     pub(super) fn release(&mut self, micro_batch: usize) {
+        self.cache_what_was_read(micro_batch);
         // At once: taken out one by one, each would move all that stand behind it.
-        let Self { running, devices, ids, .. } = self;
+        let Self { running, devices, ids, config, .. } = self;
         running.retain_mut(|running| {
             let goes = running.micro_batch == micro_batch && running.ended;
             if goes {
-                devices[running.device].take_back(running);
+                devices[running.device].take_back(running, config.page_tokens);
                 ids.remove(&running.sequence.request.id);
             }
             !goes
@@ -80,7 +83,8 @@ impl StepPlanner {
             }
         }
         let stirs = |running: &Running| running.ended || running.leaving != Leaving::No || running.claim > 0;
-        self.stirred = self.running.iter().any(stirs);
+        let reads = self.reuse.as_ref().is_some_and(Reuse::is_reading);
+        self.stirred = reads || self.running.iter().any(stirs);
     }
 
     /// Whether older sequences lack pages that a running one holds.
@@ -98,7 +102,7 @@ impl StepPlanner {
     /// Removes a running sequence and frees its slot and pages.
     fn take_back(&mut self, index: usize) -> Sequence {
         let mut running = self.running.remove(index);
-        self.devices[running.device].take_back(&mut running);
+        self.devices[running.device].take_back(&mut running, self.config.page_tokens);
         running.sequence
     }
 
@@ -132,7 +136,8 @@ impl StepPlanner {
                 debug_assert!(taken, "{free} pages are free and {lacks} are asked for");
                 return Growth::Ready;
             }
-            if free + coming(&self.running, device) >= wanted {
+            let coming = self.devices[device].pages.freed_by(leavers(&self.running, device));
+            if free + coming >= wanted {
                 self.claim(index, lacks);
                 return Growth::Waits;
             }
@@ -145,7 +150,7 @@ impl StepPlanner {
                 // Its rows of this step are not planned yet: sequences are asked oldest first.
                 Some(youngest) if youngest > index => self.preempt_now(youngest),
                 // Younger ones leave first, or they would stay while it queues.
-                _ if coming(&self.running[index + 1..], device) > 0 => {
+                _ if leavers(&self.running[index + 1..], device).next().is_some() => {
                     self.claim(index, lacks);
                     return Growth::Waits;
                 }
@@ -186,11 +191,16 @@ impl StepPlanner {
             && let Some((device, micro_batch)) = self.place_of_next(planned_now)
             && let Some(mut sequence) = self.waiting.pop_front()
         {
+            let cached = self.prefix_of_next(device).0 * self.config.page_tokens;
             if !sequence.announced {
-                events.push(PlannerEvent::Admitted(sequence.request.id));
+                let of_prompt = cached.min(sequence.request.prompt.len());
+                events.push(PlannerEvent::Admitted { sequence: sequence.request.id, cached_tokens: of_prompt });
                 sequence.announced = true;
+                if let Some(reuse) = &mut self.reuse {
+                    reuse.count(sequence.known_tokens(), cached);
+                }
             }
-            self.count_new(&sequence, micro_batch, device);
+            self.count_new(&sequence, cached, micro_batch, device);
             self.start(sequence, device, micro_batch);
         }
     }
@@ -219,8 +229,10 @@ impl StepPlanner {
         }
     }
 
-    /// Device and micro-batch for the front of the queue. Of devices that can have it, the one with most free pages.
-    fn place_of_next(&self, planned_now: usize) -> Option<(usize, usize)> {
+    /// Device and micro-batch for the front of the queue. Of devices that can have it, the one with most free pages; each page
+    /// that it need not read there counts as one more.
+    fn place_of_next(&mut self, planned_now: usize) -> Option<(usize, usize)> {
+        self.find_prefix_of_next();
         let next = self.waiting.front()?;
         let pages = next.known_tokens().div_ceil(self.config.page_tokens);
         let oldest = self.is_oldest(next);
@@ -229,10 +241,15 @@ impl StepPlanner {
             // Everyone there, the new one too, can grow by a page before someone has to leave. Nobody's wish stops the
             // oldest.
             let others = if oldest { 0 } else { self.rooms.wanted[*device] + usize::from(pages < next.final_pages) };
-            !state.free_slots.is_empty() && state.pages.free() >= pages + others
+            let (_, held) = self.prefix_of_next(*device);
+            !state.free_slots.is_empty() && state.pages.free() + held >= pages + others
         };
-        let mut candidates = self.rooms.order.iter().copied().filter(fits);
-        candidates.find_map(|device| Some((device, self.cheapest(device, planned_now)?)))
+        let candidates = self.rooms.order.iter().copied().filter(fits);
+        let mut places = candidates.filter_map(|device| Some((device, self.cheapest(device, planned_now)?)));
+        if self.reuse.is_none() {
+            return places.next();
+        }
+        places.min_by_key(|(device, _)| Reverse(self.devices[*device].pages.free() + self.prefix_of_next(*device).0))
     }
 
     fn is_oldest(&self, waiting: &Sequence) -> bool {
@@ -248,12 +265,13 @@ impl StepPlanner {
             return false;
         };
         let (arrival, pages) = (next.arrival, next.known_tokens().div_ceil(self.config.page_tokens));
+        let devices = self.config.devices;
         let device = match self.way.filter(|way| way.arrival == arrival) {
             // It has begun to leave: whoever went there went for this.
             Some(way) => way.device,
             None => {
                 let leavers = |device: &usize| self.in_the_way(*device, pages).len();
-                (0..self.config.devices).min_by_key(leavers).expect("there is a device")
+                (0..devices).min_by_key(leavers).expect("there is a device")
             }
         };
         self.way = Some(Way { arrival, device, pages });
@@ -264,21 +282,22 @@ impl StepPlanner {
 
     /// Who must leave for a sequence with `pages` to have a place on `device`: its youngest, as many as it takes; and
     /// if it has none left, but the others fill a limit that all devices share, the youngest of them.
-    fn in_the_way(&self, device: usize, pages: usize) -> Vec<usize> {
-        let config = &self.config;
+    fn in_the_way(&mut self, device: usize, pages: usize) -> Vec<usize> {
+        let Self { config, running, devices, .. } = self;
         let goes = |r: &Running| r.ended || r.leaving == Leaving::Surely;
-        let staying = |index: &usize| !goes(&self.running[*index]);
-        let on_device = |index: &usize| self.running[*index].device == device;
-        let youngest_first = || (0..self.running.len()).rev().filter(staying);
+        let staying = |index: &usize| !goes(&running[*index]);
+        let on_device = |index: &usize| running[*index].device == device;
+        let youngest_first = || (0..running.len()).rev().filter(staying);
         let own = youngest_first().filter(on_device);
         let mut candidates = own.chain(youngest_first().filter(|index| !on_device(index)));
-        let mut left: Vec<usize> = (0..self.running.len()).filter(|index| !staying(index)).collect();
+        let mut left: Vec<usize> = (0..running.len()).filter(|index| !staying(index)).collect();
         let already = left.len();
         loop {
             let stays = |(index, r): (usize, &Running)| (!left.contains(&index)).then_some((r.home, r.device));
-            let members = || self.running.iter().enumerate().filter_map(stays);
-            let free = self.devices[device].pages.free();
-            let freed: usize = left.iter().filter(|i| on_device(i)).map(|i| self.running[*i].pages.len()).sum();
+            let members = || running.iter().enumerate().filter_map(stays);
+            let pool = &mut devices[device].pages;
+            let freed = pool.freed_by(left.iter().filter(|i| on_device(i)).map(|i| running[*i].held()));
+            let free = pool.free();
             let has_row = |m: &usize| {
                 members().filter(|at| *at == (*m, device)).count() < config.rows_per_device
                     && members().filter(|at| at.0 == *m).count() < config.rows_per_micro_batch
@@ -301,7 +320,12 @@ impl StepPlanner {
         // All it may ever need at once, so that a steady step allocates nothing.
         let mut pages = Vec::with_capacity(sequence.final_pages);
         sequence.generated.reserve_exact(sequence.most - sequence.generated.len());
-        let taken = state.pages.take(prefill.div_ceil(self.config.page_tokens), &mut pages);
+        // Before others are taken, which may be idle ones.
+        if let Some(reuse) = &self.reuse {
+            reuse.hold(device, &mut state.pages, &mut pages);
+        }
+        let shared = pages.len();
+        let taken = state.pages.take(prefill.div_ceil(self.config.page_tokens) - shared, &mut pages);
         assert!(taken, "admission checked that the pages are free");
         let planned = sequence.generated.len();
         self.count_started(device, pages.len() < sequence.final_pages);
@@ -315,8 +339,9 @@ impl StepPlanner {
             home: micro_batch,
             fresh: true,
             pages,
+            shared,
             prefill,
-            prefilled: 0,
+            prefilled: shared * self.config.page_tokens,
             planned,
             // Behind those that have read already: a stream of short prompts must not hold a long one up.
             prefill_turn: self.prefill_turns,
@@ -334,8 +359,8 @@ fn claims(running: &[Running], device: usize) -> usize {
     running.iter().filter(|running| running.device == device && !running.ended).map(|running| running.claim).sum()
 }
 
-/// Pages of a device that come back when micro-batches are planned next.
-fn coming(running: &[Running], device: usize) -> usize {
-    let leaves = |r: &&Running| r.device == device && (r.ended || r.leaving != Leaving::No);
-    running.iter().filter(leaves).map(|running| running.pages.len()).sum()
+/// Pages of those on a device that leave when micro-batches are planned next.
+fn leavers(running: &[Running], device: usize) -> impl Iterator<Item = (&[u32], usize)> + Clone {
+    let leaves = move |r: &&Running| r.device == device && (r.ended || r.leaving != Leaving::No);
+    running.iter().filter(leaves).map(Running::held)
 }

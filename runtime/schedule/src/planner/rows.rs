@@ -89,6 +89,10 @@ impl StepPlanner {
                 self.prefill_turns += 1;
                 running.prefill_turn = self.prefill_turns;
                 running.push_prefill(rows, &mut batches[running.device]);
+                if let Some(reuse) = &mut self.reuse {
+                    reuse.reads(micro_batch, running.sequence.arrival);
+                    self.stirred = true;
+                }
             }
         }
     }

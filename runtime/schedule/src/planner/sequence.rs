@@ -55,6 +55,8 @@ pub(super) struct Running {
     /// It has had no rows since it came to its micro-batch.
     pub(super) fresh: bool,
     pub(super) pages: Vec<u32>,
+    /// How many of them, from the first on, are cached: others may hold them too, and nobody writes there.
+    pub(super) shared: usize,
     /// Tokens to be read without sampling, but for the last: the prompt, and what was generated before a preemption.
     pub(super) prefill: usize,
     /// How many of them were planned.
@@ -94,6 +96,11 @@ impl Running {
     /// Whether it is going to need more pages than it has.
     pub(super) fn grows(&self) -> bool {
         !self.ended && self.pages.len() < self.sequence.final_pages
+    }
+
+    /// Its pages, and how many of them are cached.
+    pub(super) fn held(&self) -> (&[u32], usize) {
+        (&self.pages, self.shared)
     }
 
     /// Appends its decode row.

@@ -49,7 +49,12 @@ pub enum FinishReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlannerEvent {
     /// A sequence left the queue for the first time.
-    Admitted(SequenceId),
+    Admitted {
+        /// This one.
+        sequence: SequenceId,
+        /// Tokens of its prompt that it need not read: they were cached.
+        cached_tokens: usize,
+    },
     /// A token counts.
     Token {
         /// Of this sequence.

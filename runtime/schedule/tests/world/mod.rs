@@ -147,7 +147,7 @@ impl World {
     fn take(&mut self, events: Vec<PlannerEvent>) {
         for event in events {
             match event {
-                PlannerEvent::Admitted(sequence) => {
+                PlannerEvent::Admitted { sequence, .. } => {
                     let seen = self.seen.get_mut(&sequence).expect("only submitted sequences start");
                     assert!(!std::mem::replace(&mut seen.admitted, true), "{sequence} was admitted twice");
                 }

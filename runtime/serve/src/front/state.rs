@@ -150,7 +150,7 @@ impl State {
     pub(super) fn event(&mut self, event: RunEvent) -> Result<(), EngineError> {
         self.meter.event(&event);
         match event {
-            RunEvent::Admitted(id, _) => self.is_admitted(id),
+            RunEvent::Admitted(id, ..) => self.is_admitted(id),
             RunEvent::Token(report) => self.token(report),
             RunEvent::Finished(id, reason, _) => self.finished(id, reason),
             RunEvent::Failed(error) => return Err(error),
