@@ -5,8 +5,9 @@ nightly_toolchain=nightly-2026-05-20
 nightly_commit=e50aa6fba
 cargo_fuzz_version=0.13.2
 
-# OpenAI's own client, in a Python environment of its own.
+# What speaks to `rally serve` from without, in a Python environment of its own.
 openai_version=3.57.0
+schemathesis_version=4.32.5
 clients=${CARGO_TARGET_DIR:-$PWD/target}/clients
 
 # What the distribution brings (Debian 12 or later): the programs, and the packages they are in.
@@ -15,7 +16,10 @@ packages=(chromium prometheus)
 
 has_programs() { local program; for program in "${programs[@]}"; do command -v "$program" > /dev/null || return 1; done; }
 
-has_openai() { [ "$("$clients/bin/python" -c 'import openai; print(openai.__version__)' 2> /dev/null)" = "$openai_version" ]; }
+has_clients() {
+  [ "$("$clients/bin/python" -c 'from importlib.metadata import version; print(version("openai"), version("schemathesis"))' 2> /dev/null)" \
+    = "$openai_version $schemathesis_version" ]
+}
 
 # Prints the name under which rustup has that compiler; fails if it has none.
 nightly() {

@@ -13,5 +13,6 @@ pub use rally_metrics as metrics;
 pub use rally_predict as predict;
 pub use rally_recommend as recommend;
 pub use rally_schedule as schedule;
+pub use rally_serve as serve;
 pub use rally_stages as stages;
 pub use rally_trace as trace;

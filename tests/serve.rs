@@ -4,10 +4,16 @@
 mod binary;
 #[path = "serve/chat.rs"]
 mod chat;
+#[path = "support/clients.rs"]
+mod clients;
 #[path = "support/http.rs"]
 mod http;
 #[path = "serve/limits.rs"]
 mod limits;
+#[path = "support/soak.rs"]
+mod soak;
+#[path = "serve/tls.rs"]
+mod tls;
 
 use http::{MODEL, Reply, Serving, completion, reply};
 use serde_json::{Value, json};
@@ -192,14 +198,96 @@ fn what_cannot_be_answered_is_refused_in_openais_form() {
 #[test]
 fn what_clients_send_beside_the_point_is_let_through() {
     let server = Serving::start(&[]);
-    // As `vllm bench serve` writes it.
     let body = json!({
-        "prompt": "Nora", "temperature": 0.0, "repetition_penalty": 1.0, "max_tokens": 3, "logprobs": null, "stream": true,
-        "stream_options": { "include_usage": true }, "ignore_eos": true, "top_k": -1, "user": "me", "best_of": 1,
-        "frequency_penalty": 0.0, "logit_bias": {}, "suffix": null, "echo": false,
+        "prompt": "Nora", "max_tokens": 3, "stream": true, "stream_options": { "include_usage": true }, "top_k": -1, "user": "me",
+        "best_of": 1, "frequency_penalty": 0.0, "logit_bias": {}, "suffix": null, "echo": false, "ignore_eos": true,
+        "min_tokens": 3, "stop_token_ids": [], "use_beam_search": false, "length_penalty": 1.0, "skip_special_tokens": true,
+        "spaces_between_special_tokens": true, "include_stop_str_in_output": false,
     });
     let events = server.post("/v1/completions", &completion(body)).events();
     assert_eq!(events.last().expect("events")["usage"]["completion_tokens"], 3);
+    for (key, value) in
+        [("min_tokens", json!(4)), ("stop_token_ids", json!([7])), ("skip_special_tokens", json!(false))]
+    {
+        let refused =
+            server.post("/v1/completions", &completion(json!({ "prompt": "Nora", "max_tokens": 3, key: value })));
+        let error = &refused.json()["error"];
+        assert_eq!(
+            (refused.status, &error["code"], &error["param"]),
+            (400, &json!("unsupported_parameter"), &json!(key))
+        );
+    }
+}
+
+/// Both forms in which `vllm bench serve` asks, with the samplers that its flags add, and what it reads of the answers: the first
+/// choice's text of every event that has choices, and the usage of one that has none. Chunks are split at empty lines, and stripped.
+#[test]
+fn requests_as_vllm_bench_serve_writes_them() {
+    let server = Serving::start(&[]);
+    let completions = json!({
+        "model": MODEL, "prompt": "Nora", "repetition_penalty": 1.0, "max_tokens": 9, "logprobs": null, "stream": true,
+        "stream_options": { "include_usage": true }, "ignore_eos": true, "temperature": 0.0,
+    });
+    let chat = json!({
+        "model": MODEL, "messages": [{ "role": "user", "content": [{ "type": "text", "text": "Nora" }] }],
+        "max_completion_tokens": 9, "stream": true, "stream_options": { "include_usage": true }, "ignore_eos": true, "temperature": 0.0,
+    });
+    let flags = json!({
+        "top_p": 0.9, "top_k": 40, "min_p": 0.05, "temperature": 0.7, "frequency_penalty": 0.0, "presence_penalty": 0.0,
+        "repetition_penalty": 1.0,
+    });
+    let ids = json!({ "prompt": [5, 6, 7, 8] });
+    for (path, body, more) in [
+        ("/v1/completions", &completions, json!({})),
+        ("/v1/completions", &completions, flags.clone()),
+        ("/v1/completions", &completions, ids),
+        ("/v1/completions", &completions, json!({ "logprobs": 1 })),
+        ("/v1/chat/completions", &chat, json!({})),
+        ("/v1/chat/completions", &chat, flags),
+    ] {
+        let mut body = body.clone();
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let more = "x-request-id: bench-0badcafe-1\r\nAuthorization: Bearer none\r\n";
+        let answer = server.raw(http::post(path, &body.to_string(), more).as_bytes());
+        let (mut pieces, mut usage) = (0, None);
+        for event in answer.events() {
+            if event["choices"].as_array().is_some_and(|choices| !choices.is_empty()) {
+                let choice = &event["choices"][0];
+                let text = if path.contains("chat") { &choice["delta"]["content"] } else { &choice["text"] };
+                assert!(text.is_string(), "{event}");
+                pieces += 1;
+            } else {
+                usage = event["usage"]["completion_tokens"].as_u64();
+            }
+        }
+        assert!((9..=10).contains(&pieces) && usage == Some(9), "{body}: {answer:?}");
+    }
+}
+
+/// Small here; `cargo bench --bench serving -- soak` is the whole of it.
+#[test]
+fn two_thousand_short_requests_at_256_connections_lose_nothing_and_keep_nothing() {
+    let server = Serving::start(&[]);
+    let soak = |requests| {
+        let address = server.address.parse().expect("an address");
+        clients::on_this_thread(soak::soak(address, requests, 256, |_| ()))
+    };
+    // Pools and caches are reached for the first time.
+    let warm = soak(500);
+    server.until_empty();
+    let before = soak::memory_kb(server.pid());
+    let soaked = soak(2000);
+    server.until_empty();
+    let after = soak::memory_kb(server.pid());
+    assert!(
+        warm.faults.is_empty() && soaked.faults.is_empty(),
+        "{:?} {:?}",
+        warm.faults.first(),
+        soaked.faults.first()
+    );
+    assert_eq!((soaked.streams, soaked.whole), (1000, 1000));
+    // A leak of 8 kB a request would show.
+    assert!(after < before + 16_000, "{before} kB before, {after} kB after");
 }
 
 #[test]
@@ -221,16 +309,16 @@ fn what_is_asked_beside_completions() {
 /// Whoever hangs up, at whatever point, leaves nothing behind.
 #[test]
 fn clients_that_leave_give_every_page_back() {
-    let server = Serving::start(&[]);
+    let server = Serving::start(&["--max-waiting", "4096"]);
     let body = completion(json!({ "prompt": "Once upon a time", "max_tokens": 1500, "ignore_eos": true, "n": 2 }));
     let streams = completion(json!({ "prompt": "Nora", "max_tokens": 1500, "ignore_eos": true, "stream": true }));
     let mut held = Vec::new();
-    for round in 0..250 {
+    for round in 0..1000 {
         let text = if round % 2 == 0 { &body } else { &streams }.to_string();
         let request = http::post("/v1/completions", &text, "");
         let mut stream = server.connect();
         // Some leave in the middle of their own request.
-        let sent = if round % 5 == 0 { request.len() * round / 250 } else { request.len() };
+        let sent = if round % 5 == 0 { request.len() * round / 1000 } else { request.len() };
         stream.write_all(&request.as_bytes()[..sent]).expect("the server reads");
         // Only those that are streamed, and among the first, who need not wait for a place.
         if round % 2 == 1 && round < 30 && sent == request.len() {
@@ -242,8 +330,9 @@ fn clients_that_leave_give_every_page_back() {
             held.remove(round % held.len());
         }
     }
-    let running = server.metric("rally_num_requests_running");
-    assert!(running > 10.0, "{running} run: else nothing would be shown");
+    // Else nothing would be shown; those that wait are counted where they wait.
+    let [running, waiting] = ["running", "waiting"].map(|what| server.metric(&format!("rally_num_requests_{what}")));
+    assert!(running > 10.0 && waiting > 100.0, "{running} run, {waiting} wait");
     drop(held);
     server.until_empty();
     assert_eq!(server.complete(json!({ "prompt": "x", "max_tokens": 2 }))["usage"]["completion_tokens"], 2);
@@ -272,7 +361,7 @@ fn a_signal_lets_answers_end_and_refuses_new_ones() {
 }
 
 #[test]
-fn a_drain_has_an_end_and_a_second_signal_waits_for_nothing() {
+fn a_drain_has_an_end() {
     let ask = completion(json!({ "prompt": "Nora", "max_tokens": 2000, "ignore_eos": true, "stream": true, "n": 8 }));
     let mut server = Serving::start(&["--drain-seconds", "0"]);
     let mut stream = server.send("/v1/completions", &ask);
@@ -283,4 +372,27 @@ fn a_drain_has_an_end_and_a_second_signal_waits_for_nothing() {
     let last = events.last().expect("there are events");
     assert_eq!(last["error"]["code"], "not_ready", "cut off, and told so: {last}");
     assert!(server.ended().success());
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let ask = completion(json!({ "prompt": "Nora", "max_tokens": 2000, "ignore_eos": true, "stream": true, "n": 8 }));
+    let mut server = Serving::start(&["--drain-seconds", "600"]);
+    let mut stream = server.send("/v1/completions", &ask);
+    let mut first = [0; 16];
+    stream.read_exact(&mut first).expect("the answer has begun");
+    server.signal("-TERM");
+    assert!(server.line().starts_with("stopping: "));
+    // One that comes at once is taken for the same, so it is sent until it is another.
+    let status = loop {
+        match server.has_ended() {
+            Some(status) => break status,
+            None => server.signal("-TERM"),
+        }
+    };
+    assert_eq!(status.code(), Some(130));
+    let mut rest = String::new();
+    // Cut off: a reset is an end as well.
+    let _ = stream.read_to_string(&mut rest);
+    assert!(!rest.contains("[DONE]"), "it did not wait for answers");
 }

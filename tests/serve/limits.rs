@@ -1,6 +1,7 @@
 //! What clients may not do, and that it costs others nothing.
 
 use crate::http::{self, PATIENCE, Reply, Serving, completion, reply};
+use crate::soak::memory_kb;
 use serde_json::json;
 use std::io::{Read, Write};
 use std::time::Instant;
@@ -33,7 +34,8 @@ fn heads_that_trickle_are_cut_off() {
     // What they are told, where they read it.
     let mut stream = server.connect();
     stream.write_all(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n").expect("the server reads");
-    assert_eq!(reply(stream).status, 408);
+    let late = reply(stream);
+    assert_eq!((late.status, late.json()["error"]["type"].as_str()), (408, Some("invalid_request_error")));
     let mut stream = server.connect();
     let head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{\"model\"";
     stream.write_all(head.as_bytes()).expect("the server reads");
@@ -72,6 +74,8 @@ fn heads_that_are_too_long_are_refused() {
 #[test]
 fn bodies_that_are_too_long_are_refused() {
     let server = Serving::start(&[]);
+    others_are_served(&server);
+    let before = memory_kb(server.pid());
     let body = vec![b' '; 100_000_000];
     let head = format!(
         "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
@@ -84,8 +88,8 @@ fn bodies_that_are_too_long_are_refused() {
     }
     assert_eq!(reply(stream).status, 413);
     others_are_served(&server);
-    let memory = memory_kb(&server);
-    assert!(memory < 400_000, "{memory} kB: the body was not kept");
+    let after = memory_kb(server.pid());
+    assert!(after < before + 50_000, "{before} kB before, {after} kB after: the body was not kept");
 
     let ids = vec!["7"; 1_000_000].join(",");
     let million = format!("{{\"model\":\"tiny-step3\",\"prompt\":[{ids}]}}");
@@ -99,13 +103,6 @@ fn bodies_that_are_too_long_are_refused() {
     others_are_served(&server);
 }
 
-/// Memory that a server has.
-fn memory_kb(server: &Serving) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux tells");
-    line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
-}
-
 #[test]
 fn connections_beyond_the_most_are_turned_away() {
     let server = Serving::start(&["--max-connections", "3"]);
@@ -116,11 +113,12 @@ fn connections_beyond_the_most_are_turned_away() {
         if stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").is_ok() {
             let mut answer = String::new();
             if stream.read_to_string(&mut answer).is_ok() && answer.starts_with("HTTP/1.1 503") {
-                break answer;
+                break reply(answer.as_bytes());
             }
         }
     };
-    assert!(refused.contains("too_many_connections"), "{refused}");
+    assert_eq!(refused.json()["error"]["code"], "too_many_connections");
+    assert_eq!(refused.header("retry-after"), Some("1"));
     held.clear();
     server.until("places come back", |server| {
         let mut answer = String::new();
@@ -141,7 +139,7 @@ fn who_waits_too_long_or_comes_too_late_is_told_when_to_come_again() {
         server.until("they are decoded", |server| server.metric("rally_num_requests_running") == running);
     }
     let waits: Vec<_> = (0..2).map(|_| server.send("/v1/completions", &long(8))).collect();
-    server.until("someone waits", |server| server.metric("rally_num_requests_waiting") >= 4.0);
+    server.until("all of them wait", |server| server.metric("rally_num_requests_waiting") >= 16.0);
     let busy = |reply: &Reply| {
         let after = reply.header("retry-after").and_then(|text| text.parse::<u64>().ok());
         assert_eq!((reply.status, reply.json()["error"]["code"].as_str()), (429, Some("rate_limit_exceeded")));
@@ -149,6 +147,37 @@ fn who_waits_too_long_or_comes_too_late_is_told_when_to_come_again() {
     };
     busy(&server.post("/v1/completions", &long(9)));
     waits.into_iter().for_each(|stream| busy(&reply(stream)));
+}
+
+/// Where nobody else may wait, a client that has many requests waiting gives way to one that has none.
+#[test]
+fn a_client_that_asks_for_little_is_not_shut_out_by_one_that_asks_for_much() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("keys");
+    std::fs::write(&file, "much\nlittle\n").expect("it can be written");
+    let server = Serving::start(&["--api-keys", crate::binary::path_text(&file), "--max-waiting", "16"]);
+    let send = |key: &str, tokens: usize, n: usize| {
+        let body = completion(json!({ "prompt": "Nora", "max_tokens": tokens, "ignore_eos": true, "n": n }));
+        let request = http::post("/v1/completions", &body.to_string(), &format!("Authorization: Bearer {key}\r\n"));
+        let mut stream = server.connect();
+        stream.write_all(request.as_bytes()).expect("the server reads");
+        stream
+    };
+    let mut held = Vec::new();
+    for running in (8..=64).step_by(8).map(f64::from) {
+        held.push(send("much", 1900, 8));
+        server.until("they are decoded", |server| server.metric("rally_num_requests_running") == running);
+    }
+    let mut waits: Vec<_> = (0..4).map(|_| send("much", 1900, 4)).collect();
+    server.until("all of them wait", |server| server.metric("rally_num_requests_waiting") >= 16.0);
+    assert_eq!(reply(send("much", 1, 1)).status, 429, "nobody makes room for itself");
+    let little = send("little", 2, 1);
+    // The youngest of them, as a whole.
+    let refused = reply(waits.pop().expect("there are four"));
+    assert_eq!((refused.status, refused.json()["error"]["code"].as_str()), (429, Some("rate_limit_exceeded")));
+    // Places come free.
+    drop(held);
+    assert_eq!(reply(little).json()["usage"]["completion_tokens"], 2);
 }
 
 #[test]

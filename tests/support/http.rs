@@ -167,6 +167,11 @@ impl Serving {
         self.child.wait().expect("the child is ours")
     }
 
+    /// Its end, if it has come.
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("the child is ours")
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

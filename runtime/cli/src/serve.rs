@@ -9,7 +9,7 @@ use crossbeam::channel::select;
 use rally_engine::Engine;
 use rally_engine::meter::RequestMeter;
 use rally_metrics::{Exporter, Health, Identity};
-use rally_serve::{ChatTemplate, Front, FrontParts, Keys, Limits, Model, Server, ServerOptions, Waiting};
+use rally_serve::{ChatTemplate, Front, FrontParts, Keys, Limits, Model, Server, ServerOptions, Tls, Waiting};
 use rally_stages::deployment::{AssembleOptions, Deployment};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -32,7 +32,13 @@ pub struct ServeArgs {
     /// RALLY_API_KEYS, separated by commas; without that, none.
     #[arg(long, value_name = "FILE")]
     api_keys: Option<PathBuf>,
-    /// Most answers that wait to be decoded; requests beyond get 429.
+    /// Speak TLS with this certificate, or chain of them, the server's own first (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key, not encrypted (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Most answers that wait to be decoded. Requests beyond get 429: the newest, or else the youngest of a client with more of them.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     max_waiting: u32,
     /// An answer that has waited for so many seconds is refused with 429.
@@ -64,12 +70,15 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode, CliError> {
     let deployment = session::open(&args.session)?;
     let model = model(args, &deployment)?;
     let keys = keys(args)?;
+    let tls = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
+    let tls = tls.map(|(certificate, key)| Tls::from_files(certificate, key)).transpose().or_mistake()?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
     let identity = Identity::new(&model.name);
     let exporter = Exporter::install(identity.clone()).or_failure()?;
     // Before the weights are read: a wrong address costs no time, and who asks hears that they are.
-    let options = ServerOptions { address: args.listen, limits: limits(args), exporter: exporter.clone(), keys };
+    let options = ServerOptions { address: args.listen, limits: limits(args), exporter: exporter.clone(), keys, tls };
     let mut server = Server::start(options).or_mistake()?;
-    eprintln!("listening on http://{}", server.address());
+    eprintln!("listening on {scheme}://{}", server.address());
     let parts = session::assemble(&deployment, AssembleOptions { learn: true, ..AssembleOptions::default() })?;
     let on_what = parts.on_what(crate::doctor::available_cores());
     let engine = Engine::start(parts).or_failure()?;
@@ -108,9 +117,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode, CliError> {
         }
     }
     // Closed before it is said.
-    if let Some(front) = server.front() {
-        front.drain();
-    }
+    server.close();
     eprintln!("stopping: {} s for what is under way; another signal stops at once", args.drain_seconds);
     match server.drain(Duration::from_secs(args.drain_seconds.into())) {
         0 => eprintln!("stopped"),

@@ -10,9 +10,11 @@ mod http;
 mod keys;
 mod server;
 mod template;
+mod tls;
 
 pub use front::{Front, FrontParts, Waiting};
 pub use http::Model;
 pub use keys::{KeyError, Keys, VARIABLE};
 pub use server::{Limits, ServeError, Server, ServerOptions};
 pub use template::{ChatTemplate, TemplateError};
+pub use tls::{Tls, TlsError};

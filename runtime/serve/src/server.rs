@@ -6,6 +6,7 @@ mod timed;
 use crate::front::Front;
 use crate::http::{App, Model, Service, router};
 use crate::keys::Keys;
+use crate::tls::Tls;
 use rally_metrics::Exporter;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -66,6 +67,8 @@ pub struct ServerOptions {
     pub exporter: Exporter,
     /// If there are some, `/v1` wants one.
     pub keys: Option<Keys>,
+    /// Connections are encrypted if there is one.
+    pub tls: Option<Tls>,
 }
 
 /// Why there is no server.
@@ -106,7 +109,7 @@ impl Server {
     /// # Errors
     /// [`ServeError`]: the address cannot be had, or threads.
     pub fn start(options: ServerOptions) -> Result<Self, ServeError> {
-        let ServerOptions { address, limits, exporter, keys } = options;
+        let ServerOptions { address, limits, exporter, keys, tls } = options;
         let listen = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => ServeError::InUse { address },
             _ => ServeError::Listen { address, source },
@@ -126,7 +129,7 @@ impl Server {
         let accepts = {
             let _in_runtime = runtime.enter();
             let listener = tokio::net::TcpListener::from_std(listener).map_err(listen)?;
-            connection::accept(listener, router(Arc::clone(&app)), limits, ends)
+            connection::accept(listener, tls, router(Arc::clone(&app)), limits, ends)
         };
         runtime.spawn(accepts);
         Ok(Self { address, app, service: None, runtime, ending })
@@ -144,18 +147,19 @@ impl Server {
         self.service = Some(service);
     }
 
-    /// The run that answers, once there is one.
-    pub fn front(&self) -> Option<&Front> {
-        self.service.as_deref().map(|service| &service.front)
+    /// Takes no new requests.
+    pub fn close(&self) {
+        if let Some(service) = &self.service {
+            service.front.close();
+        }
     }
 
-    /// Takes no new requests and lets those under way end, for so long; whoever is not done by then is cancelled. Returns
-    /// how many sequences that were.
+    /// Lets requests under way end, for so long, after [`Server::close`]; whoever is not done by then is cancelled. Returns how many
+    /// sequences that were.
     pub fn drain(self, deadline: Duration) -> usize {
         let until = Instant::now() + deadline;
         let mut cut_off = 0;
-        if let Some(front) = self.front() {
-            front.drain();
+        if let Some(front) = self.service.as_deref().map(|service| &service.front) {
             while front.open() > 0 && Instant::now() < until {
                 std::thread::sleep(LOOK);
             }

@@ -100,6 +100,8 @@ struct LaneFigures {
 struct PlannerFigures {
     running: AtomicU64,
     waiting: AtomicU64,
+    /// Sequences that the run's owner holds back.
+    waiting_outside: AtomicU64,
     used_pages: AtomicU64,
     pages: u64,
     preemptions: AtomicU64,
@@ -135,7 +137,7 @@ pub struct RunSample {
     pub lanes: Vec<LaneSample>,
     /// Sequences that hold pages.
     pub running: u64,
-    /// Sequences in the queue.
+    /// Sequences in the queue, and those that the run's owner holds back.
     pub waiting: u64,
     /// KV pages in use, over all devices.
     pub used_pages: u64,
@@ -161,6 +163,7 @@ impl RunFigures {
             planner: PlannerFigures {
                 running: AtomicU64::new(0),
                 waiting: AtomicU64::new(0),
+                waiting_outside: AtomicU64::new(0),
                 used_pages: AtomicU64::new(0),
                 pages: planner.pages() as u64,
                 preemptions: AtomicU64::new(0),
@@ -186,11 +189,16 @@ impl RunFigures {
             at_ns: self.clock.now_ns(),
             lanes: self.lanes.iter().map(|lane| lane.sample()).collect(),
             running: read(&self.planner.running),
-            waiting: read(&self.planner.waiting),
+            waiting: self.planner.all_waiting(),
             used_pages: read(&self.planner.used_pages),
             pages: self.planner.pages,
             preemptions: read(&self.planner.preemptions),
         }
+    }
+
+    /// So many sequences wait for this run without having been submitted to it: its owner has a queue of its own.
+    pub fn set_waiting_outside(&self, sequences: usize) {
+        self.planner.waiting_outside.store(sequences as u64, Ordering::Relaxed);
     }
 
     /// Leaves the samples so far out of all histograms, once: those of a warm-up. Sums of seconds go on.
@@ -217,6 +225,12 @@ impl RunFigures {
             0 => {}
             rows => self.planner.rows.record(rows),
         }
+    }
+}
+
+impl PlannerFigures {
+    fn all_waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed) + self.waiting_outside.load(Ordering::Relaxed)
     }
 }
 

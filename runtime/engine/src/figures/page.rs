@@ -27,7 +27,7 @@ impl RunFigures {
     fn write_planner(&self, page: &mut Exposition<'_>) {
         let planner = &self.planner;
         page.gauge(&names::NUM_REQUESTS_RUNNING, |samples| samples.push(&[], read(&planner.running)));
-        page.gauge(&names::NUM_REQUESTS_WAITING, |samples| samples.push(&[], read(&planner.waiting)));
+        page.gauge(&names::NUM_REQUESTS_WAITING, |samples| samples.push(&[], planner.all_waiting() as f64));
         let used = read(&planner.used_pages) / (planner.pages.max(1)) as f64;
         page.gauge(&names::KV_CACHE_USAGE, |samples| samples.push(&[], used));
         page.counter(&names::NUM_PREEMPTIONS, |samples| samples.push(&[], read(&planner.preemptions)));

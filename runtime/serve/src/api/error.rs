@@ -82,6 +82,15 @@ pub enum ApiError {
         /// The limit.
         seconds: u64,
     },
+    /// The request's head did not come in time.
+    #[error("the request's head did not arrive within {seconds} s")]
+    HeadTooSlow {
+        /// The limit.
+        seconds: u64,
+    },
+    /// All places for connections are taken.
+    #[error("there are too many connections")]
+    TooManyConnections,
     /// The connection broke in the middle of the body.
     #[error("the body ended early")]
     BodyBroken,
@@ -125,11 +134,11 @@ impl ApiError {
             Self::Unauthorized { .. } => 401,
             Self::NoSuchModel { .. } | Self::NoSuchPath(_) => 404,
             Self::WrongMethod { .. } => 405,
-            Self::BodyTooSlow { .. } => 408,
+            Self::BodyTooSlow { .. } | Self::HeadTooSlow { .. } => 408,
             Self::BodyTooLarge { .. } => 413,
             Self::NotJsonType(_) => 415,
             Self::Busy { .. } => 429,
-            Self::NotReady(_) => 503,
+            Self::NotReady(_) | Self::TooManyConnections => 503,
             _ => 400,
         }
     }
@@ -138,7 +147,7 @@ impl ApiError {
     pub fn retry_after_s(&self) -> Option<u64> {
         match self {
             Self::Busy { retry_after_s, .. } => Some(*retry_after_s),
-            Self::NotReady(_) => Some(1),
+            Self::NotReady(_) | Self::TooManyConnections => Some(1),
             _ => None,
         }
     }
@@ -161,6 +170,7 @@ impl ApiError {
             Self::Unsupported { .. } => "unsupported_parameter",
             Self::UnknownKey { .. } => "unknown_parameter",
             Self::NotReady(_) => "not_ready",
+            Self::TooManyConnections => "too_many_connections",
             _ => return None,
         })
     }

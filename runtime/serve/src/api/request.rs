@@ -38,6 +38,13 @@ pub(crate) const COMMON_KEYS: &[&str] = &[
     "presence_penalty",
     "repetition_penalty",
     "logit_bias",
+    "min_tokens",
+    "stop_token_ids",
+    "use_beam_search",
+    "length_penalty",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "include_stop_str_in_output",
 ];
 pub(crate) const COMPLETION_KEYS: &[&str] = &["prompt", "best_of", "echo", "suffix"];
 
@@ -134,6 +141,7 @@ pub(super) fn common(fields: &Fields<'_>, logprobs: Option<u32>) -> Result<Commo
     fields.neutral("presence_penalty", "0", is_zero)?;
     fields.neutral("repetition_penalty", "1", |value| value.as_f64() == Some(1.0))?;
     fields.neutral("logit_bias", "{}", |value| value.as_object().is_some_and(Map::is_empty))?;
+    refuse_what_vllm_has(fields)?;
     Ok(Common {
         model: fields.text("model")?.ok_or(ApiError::Missing("model"))?.to_owned(),
         n: fields.whole("n", 1, MOST_CHOICES as u64)?.unwrap_or(1) as usize,
@@ -149,6 +157,28 @@ pub(super) fn common(fields: &Fields<'_>, logprobs: Option<u32>) -> Result<Commo
         stream: stream(fields)?,
         priority: fields.signed("priority", -1000, 1000)?.unwrap_or(0) as i32,
     })
+}
+
+/// Sampling parameters that clients of vLLM write out although they change nothing.
+fn refuse_what_vllm_has(fields: &Fields<'_>) -> Result<(), ApiError> {
+    let ignores_eos = fields.flag("ignore_eos")?.unwrap_or(false) && fields.value("stop").is_none();
+    let most = fields.whole("max_tokens", 1, 1 << 24)?;
+    // Nothing ends such an answer early, so that it has at least as many tokens as at most.
+    let always = |value: &Value| {
+        value.as_u64().is_some_and(|least| least == 0 || ignores_eos && most.is_some_and(|most| least <= most))
+    };
+    fields.neutral("min_tokens", "0, or at most `max_tokens` beside `ignore_eos`", always)?;
+    fields.neutral("stop_token_ids", "[]", |value| value.as_array().is_some_and(Vec::is_empty))?;
+    fields.neutral("length_penalty", "1", |value| value.as_f64() == Some(1.0))?;
+    for (key, neutral) in [
+        ("use_beam_search", false),
+        ("skip_special_tokens", true),
+        ("spaces_between_special_tokens", true),
+        ("include_stop_str_in_output", false),
+    ] {
+        fields.neutral(key, if neutral { "true" } else { "false" }, |value| value == &Value::Bool(neutral))?;
+    }
+    Ok(())
 }
 
 /// vLLM's clients write -1 for all.

@@ -23,6 +23,7 @@ use rally_engine::schedule::planner::{PlannerConfig, StepPlanner, SubmitError};
 use rally_engine::{Engine, EngineError, RunEvent, SubmitHandle};
 use rally_metrics::Exporter;
 use state::{Closed, State};
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -121,21 +122,15 @@ impl Front {
         }
         let mut state = shared.state();
         state.refuse_if_closed()?;
-        if state.waiting() + requests.len() > shared.waiting.most {
-            return Err(state.busy("too many requests are waiting"));
-        }
-        let now = Instant::now();
-        let queued = requests.into_iter().map(|request| {
-            let (id, updates) = state.queue(request, asking, now);
-            Ticket::new(id, updates, Arc::clone(shared))
-        });
-        let tickets = queued.collect();
+        state.make_room(asking.client, requests.len(), shared.waiting.most)?;
+        let queued = state.queue(requests, asking, Instant::now()).into_iter();
+        let tickets = queued.map(|(id, updates)| Ticket::new(id, updates, Arc::clone(shared))).collect();
         state.hand_over(&shared.handle);
         Ok(tickets)
     }
 
     /// Takes nothing more in.
-    pub fn drain(&self) {
+    pub fn close(&self) {
         self.shared.state().close(Closed::Draining);
     }
 
@@ -176,10 +171,37 @@ impl Drop for Front {
     }
 }
 
+/// The state for a moment. Let go of, it tells the run's figures how many wait here.
+struct Locked<'a> {
+    state: MutexGuard<'a, State>,
+    figures: &'a RunFigures,
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.figures.set_waiting_outside(self.state.queued());
+    }
+}
+
 impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> Locked<'_> {
         // Nothing panics under it but a fault in counting, and then counts are all that is lost.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Locked { state, figures: &self.figures }
     }
 
     fn events(&self, first: RunEvent, more: impl Iterator<Item = RunEvent>) -> Result<(), EngineError> {

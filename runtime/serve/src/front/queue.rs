@@ -2,9 +2,9 @@
 //!
 //! Fairness is start-time fair queueing: a client's *turn* is the tokens it has been given places for, and of those with the most
 //! urgent priority the client with the least turn is next. A client that was away begins where the others are, so nobody
-//! saves up, and whoever sends ten times as much waits for itself.
+//! saves up, and whoever sends ten times as much waits for itself. Where there is no room to wait, whoever has most waiting makes it.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 /// Clients that are remembered though they have nothing here.
@@ -26,6 +26,8 @@ pub(super) struct Entry<T> {
     pub(super) client: Client,
     /// Lower is earlier.
     pub(super) priority: i32,
+    /// Which request it is of, and how many sequences that has: they come and go together.
+    pub(super) request: (u64, usize),
     /// Tokens that it may take.
     pub(super) tokens: usize,
     pub(super) arrived: Instant,
@@ -46,6 +48,18 @@ pub(super) struct Queue<T> {
     /// The turn of whoever was served last.
     turn: u64,
     len: usize,
+}
+
+impl<T> Line<T> {
+    fn len(&self) -> usize {
+        self.waiting.values().map(VecDeque::len).sum()
+    }
+
+    fn holds_all_of(&self, entry: &Entry<T>) -> bool {
+        let (request, sequences) = entry.request;
+        let there = self.waiting.get(&entry.priority).into_iter().flatten();
+        there.filter(|other| other.request.0 == request).count() == sequences
+    }
 }
 
 impl<T> Default for Queue<T> {
@@ -105,6 +119,35 @@ impl<T> Queue<T> {
         taken
     }
 
+    /// Takes out the youngest requests of whoever has most waiting, at least `needed` sequences, so that `client` may have `count` more
+    /// here; nothing where `client` would then have more than the other is left with.
+    pub(super) fn make_room(&mut self, client: Client, count: usize, needed: usize) -> Vec<Entry<T>> {
+        let own = self.lines.get(&client).map_or(0, Line::len);
+        let others = self.lines.iter().filter(|(other, _)| **other != client);
+        let Some((most, heaviest)) = others.map(|(other, line)| (line.len(), *other)).max() else { return Vec::new() };
+        if most < own + count + needed {
+            return Vec::new();
+        }
+        let line = &self.lines[&heaviest];
+        let (mut found, mut requests) = (0, HashSet::new());
+        // Those of a request stand side by side, unless some of them are decoded already.
+        let youngest = line.waiting.values().rev().flat_map(|waiting| waiting.iter().rev());
+        for entry in youngest {
+            let (request, sequences) = entry.request;
+            if found >= needed {
+                break;
+            }
+            if !requests.contains(&request) && line.holds_all_of(entry) {
+                requests.insert(request);
+                found += sequences;
+            }
+        }
+        if found < needed || most - found < own + count {
+            return Vec::new();
+        }
+        self.take(|entry| requests.contains(&entry.request.0))
+    }
+
     pub(super) fn take_older(&mut self, now: Instant, than: Duration) -> Vec<Entry<T>> {
         self.take(|entry| now.saturating_duration_since(entry.arrived) >= than)
     }
@@ -126,7 +169,7 @@ mod tests {
     use super::*;
 
     fn entry(id: u64, client: usize, priority: i32, tokens: usize) -> Entry<()> {
-        Entry { id, client: Client::Key(client), priority, tokens, arrived: Instant::now(), what: () }
+        Entry { id, client: Client::Key(client), priority, request: (id, 1), tokens, arrived: Instant::now(), what: () }
     }
 
     fn order(queue: &mut Queue<()>) -> Vec<u64> {
@@ -178,6 +221,27 @@ mod tests {
         assert!(queue.take_older(Instant::now(), Duration::from_secs(3600)).is_empty());
         assert_eq!(queue.take_older(Instant::now(), Duration::ZERO).len(), 5);
         assert!(queue.pop().is_none() && queue.lines.len() <= 3);
+    }
+
+    #[test]
+    fn whoever_has_most_waiting_makes_room() {
+        let mut queue = Queue::default();
+        (0..10).for_each(|id| queue.push(entry(id, 0, 0, 10)));
+        (20..24).for_each(|id| queue.push(Entry { request: (20, 4), ..entry(id, 0, 0, 10) }));
+        (40..43).for_each(|id| queue.push(entry(id, 1, 0, 10)));
+        let ids = |taken: Vec<Entry<()>>| taken.iter().map(|entry| entry.id).collect::<Vec<_>>();
+        // Whole requests, the youngest first, and of the client with most.
+        assert_eq!(ids(queue.make_room(Client::Key(2), 1, 1)), [20, 21, 22, 23]);
+        assert_eq!(ids(queue.make_room(Client::Key(1), 2, 2)), [8, 9]);
+        // Nobody makes room for itself, nor for one that has as much.
+        assert!(queue.make_room(Client::Key(0), 1, 1).is_empty());
+        assert!(queue.make_room(Client::Key(1), 5, 1).is_empty());
+        assert_eq!(queue.len(), 11);
+        // One of which a part is decoded stays.
+        let mut queue = Queue::default();
+        (0..4).for_each(|id| queue.push(Entry { request: (0, 4), ..entry(id, 0, 0, 10) }));
+        assert!(queue.pop().is_some());
+        assert!(queue.make_room(Client::Key(1), 1, 1).is_empty());
     }
 
     /// Any number of clients that come once must not fill the memory.

@@ -1,7 +1,7 @@
 //! Which sequences are open, which of them wait, and how many the planner has ahead.
 
 use super::Asking;
-use super::queue::{Entry, Queue};
+use super::queue::{Client, Entry, Queue};
 use super::ticket::{Update, stopping};
 use crate::api::error::ApiError;
 use rally_engine::meter::{RequestMeter, RequestSample};
@@ -101,6 +101,11 @@ impl State {
         self.updates.len()
     }
 
+    /// Sequences that the planner does not have.
+    pub(super) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Sequences that are not decoded yet.
     pub(super) fn waiting(&self) -> usize {
         self.queue.len() + self.ahead.len()
@@ -113,10 +118,36 @@ impl State {
         ApiError::Busy { reason, retry_after_s: seconds.ceil().clamp(least, most) as u64 }
     }
 
-    /// Queues a sequence under an id of its own.
+    /// Sees to it that `sequences` of `client` may wait where at most `most` may.
+    ///
+    /// # Errors
+    /// There is no room, and nobody else has so much more waiting that it would have to make some.
+    pub(super) fn make_room(&mut self, client: Client, sequences: usize, most: usize) -> Result<(), ApiError> {
+        let needed = (self.waiting() + sequences).saturating_sub(most);
+        if needed == 0 {
+            return Ok(());
+        }
+        let refusal = self.busy("too many requests are waiting");
+        let gone = self.queue.make_room(client, sequences, needed);
+        gone.iter().for_each(|entry| self.refuse(entry.id, &refusal));
+        if gone.is_empty() { Err(refusal) } else { Ok(()) }
+    }
+
+    /// Queues the sequences of a request, each under an id of its own.
     pub(super) fn queue(
         &mut self,
+        requests: Vec<SequenceRequest>,
+        asking: Asking,
+        now: Instant,
+    ) -> Vec<(SequenceId, UnboundedReceiver<Update>)> {
+        let of = (self.next_id, requests.len());
+        requests.into_iter().map(|request| self.queue_one(request, of, asking, now)).collect()
+    }
+
+    fn queue_one(
+        &mut self,
         mut request: SequenceRequest,
+        of: (u64, usize),
         asking: Asking,
         now: Instant,
     ) -> (SequenceId, UnboundedReceiver<Update>) {
@@ -128,7 +159,7 @@ impl State {
         self.meter.submitted(id, request.prompt.len(), now);
         let tokens = request.prompt.len() + request.max_new_tokens;
         let Asking { client, priority } = asking;
-        self.queue.push(Entry { id, client, priority, tokens, arrived: now, what: request });
+        self.queue.push(Entry { id, client, priority, request: of, tokens, arrived: now, what: request });
         (id, updates)
     }
 

@@ -1,9 +1,12 @@
-//! Accepting, and one connection's life: HTTP/1.1, with limits on its head and its writes.
+//! Accepting, and one connection's life: HTTP/1.1, over TLS or not, with limits on its handshake, its heads and its writes.
 
 use super::Limits;
 use super::timed::TimedWrites;
+use crate::api::error::ApiError;
 use crate::http::Peer;
+use crate::tls::Tls;
 use axum::Router;
+use axum::http::StatusCode;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -15,19 +18,20 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
 use tower_service::Service;
 
 /// After a failed accept: no descriptors left, most likely, and whoever has them needs time to give some back.
 const PAUSE: Duration = Duration::from_millis(20);
 
-const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n\
-    Connection: close\r\nContent-Length: 120\r\n\r\n\
-    {\"error\":{\"message\":\"there are too many connections\",\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}\n";
-
-const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-
 /// Accepts until the end is told.
-pub(super) async fn accept(listener: TcpListener, router: Router, limits: Limits, mut ends: watch::Receiver<bool>) {
+pub(super) async fn accept(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    router: Router,
+    limits: Limits,
+    mut ends: watch::Receiver<bool>,
+) {
     let places = Arc::new(Semaphore::new(limits.max_connections));
     loop {
         let accepted = tokio::select! {
@@ -39,22 +43,45 @@ pub(super) async fn accept(listener: TcpListener, router: Router, limits: Limits
             continue;
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            turn_away(&stream);
+            // In TLS nothing can be said before a handshake, which is what there is no place for.
+            if tls.is_none() {
+                turn_away(&stream);
+            }
             continue;
         };
-        let (router, ends) = (router.clone(), ends.clone());
+        let (tls, router, ends) = (tls.clone(), router.clone(), ends.clone());
         tokio::spawn(async move {
             let _place = place;
             // Events are small, and each is wanted at once.
             let _ = stream.set_nodelay(true);
-            converse(TimedWrites::new(stream, limits.write_timeout), Peer(peer.ip()), router, limits, ends).await;
+            let (stream, peer) = (TimedWrites::new(stream, limits.write_timeout), Peer(peer.ip()));
+            match tls {
+                None => converse(stream, peer, router, limits, ends).await,
+                Some(tls) => match timeout(limits.head_timeout, tls.0.accept(stream)).await {
+                    Ok(Ok(stream)) => converse(stream, peer, router, limits, ends).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "a handshake failed"),
+                    Err(_) => tracing::debug!("a handshake did not end"),
+                },
+            }
         });
     }
 }
 
 /// Says so without waiting: what does not fit the socket's buffer is not said.
 fn turn_away(stream: &TcpStream) {
-    let _ = stream.try_write(NO_PLACE);
+    let _ = stream.try_write(&refusal(&ApiError::TooManyConnections));
+}
+
+/// An answer to a request that was never read.
+fn refusal(error: &ApiError) -> Vec<u8> {
+    let body = error.to_json().to_string();
+    let status = StatusCode::from_u16(error.status()).expect("statuses are of three digits");
+    let retry = error.retry_after_s().map_or(String::new(), |seconds| format!("Retry-After: {seconds}\r\n"));
+    let length = body.len();
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{retry}Connection: close\r\n\r\n"
+    );
+    (head + &body).into_bytes()
 }
 
 async fn converse<S>(stream: S, peer: Peer, router: Router, limits: Limits, mut ends: watch::Receiver<bool>)
@@ -88,7 +115,10 @@ where
     let parts = connection.into_parts();
     // One that was idle is closed without a word, as clients expect.
     if error.is_timeout() && !parts.read_buf.is_empty() {
+        let mut stream = parts.io.into_inner();
+        let late = ApiError::HeadTooSlow { seconds: limits.head_timeout.as_secs() };
         // Whoever trickles a head may not read either.
-        let _ = parts.io.into_inner().write_all(TOO_SLOW).await;
+        let _ = stream.write_all(&refusal(&late)).await;
+        let _ = stream.shutdown().await;
     }
 }

@@ -1,4 +1,6 @@
 //! A headless Chromium, spoken to over its debugging pipe: pages, scripts, keys and wheels, and what went wrong on them.
+// Each test binary uses its own part of this module.
+#![allow(dead_code)]
 
 use serde_json::{Value, json};
 use std::fs::File;
@@ -27,7 +29,13 @@ pub struct Browser {
 }
 
 impl Browser {
+    /// Shows a file that says itself when it is ready.
     pub fn open(page: &Path) -> Self {
+        Self::open_at(&format!("file://{}", page.display()), "document.documentElement.dataset.ready === 'yes'")
+    }
+
+    /// Shows what is at `address`, once `ready` holds there.
+    pub fn open_at(address: &str, ready: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let [into, out] = ["in", "out"].map(|name| folder.path().join(name));
         for pipe in [&into, &out] {
@@ -71,8 +79,8 @@ impl Browser {
         for domain in ["Page", "Runtime", "Log", "Network"] {
             browser.call(&format!("{domain}.enable"), json!({}));
         }
-        browser.call("Page.navigate", json!({ "url": format!("file://{}", page.display()) }));
-        browser.await_true("document.documentElement.dataset.ready === 'yes'");
+        browser.call("Page.navigate", json!({ "url": address }));
+        browser.await_true(ready);
         browser
     }
 
@@ -143,6 +151,31 @@ impl Browser {
         for kind in ["keyDown", "keyUp"] {
             self.call("Input.dispatchKeyEvent", json!({ "type": kind, "key": key }));
         }
+    }
+}
+
+impl Browser {
+    /// A key as a keyboard sends it, with what it writes and `modifiers` (2: control), so that the browser acts on it.
+    pub fn press(&mut self, key: &str, code: u32, text: &str, modifiers: u8) {
+        for kind in ["keyDown", "keyUp"] {
+            let mut params =
+                json!({ "type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": modifiers });
+            if kind == "keyDown" && !text.is_empty() {
+                params["text"] = json!(text);
+            }
+            self.call("Input.dispatchKeyEvent", params);
+        }
+    }
+
+    /// Writes `text` where the keyboard's attention is, over what is selected.
+    pub fn write(&mut self, text: &str) {
+        self.call("Input.insertText", json!({ "text": text }));
+    }
+
+    /// `light` or `dark`, as a user's system asks for it.
+    pub fn prefer(&mut self, scheme: &str) {
+        let feature = json!({ "name": "prefers-color-scheme", "value": scheme });
+        self.call("Emulation.setEmulatedMedia", json!({ "features": [feature] }));
     }
 }
 
