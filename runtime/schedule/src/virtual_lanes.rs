@@ -9,6 +9,8 @@ mod fold;
 mod links;
 mod near_by;
 mod rows;
+mod steps;
+mod types;
 
 use self::cores::Cores;
 pub use self::fold::{Fold, Uneven};
@@ -16,108 +18,18 @@ use self::links::Links;
 pub use self::links::Transit;
 pub use self::near_by::NearBy;
 use self::rows::RowFlow;
-use crate::batch::{DeviceBatch, SampleSpec, SequenceId, SequenceRequest};
-use crate::planner::{FinishReason, PlannerConfig, PlannerEvent, StepPlanner, SubmitError};
+pub use self::types::{
+    Arrival, FoldedError, Load, SequenceTimes, StageSum, VirtualCosts, VirtualLane, VirtualOptions, VirtualReport,
+    VirtualTask,
+};
+use crate::batch::{DeviceBatch, SampleSpec, SequenceId};
+use crate::planner::{PlannerConfig, PlannerEvent, StepPlanner, SubmitError};
 use crate::span::{CounterSample, Gap, LaneReport, Span};
 use rally_graph::kinds::Role;
-use rally_graph::plan::{Plan, PlannedTask, TaskId, TaskRole, TaskTable};
+use rally_graph::plan::{Plan, PlannedTask, TaskId, TaskRole};
 use rally_graph::stage_graph::{DeviceIndex, StageIndex};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
-
-/// What a task works on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
-    /// Rows.
-    pub rows: usize,
-    /// Tokens of context, the rows' own included, summed over the sequences.
-    pub context: usize,
-}
-
-/// A task that is about to run.
-#[derive(Clone, Copy, Debug)]
-pub struct VirtualTask<'a> {
-    /// All tasks.
-    pub table: &'a TaskTable,
-    /// Which one.
-    pub task: TaskId,
-    /// Of which micro-batch.
-    pub micro_batch: usize,
-    /// In which step.
-    pub step: u64,
-    /// On what.
-    pub load: Load,
-    /// Rows that a token is sampled after; of a sampling stage, else 0.
-    pub sampled: usize,
-    /// Whether another micro-batch has just used the same weights ([`NearBy`]).
-    pub warm: bool,
-}
-
-impl VirtualTask<'_> {
-    /// Rows that its time follows: of a sampling stage those that a token is sampled after, else all.
-    pub fn rows(&self) -> usize {
-        let stage = &self.table.stages[self.table.tasks[self.task].stage];
-        if stage.role == Role::Sampling { self.sampled } else { self.load.rows }
-    }
-}
-
-/// How long things take. A closure from task to nanoseconds is one.
-pub trait VirtualCosts {
-    /// Nanoseconds of a task; asked only where there are rows.
-    fn task_ns(&self, task: &VirtualTask<'_>) -> u64;
-
-    /// Nanoseconds from a task's end until a lane that waited for it goes on.
-    fn wake_ns(&self) -> u64 {
-        0
-    }
-
-    /// Nanoseconds that the lane which ends a step last plans the next one for; `exit` is the task that ended it.
-    fn plan_ns(&self, _exit: &VirtualTask<'_>) -> u64 {
-        0
-    }
-
-    /// What rows do after a send or an exchange until they are there; `None`: they are there at its end.
-    fn transit(&self, _task: &VirtualTask<'_>) -> Option<Transit> {
-        None
-    }
-}
-
-/// What a virtual run does beside walking its plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VirtualOptions {
-    /// Most requests under way at once: what arrives later waits outside. `None`: no bound.
-    pub max_under_way: Option<usize>,
-    /// Whether the step planner learns what steps cost, as in a run that does.
-    pub learns: bool,
-    /// Nanoseconds between tokens that the step planner keeps to, if it does.
-    pub keep_tpot_ns: Option<u64>,
-    /// Whether sequences that begin alike share pages.
-    pub reuse_prefixes: bool,
-    /// Whether spans and counters are kept; else only sums, and memory does not grow with steps.
-    pub keeps_spans: bool,
-    /// Cores that all lanes share: a lane that has found work keeps its core until it must wait, and then the one that has waited longest
-    /// for a core gets it. `None`: a core a lane.
-    pub cores: Option<usize>,
-}
-
-impl Default for VirtualOptions {
-    fn default() -> Self {
-        Self {
-            max_under_way: None,
-            learns: false,
-            keep_tpot_ns: None,
-            reuse_prefixes: false,
-            keeps_spans: true,
-            cores: None,
-        }
-    }
-}
-
-impl<F: Fn(&VirtualTask<'_>) -> u64> VirtualCosts for F {
-    fn task_ns(&self, task: &VirtualTask<'_>) -> u64 {
-        self(task)
-    }
-}
 
 /// What a virtual run is made of.
 #[derive(Clone, Copy)]
@@ -132,67 +44,6 @@ pub struct VirtualRun<'a> {
     pub costs: &'a dyn VirtualCosts,
     /// The token with this index of this sequence: stop tokens come from here.
     pub token: &'a dyn Fn(SequenceId, u64) -> u32,
-}
-
-/// A request and when it comes.
-#[derive(Clone, Debug)]
-pub struct Arrival {
-    /// Nanoseconds since the start.
-    pub at_ns: u64,
-    /// The request.
-    pub request: SequenceRequest,
-}
-
-/// What happened to a sequence, in nanoseconds since the start.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SequenceTimes {
-    /// When it came.
-    pub arrived_ns: u64,
-    /// When it left the queue.
-    pub admitted_ns: Option<u64>,
-    /// Its tokens, and when each was sampled.
-    pub tokens: Vec<(u32, u64)>,
-    /// Why and when it ended.
-    pub finished: Option<(FinishReason, u64)>,
-}
-
-/// A lane of a virtual run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VirtualLane {
-    /// The same report as a real lane's, with every span.
-    pub report: LaneReport,
-    /// Time without a task that has rows, from the start to the end of the run.
-    pub bubble_ns: u64,
-}
-
-/// What one stage did, or one part of a transfer, on all devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StageSum {
-    /// Which stage.
-    pub stage: StageIndex,
-    /// What part of it.
-    pub role: TaskRole,
-    /// Tasks that had rows.
-    pub tasks: u64,
-    /// Nanoseconds of all of them.
-    pub busy_ns: u64,
-}
-
-/// What a virtual run leaves behind.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VirtualReport {
-    /// By lane, in the plan's order.
-    pub lanes: Vec<VirtualLane>,
-    /// Of what had rows, by stage.
-    pub stages: Vec<StageSum>,
-    /// End of the last task that had rows.
-    pub wall_ns: u64,
-    /// How full the run was, a sample a planned step.
-    pub counters: Vec<CounterSample>,
-    /// By id.
-    pub sequences: BTreeMap<SequenceId, SequenceTimes>,
-    /// KV pages free at the end, over all devices.
-    pub free_pages: usize,
 }
 
 impl VirtualRun<'_> {
@@ -226,17 +77,6 @@ impl VirtualRun<'_> {
             Some(uneven) => Err(uneven.into()),
         }
     }
-}
-
-/// Why a folded run has no report.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FoldedError {
-    /// A request that can never run.
-    #[error(transparent)]
-    Submit(#[from] SubmitError),
-    /// The devices do not do the same.
-    #[error(transparent)]
-    Uneven(#[from] Uneven),
 }
 
 fn planner(config: PlannerConfig, options: VirtualOptions) -> StepPlanner {
@@ -613,87 +453,6 @@ impl<'a> World<'a> {
         lane.bubble_ns += start_ns - lane.last_ns;
         lane.first_ns.get_or_insert(start_ns);
         lane.last_ns = end_ns;
-    }
-
-    /// An exit task is over; the last one of the step plans the next. Where there is nothing to plan yet, the lane waits for the
-    /// next arrival.
-    fn end_step(&mut self, index: usize, m: usize, exit: Running, now: u64) -> Result<StepEnd, SubmitError> {
-        let lane = &mut self.lanes[index];
-        let micro_batch = &mut self.micro_batches[m];
-        let step = exit.step.wrapping_add(1);
-        if exit.held_from_ns.is_none() {
-            micro_batch.samples.append(&mut lane.samples);
-            micro_batch.arrived += 1;
-            if micro_batch.arrived < self.plan.table.exits.len() {
-                return Ok(StepEnd::Open);
-            }
-            micro_batch.arrived = 0;
-            for (sequence, token) in micro_batch.samples.drain(..) {
-                self.planner.observe(sequence, token, &mut self.planner_events);
-            }
-            if self.options.learns {
-                let (load, seconds) = (micro_batch.load, micro_batch.work_ns as f64 * 1e-9);
-                self.planner.learn(load.0, load.1, seconds);
-            }
-            micro_batch.work_ns = 0;
-        }
-        self.publish(now);
-        self.submit(now)?;
-        if self.planner.is_idle() {
-            if let Some(next) = self.arrivals.front().map(|arrival| arrival.at_ns) {
-                self.lanes[index].running = self.lanes[index].running.map(|r| Running { held_from_ns: Some(now), ..r });
-                self.schedule(next, Event::Ended(index));
-                return Ok(StepEnd::Idle);
-            }
-            // Nothing comes any more: a cycle more lets all lanes see the last descriptors through.
-            self.final_cycle = self.final_cycle.min(self.lanes[index].cycle + 1);
-        }
-        self.planner.begin_plan(m, now as f64 * 1e-9);
-        self.planner.plan(m, &mut self.micro_batches[m].planned, &mut self.planner_events);
-        let planned = &self.micro_batches[m].planned;
-        let sum = |of: fn(&DeviceBatch) -> usize| planned.iter().map(of).sum();
-        self.micro_batches[m].load = (sum(|batch| batch.rows), sum(DeviceBatch::context));
-        if self.fold.folds() {
-            self.uneven = self.rows.uneven(m, &self.alike, &self.micro_batches[m].planned);
-        }
-        if self.options.keeps_spans {
-            self.counters.push(self.planner.sample(now, step, m, &self.micro_batches[m].planned));
-        }
-        self.publish(now);
-        Ok(StepEnd::Planned)
-    }
-
-    /// Queues what has come by now, as far as so many may be under way.
-    fn submit(&mut self, now: u64) -> Result<(), SubmitError> {
-        let most = self.options.max_under_way.unwrap_or(usize::MAX);
-        while self.under_way < most && self.arrivals.front().is_some_and(|arrival| arrival.at_ns <= now) {
-            let Some(Arrival { at_ns, request }) = self.arrivals.pop_front() else { break };
-            // All at once: grown step by step, a token would come to take twice its room.
-            let tokens = Vec::with_capacity(request.max_new_tokens.min(1 << 16));
-            let times = SequenceTimes { arrived_ns: at_ns, tokens, ..SequenceTimes::default() };
-            let id = request.id;
-            self.planner.submit(request)?;
-            self.under_way += 1;
-            self.sequences.insert(id, times);
-        }
-        Ok(())
-    }
-
-    fn publish(&mut self, now: u64) {
-        for event in self.planner_events.drain(..) {
-            match event {
-                PlannerEvent::Admitted { sequence, .. } => {
-                    self.sequences.entry(sequence).or_default().admitted_ns = Some(now);
-                }
-                PlannerEvent::Token { sequence, token, .. } => {
-                    self.sequences.entry(sequence).or_default().tokens.push((token, now));
-                }
-                PlannerEvent::Finished(id, reason) => {
-                    self.under_way -= 1;
-                    self.sequences.entry(id).or_default().finished = Some((reason, now));
-                }
-            }
-        }
     }
 
     fn into_report(self) -> VirtualReport {
