@@ -11,7 +11,7 @@ const ALLOWED: [(&str, &[&str]); 16] = [
     ("rally-graph", &[]),
     ("rally-load", &[]),
     ("rally-cost", &["rally-graph"]),
-    ("rally-recommend", &["rally-cost"]),
+    ("rally-recommend", &["rally-cost", "rally-predict", "rally-schedule", "rally-graph", "rally-load"]),
     ("rally-schedule", &["rally-graph"]),
     ("rally-predict", &["rally-schedule", "rally-graph", "rally-load", "rally-cost"]),
     ("rally-metrics", &[]),

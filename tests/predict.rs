@@ -98,6 +98,22 @@ fn a_graph_that_no_machine_here_runs_is_predicted() {
 }
 
 #[test]
+fn measured_stage_times_stand_for_figures() {
+    let load = ["--batch", "64", "--random-input-len", "8", "--random-output-len", "3", "--hardware", "h200"];
+    let of = |more: &[&str]| json(&[&["predict", "graphs/step3-2a2f.json"], &load[..], more].concat());
+    let us = |result: &Value| {
+        let stages = result["runs"][0]["stages"].as_array().expect("stages").clone();
+        let experts = stages.iter().find(|stage| stage["stage"] == "expert_ffn").expect("experts").clone();
+        experts["mean_us"].as_f64().expect("a time")
+    };
+    let measured = of(&["--measured"]);
+    assert!(measured["predicted_from"]["measured"].as_str().is_some_and(|source| source.contains("NOTES.md")));
+    // Few rows: 112 µs were measured of 24 experts × 640 columns, and the shared expert's shard is beside it on the first devices.
+    assert!((112.0..122.0).contains(&us(&measured)), "{}", us(&measured));
+    assert!(us(&of(&[])) < 112.0, "figures know of no time beside reading");
+}
+
+#[test]
 fn a_trace_gives_contexts_and_arrivals() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let of = |name: &str, lines: &[(u32, u32)]| {
@@ -125,5 +141,6 @@ fn mistakes_are_named() {
     refused(&["predict", GRAPH, "--hardware", "h800", "--experts", "no/such.json"], "cannot be read");
     refused(&["predict", GRAPH, "--hardware", "h800", "--experts", GRAPH], "it is no histogram of experts");
     refused(&["predict", GRAPH, "--hardware", "h800", "--memory-efficiency", "2"], "at most 1");
+    refused(&["predict", GRAPH, "--hardware", "h200", "--measured"], "stage times of Step-3's shapes on `H200`");
     refused(&["predict", GRAPH, "--hardware", "h800", "--random-input-len", "99999"], "raise the graph's");
 }

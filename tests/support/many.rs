@@ -98,7 +98,13 @@ impl Case {
         let schedule = Schedule::from_spec(&spec.schedule).expect("a schedule");
         let plan: Plan = schedule.plan(TaskTable::of_devices(&graph, |device| fold.runs(device))).expect("a plan");
         let hardware = vec![hardware_named("h800").expect("it is in the library"); graph.devices.len()];
-        let machines = Machines { hardware: &hardware, spec: &spec, efficiency: Efficiency::default() };
+        let efficiency = vec![Efficiency::default(); hardware.len()];
+        let machines = Machines {
+            hardware: &hardware,
+            spec: &spec,
+            efficiency: &efficiency,
+            measured: &vec![None; hardware.len()],
+        };
         let durations =
             Roofline::new(machines, &graph, &plan.table, &shape, &experts, &fold).expect("H800 computes in fp8");
         let attention = graph.devices_of_role(Role::Embed);

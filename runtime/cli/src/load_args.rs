@@ -120,15 +120,8 @@ impl LoadArgs {
     }
 
     fn read(&self, path: &Path) -> Result<Vec<rally_load::LoadRequest>, CliError> {
-        let mistake = |what: String| CliError::Mistake(format!("{}: {what}", path.display()));
-        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or("");
-        let format = TraceFormat::of_ending(ending).ok_or_else(|| {
-            mistake("a trace's name ends in .csv (Azure LLM inference trace) or .jsonl (Mooncake trace)".into())
-        })?;
-        let file = File::open(path).map_err(|error| mistake(format!("cannot be read: {error}")))?;
         let (time_scale, most, within_s) = (self.trace_time_scale, self.num_prompts, self.trace_seconds);
-        let options = TraceOptions { time_scale, most, within_s };
-        trace_file::read(BufReader::new(file), format, options).map_err(|error| mistake(error.to_string()))
+        read_trace(path, TraceOptions { time_scale, most, within_s })
     }
 
     fn arrival_words(&self) -> String {
@@ -184,6 +177,17 @@ impl LoadArgs {
         }
         json
     }
+}
+
+/// Reads a trace in the format that its name's ending tells.
+pub fn read_trace(path: &Path, options: TraceOptions) -> Result<Vec<rally_load::LoadRequest>, CliError> {
+    let mistake = |what: String| CliError::Mistake(format!("{}: {what}", path.display()));
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or("");
+    let format = TraceFormat::of_ending(ending).ok_or_else(|| {
+        mistake("a trace's name ends in .csv (Azure LLM inference trace) or .jsonl (Mooncake trace)".into())
+    })?;
+    let file = File::open(path).map_err(|error| mistake(format!("cannot be read: {error}")))?;
+    trace_file::read(BufReader::new(file), format, options).map_err(|error| mistake(error.to_string()))
 }
 
 /// A number of things, at least one. More than 2^24 requests or tokens are a slip of the keyboard.

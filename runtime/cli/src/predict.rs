@@ -1,23 +1,22 @@
 //! `rally predict`: what a load will do on a deployment, in the terms of `rally bench`. Reads no weights and starts no lane.
 
 mod folded;
+mod source;
 
 use self::folded::Folded;
+use self::source::{EfficiencyArgs, Source};
 use crate::bench::measure::Measured;
 use crate::bench::round::drain_s;
 use crate::bench::text::{self, Told};
 use crate::error::{Blame, CliError};
 use crate::identity::{GraphIdentity, ModelIdentity};
-use crate::input::{mistake, read_named};
+use crate::input::read_named;
 use crate::load_args::{LoadArgs, MadeLoad};
 use crate::output::{FilesInUse, OutputFile, print};
 use crate::session::{self, SessionArgs};
 use crate::trace_form::TraceForm;
 use crate::{Format, graph_file};
 use clap::Args;
-use rally_cost::Hardware;
-use rally_cost::library::hardware_named;
-use rally_engine::schedule::cost_table::CostTable;
 use rally_engine::schedule::virtual_lanes::Fold;
 use rally_graph::kinds::{KindRegistry, Role};
 use rally_graph::memory::device_memory;
@@ -27,14 +26,13 @@ use rally_load::summary::Summary;
 use rally_predict::durations::Durations;
 use rally_predict::experts::ExpertLoad;
 use rally_predict::fold::fold;
-use rally_predict::roofline::{Efficiency, Machines, Roofline};
+use rally_predict::roofline::{Machines, Roofline};
 use rally_predict::table::TableDurations;
 use rally_predict::{Prediction, Setting};
 use rally_stages::deployment::Deployment;
 use rally_trace::Recording;
 use rally_trace::html::PageText;
 use serde_json::{Map, Value, json};
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -69,7 +67,8 @@ pub struct PredictArgs {
     #[arg(long, value_name = "F.json")]
     save_result: Option<PathBuf>,
     /// Run one of all devices that do the same, exactly, and keep sums instead of every task's times: for hundreds of devices. Sequences
-    /// must be as many and as long on all of them.
+    /// must be as many and as long on all of them: a load that the step planner cannot share out evenly is refused, which a handful of
+    /// sequences on a small deployment mostly is.
     #[arg(long, conflicts_with_all = ["profile", "trace", "jitter"])]
     fold: bool,
     /// Write a trace of the virtual lanes here: `.json` for Perfetto, `.html` for a page of its own.
@@ -78,53 +77,6 @@ pub struct PredictArgs {
     /// Output format.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
-}
-
-/// Of durations that follow from figures.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Without a profile")]
-struct EfficiencyArgs {
-    /// Share of the memory's bandwidth that stages reach.
-    #[arg(long, value_name = "X", default_value_t = Efficiency::default().memory, value_parser = share, conflicts_with = "profile")]
-    memory_efficiency: f64,
-    /// Share of the peak FLOPs that stages reach.
-    #[arg(long, value_name = "X", default_value_t = Efficiency::default().compute, value_parser = share, conflicts_with = "profile")]
-    compute_efficiency: f64,
-    /// Share of the links' bandwidth that transfers reach.
-    #[arg(long, value_name = "X", default_value_t = Efficiency::default().network, value_parser = share, conflicts_with = "profile")]
-    network_efficiency: f64,
-    /// Microseconds before a task does anything.
-    #[arg(long, value_name = "US", default_value_t = Efficiency::default().launch_s * 1e6, value_parser = microseconds, conflicts_with = "profile")]
-    launch_us: f64,
-    /// Microseconds until the first byte is there, between hosts.
-    #[arg(long, value_name = "US", default_value_t = Efficiency::default().latency_s * 1e6, value_parser = microseconds, conflicts_with = "profile")]
-    latency_us: f64,
-    /// A row for several devices leaves its own once, and the network copies it.
-    #[arg(long, conflicts_with = "profile")]
-    multicast: bool,
-}
-
-impl EfficiencyArgs {
-    fn efficiency(&self) -> Efficiency {
-        Efficiency {
-            memory: self.memory_efficiency,
-            compute: self.compute_efficiency,
-            network: self.network_efficiency,
-            launch_s: self.launch_us * 1e-6,
-            latency_s: self.latency_us * 1e-6,
-            multicast: self.multicast,
-        }
-    }
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    let number = text.parse::<f64>().ok().filter(|number| *number > 0.0 && *number <= 1.0);
-    number.ok_or_else(|| "expected a number above 0, at most 1".into())
-}
-
-fn microseconds(text: &str) -> Result<f64, String> {
-    let number = text.parse::<f64>().ok().filter(|number| (0.0..=1e6).contains(number));
-    number.ok_or_else(|| "expected microseconds from 0 to 1000000".into())
 }
 
 fn jitter(text: &str) -> Result<f64, String> {
@@ -180,108 +132,6 @@ pub fn run(args: &PredictArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where durations come from.
-enum Source {
-    /// What was measured, in a file.
-    Profile(PathBuf, CostTable),
-    /// Figures, by device.
-    Figures(Vec<Hardware>, Efficiency),
-}
-
-impl Source {
-    fn of(args: &PredictArgs, deployment: &Deployment) -> Result<Self, CliError> {
-        if let Some(path) = &args.profile {
-            let table = read_named("--profile", path, CostTable::from_json)?;
-            let differences = ModelIdentity::of(deployment).differences(&table);
-            if !differences.is_empty() {
-                let of = format!("it was measured with another model: {}", differences.join(", "));
-                return Err(mistake("--profile", path, &of));
-            }
-            return Ok(Self::Profile(path.clone(), table));
-        }
-        let mut named: HashMap<String, Hardware> = HashMap::new();
-        let mut hardware = Vec::new();
-        for device in &deployment.stage_graph().devices {
-            let of_graph = || deployment.spec.devices.get(&device.group).and_then(|entry| entry.hardware.clone());
-            let name = args.hardware.clone().or_else(of_graph).ok_or_else(|| {
-                CliError::Mistake(format!(
-                    "nothing says how fast device `{}` is: give --profile F.json (`rally profile` measures it) or --hardware NAME, \
-                     or name its `hardware` in the graph",
-                    device.name
-                ))
-            })?;
-            if !named.contains_key(&name) {
-                named.insert(name.clone(), hardware_named(&name).or_mistake()?);
-            }
-            hardware.push(named[&name].clone());
-        }
-        Ok(Self::Figures(hardware, args.efficiency.efficiency()))
-    }
-
-    fn json(&self) -> Value {
-        match self {
-            Self::Profile(path, _) => json!({ "profile": path.display().to_string() }),
-            Self::Figures(hardware, efficiency) => json!({
-                "hardware": names(hardware),
-                "efficiency": {
-                    "memory": efficiency.memory,
-                    "compute": efficiency.compute,
-                    "network": efficiency.network,
-                    "launch_us": efficiency.launch_s * 1e6,
-                    "latency_us": efficiency.latency_s * 1e6,
-                    "multicast": efficiency.multicast,
-                },
-            }),
-        }
-    }
-
-    /// The machine that durations are of.
-    fn machine(&self) -> Value {
-        match self {
-            Self::Profile(_, table) => table.machine.clone(),
-            Self::Figures(hardware, _) => json!({ "hardware": names(hardware), "devices": hardware.len() }),
-        }
-    }
-
-    /// Cores that lanes share, where durations are of a machine that has so many.
-    fn cores(&self) -> Option<usize> {
-        match self {
-            Self::Profile(_, table) => table.machine["cores"].as_u64().and_then(|cores| usize::try_from(cores).ok()),
-            Self::Figures(..) => None,
-        }
-    }
-
-    fn words(&self) -> String {
-        match self {
-            Self::Profile(path, table) => {
-                let cpu = table.machine["cpu"].as_str().unwrap_or("an unknown machine");
-                format!("durations from {}, measured on {cpu}", path.display())
-            }
-            Self::Figures(hardware, efficiency) => format!(
-                "durations from figures of {}: {:.0} % of the memory's bandwidth, {:.0} % of the FLOPs, {:.0} % of the links, {} µs a \
-                 launch, {} µs between hosts",
-                names(hardware).join(", "),
-                efficiency.memory * 100.0,
-                efficiency.compute * 100.0,
-                efficiency.network * 100.0,
-                efficiency.launch_s * 1e6,
-                efficiency.latency_s * 1e6,
-            ),
-        }
-    }
-}
-
-/// Each once.
-fn names(hardware: &[Hardware]) -> Vec<&str> {
-    let mut names: Vec<&str> = Vec::new();
-    for hardware in hardware {
-        if !names.contains(&hardware.name.as_str()) {
-            names.push(&hardware.name);
-        }
-    }
-    names
-}
-
 fn predict(
     args: &PredictArgs,
     deployment: &Deployment,
@@ -299,8 +149,8 @@ fn predict(
             // Luck is not the same for all of those that one is run for.
             Box::new(if args.fold { durations } else { durations.by_chance(load.seed) })
         }
-        Source::Figures(hardware, efficiency) => {
-            let machines = Machines { hardware, spec: &deployment.spec, efficiency: *efficiency };
+        Source::Figures { hardware, shares, measured } => {
+            let machines = Machines { hardware, spec: &deployment.spec, efficiency: shares, measured };
             Box::new(Roofline::new(machines, graph, tasks, shape, experts, fold).or_mistake()?)
         }
     };

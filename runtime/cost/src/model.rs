@@ -168,6 +168,12 @@ impl Model {
         })
     }
 
+    /// Inputs of a layer's output projection, a mean over the layers.
+    pub fn output_width(&self) -> f64 {
+        let widths = self.sum(|layers| layers.attention.output_parameters(self.hidden));
+        widths / self.hidden as f64 / self.layer_count() as f64
+    }
+
     /// Weights of the FFNs that a token passes, routers left out.
     pub fn ffn_active_parameters(&self) -> f64 {
         self.sum(|layers| 3.0 * self.hidden as f64 * layers.ffn.active_width() as f64)
@@ -184,7 +190,8 @@ impl Model {
     }
 
     /// The sum of something over all layers.
-    pub fn sum(&self, of: impl Fn(&Layers) -> f64) -> f64 {
+    pub fn sum(&self, of: impl FnMut(&Layers) -> f64) -> f64 {
+        let mut of = of;
         self.layers.iter().map(|layers| layers.count as f64 * of(layers)).sum()
     }
 }

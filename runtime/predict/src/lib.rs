@@ -6,6 +6,7 @@
 pub mod durations;
 pub mod experts;
 pub mod fold;
+pub mod measured;
 mod prediction;
 pub mod roofline;
 pub mod table;

@@ -1,17 +1,19 @@
 //! Durations from a machine's figures: a stage takes as long as reading what its rows touch, or as computing with it, whichever is
 //! longer, at a stated share of the peak; what crosses between devices takes links that others use as well.
 //!
-//! Left out: activations in memory, the slice of a split output projection as a part of its own (it counts with the first part), and
-//! the rows that such parts hand each other.
+//! Kernels follow each other: attention proper and the products with weights each have their own limit. A slice of a split output
+//! projection multiplies the rows of all its peers, and what the parts hand each other takes the fabric. Left out: activations in memory,
+//! and the rows that copied experts hand each other.
 
 use crate::durations::Durations;
 use crate::experts::ExpertLoad;
+use crate::measured::StageTimes;
 use rally_cost::{Dtype, Hardware, SpecError};
-use rally_graph::kinds::{KindRegistry, Role, StageKindInfo, WeightPart, weights};
+use rally_graph::kinds::{KindRegistry, Role, WeightPart, weights};
 use rally_graph::model::{ModelShape, WeightFormat};
 use rally_graph::plan::{TaskRole, TaskTable, TaskTemplate};
 use rally_graph::shard::ShardCounts;
-use rally_graph::spec::{ComputeDtype, DeploymentSpec};
+use rally_graph::spec::{ComputeDtype, DeploymentSpec, WireDtype};
 use rally_graph::stage_graph::{DeviceIndex, Payload, StageGraph};
 use rally_schedule::virtual_lanes::{Fold, Transit, VirtualTask};
 
@@ -26,6 +28,8 @@ pub struct Efficiency {
     pub network: f64,
     /// Seconds before a task does anything.
     pub launch_s: f64,
+    /// Seconds of a layer's attention beside reading and computing: norms, rope, cache appends.
+    pub attention_s: f64,
     /// Seconds until the first byte between two hosts is there.
     pub latency_s: f64,
     /// Whether a row that goes to several devices leaves its own once, and the network copies it.
@@ -34,9 +38,17 @@ pub struct Efficiency {
 
 impl Default for Efficiency {
     /// Links at 80 % as in the Step-3 report's budget (section 5.4), memory at 80 % and products at 70 %, as large kernels reach; 2 µs
-    /// for a launch inside a CUDA graph and 10 µs for a message between hosts.
+    /// for a launch inside a CUDA graph and 10 µs for a message between hosts; nothing that attention takes beside.
     fn default() -> Self {
-        Self { memory: 0.8, compute: 0.7, network: 0.8, launch_s: 2e-6, latency_s: 10e-6, multicast: false }
+        Self {
+            memory: 0.8,
+            compute: 0.7,
+            network: 0.8,
+            launch_s: 2e-6,
+            attention_s: 0.0,
+            latency_s: 10e-6,
+            multicast: false,
+        }
     }
 }
 
@@ -46,8 +58,10 @@ pub struct Machines<'a> {
     pub hardware: &'a [Hardware],
     /// The graph file.
     pub spec: &'a DeploymentSpec,
-    /// Shares of the peaks.
-    pub efficiency: Efficiency,
+    /// Shares of the peaks, by device.
+    pub efficiency: &'a [Efficiency],
+    /// By device: stage times that were measured on its card and stand for figures where they fit.
+    pub measured: &'a [Option<&'static StageTimes>],
 }
 
 /// What one task takes, as far as it does not depend on its rows.
@@ -68,11 +82,23 @@ struct Figures {
     held: Vec<usize>,
     bytes_per_s: f64,
     flops_per_s: f64,
+    /// What attention takes beside reading and computing.
+    beside_s: f64,
+    measured: Option<(&'static StageTimes, Part)>,
     /// Of a row that is sent.
     row_bytes: f64,
     /// Other devices that get rows, each a part of them: one over this.
     to: Vec<Destination>,
     parts: usize,
+}
+
+/// What of a stage was measured.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    /// A whole layer's attention with its keys and values in this type.
+    Attention(Dtype),
+    /// The routed experts of a shard: how many, and their columns.
+    Experts { experts: usize, width: usize },
 }
 
 /// Who gets rows of a send or an exchange.
@@ -121,13 +147,26 @@ impl<'a> Roofline<'a> {
         let figures = tasks.tasks.iter().zip(&followers);
         let figures = figures.map(|(task, followers)| {
             let mut figures = of_task(&machines, graph, task, shape)?;
-            if task.payload != Payload::None && task.role != TaskRole::Receive {
+            if figures.row_bytes > 0.0 && task.role != TaskRole::Receive {
                 (figures.to, figures.parts) = ways.destinations(task, followers);
             }
             Ok(figures)
         });
         let figures = figures.collect::<Result<_, SpecError>>()?;
         Ok(Self { machines, figures, shape, experts })
+    }
+
+    /// Stages that compute, by id: those whose times were measured, and those whose times follow from figures.
+    pub fn measured(&self, graph: &StageGraph, tasks: &TaskTable) -> [Vec<String>; 2] {
+        let mut stages = [Vec::new(), Vec::new()];
+        for (task, figures) in tasks.tasks.iter().zip(&self.figures).filter(|(task, _)| task.computes()) {
+            let ids = &mut stages[usize::from(figures.measured.is_none())];
+            let id = &graph.stages[task.stage].id;
+            if !ids.contains(id) {
+                ids.push(id.clone());
+            }
+        }
+        stages
     }
 }
 
@@ -170,6 +209,14 @@ impl Ways<'_> {
         }
         let all = || devices.iter().map(|device| if sends { fold.members(*device).len() } else { 1 }).sum();
         let parts = match (task.payload, task.role) {
+            // A slice's sums go home; what it works on went to every slice.
+            (Payload::None, _) => {
+                if task.part > 0 {
+                    all()
+                } else {
+                    1
+                }
+            }
             (Payload::Output, _) => all(),
             // What one copy got is passed on to its own devices.
             (_, TaskRole::Exchange) => 1,
@@ -196,8 +243,23 @@ fn of_task(
         figures.row_bytes = (weights::wire_row_bytes(transfer.dtype, shape.hidden) + routing) as f64;
         return Ok(figures);
     }
-    let Some(info) = KindRegistry::shared().get(&stage.kind).filter(|_| task.part == 0) else { return Ok(figures) };
+    let Some(info) = KindRegistry::shared().get(&stage.kind) else { return Ok(figures) };
     let counts = ShardCounts::of(stage.spec.shard.as_ref());
+    let slices = if info.role() == Role::Attention { counts.o_proj } else { 1 };
+    let slice_width = (shape.heads * shape.head_dim).div_ceil(slices);
+    let slice_bytes = weights::projection_bytes(shape.weight_format, shape.hidden, slice_width) as f64;
+    let value_bytes = if machines.spec.compute == ComputeDtype::F32 { 4.0 } else { 2.0 };
+    match task.part {
+        0 if slices > 1 => figures.row_bytes = slice_width as f64 * value_bytes,
+        1 if slices > 1 => {
+            figures.row_bytes = shape.hidden as f64 * value_bytes;
+            (figures.bytes, figures.touched) = (slice_bytes, 1.0);
+            figures.values = (shape.hidden * slice_width) as f64;
+            return Ok(figures);
+        }
+        0 => {}
+        _ => return Ok(figures),
+    }
     let place = stage.devices.iter().position(|device| *device == task.device).unwrap_or(0);
     let position = counts.position(place);
     let bytes = |held: Option<&[usize]>| {
@@ -216,26 +278,44 @@ fn of_task(
         // A head that is the embedding is read all the same.
         figures.bytes = weights::plain_bytes(shape.weight_format, shape.vocab * shape.hidden) as f64;
     } else {
-        figures.bytes = bytes(None);
+        figures.bytes = bytes(None) - if slices > 1 { slice_bytes } else { 0.0 };
     }
     figures.touched = if stage.kind == "expert_ffn" { 1.0 } else { info.active_share(shape) };
     (figures.values, figures.expert_values) = (figures.bytes * figures.touched / width, figures.expert_bytes / width);
-    attention(&mut figures, info, stage.spec.kv_dtype.unwrap_or_default(), shape);
+    if info.role() == Role::Attention {
+        figures.position_bytes = info.kv_bytes_per_token(shape, stage.spec.kv_dtype.unwrap_or_default()) as f64;
+        // Scores and values: a product and a sum for each channel of each head (Step-3 report, section 4).
+        figures.position_flops = (4 * shape.heads * shape.head_dim) as f64;
+        figures.beside_s = machines.efficiency[task.device].attention_s;
+    }
+    let width = rally_graph::shard::part(shape.expert_width, counts.tensor, position.tensor).len();
+    let part = match stage.kind.as_str() {
+        "mfa_attention" if slices == 1 => match stage.spec.kv_dtype.unwrap_or_default() {
+            WireDtype::F32 => None,
+            WireDtype::Bf16 => Some(Part::Attention(Dtype::Bf16)),
+            WireDtype::Fp8E4m3 => Some(Part::Attention(Dtype::Fp8)),
+        },
+        "expert_ffn" => Some(Part::Experts { experts: figures.held.len(), width }),
+        _ => None,
+    };
+    let measured = machines.measured[task.device].filter(|measured| measured.fits(shape));
+    figures.measured = measured.zip(part).filter(|(measured, part)| part.seconds(measured, 1.0, 1.0).is_some());
     Ok(figures)
 }
 
-fn attention(figures: &mut Figures, info: &dyn StageKindInfo, dtype: rally_graph::spec::WireDtype, shape: &ModelShape) {
-    if info.role() == Role::Attention {
-        figures.position_bytes = info.kv_bytes_per_token(shape, dtype) as f64;
-        // Scores and values: a product and a sum for each channel of each head (Step-3 report, section 4).
-        figures.position_flops = (4 * shape.heads * shape.head_dim) as f64;
+impl Part {
+    fn seconds(self, measured: &StageTimes, rows: f64, context: f64) -> Option<f64> {
+        match self {
+            Self::Attention(dtype) => measured.attention_s(rows, context, dtype),
+            Self::Experts { experts, width } => measured.experts_s(experts, width, rows),
+        }
     }
 }
 
 impl Durations for Roofline<'_> {
     fn task_s(&self, task: &VirtualTask<'_>) -> f64 {
         let (figures, template) = (&self.figures[task.task], &task.table.tasks[task.task]);
-        let Efficiency { memory, compute, launch_s, .. } = self.machines.efficiency;
+        let Efficiency { memory, compute, launch_s, .. } = self.machines.efficiency[template.device];
         let rows = task.rows();
         if rows == 0 || (template.payload != Payload::None && figures.to.is_empty() && template.role == TaskRole::Send)
         {
@@ -252,9 +332,25 @@ impl Durations for Roofline<'_> {
             false => self.experts.chosen(layer, &figures.held, top_k, experts),
         };
         let touched = (rows * figures.touched).min(1.0);
-        let bytes = figures.bytes * touched + figures.expert_bytes * hit + figures.position_bytes * context;
-        let flops = 2.0 * rows * (figures.values + figures.expert_values * chosen) + figures.position_flops * context;
-        (bytes / (figures.bytes_per_s * memory)).max(flops / (figures.flops_per_s * compute)) + launch_s
+        let takes = |bytes: f64, flops: f64| {
+            (bytes / (figures.bytes_per_s * memory)).max(flops / (figures.flops_per_s * compute))
+        };
+        if let Some((measured, part)) = figures.measured
+            && let Some(seconds) = part.seconds(measured, rows, context)
+        {
+            // Attention was measured whole; a shared expert is none of the routed ones. What was measured has its launches.
+            let beside = match part {
+                Part::Attention(_) => 0.0,
+                Part::Experts { .. } => takes(figures.bytes * touched, 2.0 * rows * figures.values),
+            };
+            return seconds + beside;
+        }
+        let products = takes(
+            figures.bytes * touched + figures.expert_bytes * hit,
+            2.0 * rows * (figures.values + figures.expert_values * chosen),
+        );
+        let core = takes(figures.position_bytes * context, figures.position_flops * context);
+        products + core + figures.beside_s + launch_s
     }
 
     fn plan_s(&self, _exit: &VirtualTask<'_>) -> f64 {
@@ -263,8 +359,11 @@ impl Durations for Roofline<'_> {
 
     fn transit(&self, task: &VirtualTask<'_>) -> Option<Transit> {
         let figures = &self.figures[task.task];
+        if figures.to.is_empty() {
+            return None;
+        }
         let device = task.table.tasks[task.task].device;
-        let Efficiency { network, latency_s, multicast, .. } = self.machines.efficiency;
+        let Efficiency { network, latency_s, multicast, .. } = self.machines.efficiency[device];
         let part_bytes = task.load.rows as f64 * figures.row_bytes / figures.parts as f64;
         let mut transit = Transit::default();
         for near in [true, false] {

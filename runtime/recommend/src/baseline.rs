@@ -3,7 +3,7 @@
 //! Two micro-batches, so that one computes while the other's rows travel. Experts are divided over servers and widths inside a
 //! server, as the FFN of a disaggregated layout is; rows go to the servers of their experts only.
 
-use crate::pipeline::{MEMORY_SHARE, Workload};
+use crate::pipeline::{Fabric, MEMORY_SHARE, Workload};
 use rally_cost::model::Ffn;
 use rally_cost::price::usd_per_mtok;
 use rally_cost::{Dtype, Hardware, SpecError};
@@ -38,7 +38,8 @@ impl Undivided {
         let per_server = links.devices_per_server.value.min(n);
         let servers = (n / per_server).ceil();
         let own = rows / n;
-        let computing = workload.attention_s(hardware, own, 1.0)? + workload.ffn_s(hardware, rows, n)?;
+        let computing =
+            workload.attention_s(hardware, own, 1.0)? + workload.ffn_s(hardware, rows, servers, per_server)?;
         let row_bytes = model.hidden as f64 * (Dtype::Fp8.bytes() + Dtype::Bf16.bytes());
         // Servers that a row's experts are expected on, and of those the ones that are not its own.
         let top_k = model.layers.iter().map(|layers| match layers.ffn {
@@ -46,10 +47,16 @@ impl Undivided {
             Ffn::Dense { .. } => 1.0,
         });
         let away = (servers - 1.0) * (1.0 - (1.0 - 1.0 / servers).powf(top_k.fold(1.0, f64::max)));
-        let network = own * away * row_bytes / links.network_bytes_per_s_per_device();
+        let network = own * away * row_bytes / (links.network_bytes_per_s_per_device() * workload.link_share);
         let server_rows = own * per_server * (1.0 + away);
-        let fabric = server_rows * row_bytes * (per_server - 1.0) / per_server / links.fabric_bytes_per_s.value;
-        let travelling = network + fabric;
+        let fabric = server_rows * row_bytes * (per_server - 1.0)
+            / per_server
+            / (links.fabric_bytes_per_s.value * workload.link_share);
+        let (computing, travelling) = match workload.fabric {
+            Fabric::Hidden => (computing, network + fabric),
+            // As with attention and FFN apart: a device stands still for its own server's exchanges.
+            Fabric::OnLanes => (computing + fabric, network),
+        };
         // One computes while the other travels; neither can be quicker than its own way.
         let layer = (MICRO_BATCHES * computing).max(computing + travelling).max(MICRO_BATCHES * network.max(fabric));
         let tpot_s = layer * model.layer_count() as f64;

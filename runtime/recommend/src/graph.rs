@@ -4,11 +4,12 @@ use crate::pipeline::{Outcome, Workload};
 use rally_cost::{Dtype, Hardware};
 use serde_json::{Value, json};
 
-/// The deployment of `outcome` for the model whose `config.json` is at `config`, relative to where the file will be.
+/// The deployment of `outcome` in the order of `policy`, for the model whose `config.json` is at `config`, relative to where the file will be.
 pub fn deployment(
     workload: &Workload,
     (on_attention, on_ffn): (&Hardware, &Hardware),
     outcome: &Outcome,
+    policy: &str,
     config: &str,
     tpot_ms: f64,
 ) -> Value {
@@ -71,7 +72,7 @@ pub fn deployment(
         ],
         "limits": {"sequences": outcome.batch as u64, "rows_per_micro_batch": rows as u64, "prefill_chunk": chunk,
                    "kv_tokens": outcome.batch as u64 * longest, "page_tokens": 64},
-        "schedule": {"policy": "ping_pong", "micro_batches": layout.micro_batches},
+        "schedule": {"policy": policy, "micro_batches": layout.micro_batches},
         "slo": {"tpot_ms": tpot_ms},
     })
 }

@@ -4,14 +4,18 @@
 //! attention → o_proj exchange (fabric of A) → network → gather (fabric of F) → FFN → scatter (fabric of F) → network → next layer
 //! ```
 //!
-//! Each serves one micro-batch at a time, in order. Instances of a kind do the same at the same time, so one of each stands for
-//! all: exact for equal rows, and the reason why a prediction does not grow with the number of accelerators. Left out: embedding,
-//! head and sampling, jitter, uneven experts and sequences, and fixed times of the FFN, for which table 9 has no figure.
+//! Each serves one micro-batch at a time, in order ([`Fabric::Hidden`]); or a device computes for no other while rows of its own exchange
+//! are on the fabric, as rally's lanes do ([`Fabric::OnLanes`]). Instances of a kind do the same at the same time, so one of each stands
+//! for all: exact for equal rows, and the reason why a prediction does not grow with the number of accelerators. Left out: embedding,
+//! head and sampling, jitter, uneven experts and sequences, and fixed times of the FFN, for which table 9 has no figure. What all that
+//! comes to, virtual lanes say ([`crate::simulate`]).
 
 use crate::calibration::Calibration;
+use crate::simulate::shape;
 use rally_cost::model::Ffn;
 use rally_cost::price::usd_per_mtok;
 use rally_cost::{Dtype, Hardware, Model, SpecError};
+use rally_predict::measured::StageTimes;
 
 /// Share of an accelerator's memory, as sold, that weights and cache may take; the rest is for slots and workspaces. vLLM's default
 /// comes to 0.96 of it, since drivers report more than is sold; the report's 3A2F takes 0.903.
@@ -52,7 +56,16 @@ impl Layout {
     }
 }
 
-/// What is decoded: the model, and contexts with their shares.
+/// Whether exchanges inside a server hide behind computing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fabric {
+    /// Every micro-batch has a stream of its own, so one's exchange is under way while another computes: the Step-3 report's system.
+    Hidden,
+    /// A device waits for its own exchanges: rally's lanes, whose orders do not part a stage from its exchange.
+    OnLanes,
+}
+
+/// What is decoded: the model, and contexts with their shares; and how well links are used for it.
 #[derive(Clone, Debug)]
 pub struct Workload {
     /// The model, with its cache's dtypes.
@@ -61,12 +74,19 @@ pub struct Workload {
     pub contexts: Vec<(u64, f64)>,
     /// What attention proper is computed in.
     pub attention_dtype: Option<Dtype>,
+    /// Share of the links' rate that rows get.
+    pub link_share: f64,
+    /// Whether exchanges hide.
+    pub fabric: Fabric,
+    /// Whether stage times that were measured on a card stand for efficiencies where they fit.
+    pub measured: bool,
 }
 
 impl Workload {
-    /// One context for all.
+    /// One context for all, links at their full rate, rally's lanes.
     pub fn at(model: Model, context: u64) -> Self {
-        Self { model, contexts: vec![(context, 1.0)], attention_dtype: None }
+        let contexts = vec![(context, 1.0)];
+        Self { model, contexts, attention_dtype: None, link_share: 1.0, fabric: Fabric::OnLanes, measured: false }
     }
 
     /// A mean over the contexts.
@@ -75,9 +95,48 @@ impl Workload {
         self.contexts.iter().map(|(tokens, share)| of(*tokens) * share).sum::<f64>() / shares
     }
 
+    /// Tokens of a sequence, a mean.
+    pub fn mean_context(&self) -> f64 {
+        self.mean(|tokens| tokens as f64)
+    }
+
     /// Bytes of cache that a sequence keeps.
     pub fn kept_bytes(&self) -> f64 {
         self.mean(|tokens| self.model.kept_bytes(tokens))
+    }
+
+    /// Takes measured stage times where a card has them and they are of this model's shapes. Whether there are any.
+    pub fn measure<'a>(&mut self, mut hardware: impl Iterator<Item = &'a Hardware>) -> bool {
+        let shape = shape(&self.model);
+        let fits = |hardware: &Hardware| {
+            StageTimes::of(&hardware.name).zip(shape.as_ref()).is_some_and(|(measured, shape)| measured.fits(shape))
+        };
+        self.measured = hardware.any(fits);
+        self.measured
+    }
+
+    /// Whether attention and routed experts of `layout` have times that were measured, wherever the card has any. What was not would be
+    /// taken at an efficiency that no kernel of the others reaches, and win by it.
+    pub fn knows(&self, on: (&Hardware, &Hardware), layout: &Layout) -> bool {
+        let attends = match self.measured_on(on.0) {
+            None => true,
+            Some(measured) => layout.o_proj <= 1 && measured.attention_s(1.0, 1.0, self.model.kv_dtypes.full).is_some(),
+        };
+        let servers = if layout.replicas { 1.0 } else { f64::from(layout.ffn) };
+        attends
+            && self.measured_on(on.1).is_none_or(|measured| {
+                self.model.layers.iter().all(|layers| match layers.ffn {
+                    Ffn::Dense { .. } => true,
+                    Ffn::Moe { experts, expert_width, .. } => {
+                        let (held, width) = held(experts, expert_width, servers, f64::from(layout.devices));
+                        measured.experts_s(held, width, 1.0).is_some()
+                    }
+                })
+            })
+    }
+
+    fn measured_on(&self, hardware: &Hardware) -> Option<&'static StageTimes> {
+        StageTimes::of(&hardware.name).filter(|_| self.measured)
     }
 
     /// Time of one layer's attention of `rows` rows on one accelerator, its output projection divided by `o_proj`.
@@ -90,6 +149,11 @@ impl Workload {
         let dtype = hardware.decode_dtype();
         let bytes = self.mean(|tokens| self.model.decode_cost(tokens).kv_bytes) / layers;
         let flops = self.mean(|tokens| self.model.decode_cost(tokens).attention_flops) / layers;
+        let context = rows * self.mean_context();
+        let measured = self.measured_on(hardware).filter(|_| o_proj <= 1.0);
+        if let Some(seconds) = measured.and_then(|of| of.attention_s(rows, context, self.model.kv_dtypes.full)) {
+            return Ok(seconds);
+        }
         let core_peak = hardware.peak(self.attention_dtype.unwrap_or(dtype))?;
         let core = (rows * bytes / hardware.memory_bytes_per_s()).max(rows * flops / core_peak);
         let all = self.model.attention_parameters();
@@ -100,16 +164,37 @@ impl Workload {
         Ok((core + projections) / calibration.efficiency + calibration.layer_s)
     }
 
-    /// Time of one layer's FFN of `rows` rows, its weights over `devices` accelerators.
+    /// Time of one layer's FFN of `rows` rows, its experts over `servers` and the widths of each over `tensor` accelerators.
     ///
     /// # Errors
     /// [`SpecError`] where the spec has no such peak.
-    pub fn ffn_s(&self, hardware: &Hardware, rows: f64, devices: f64) -> Result<f64, SpecError> {
-        let layers = self.model.layer_count() as f64;
-        let bytes = self.ffn_bytes_read(rows) / layers / devices;
-        let flops = 2.0 * rows * self.model.ffn_active_parameters() / layers / devices;
+    pub fn ffn_s(&self, hardware: &Hardware, rows: f64, servers: f64, tensor: f64) -> Result<f64, SpecError> {
+        let (layers, devices) = (self.model.layer_count() as f64, servers * tensor);
         let peak = hardware.peak(hardware.decode_dtype())?;
-        Ok((bytes / hardware.memory_bytes_per_s()).max(flops / peak) / Calibration::of(hardware).efficiency)
+        let takes = |bytes: f64, flops: f64| {
+            (bytes / devices / hardware.memory_bytes_per_s()).max(flops / devices / peak)
+                / Calibration::of(hardware).efficiency
+        };
+        if let Some(measured) = self.measured_on(hardware) {
+            let matrices = 3.0 * self.model.hidden as f64;
+            let dense = |width: u64| takes(matrices * width as f64, 2.0 * rows * matrices * width as f64);
+            let mut known = true;
+            let all = self.model.sum(|layers| match layers.ffn {
+                Ffn::Dense { width } => dense(width),
+                Ffn::Moe { experts, expert_width, shared_width, .. } => {
+                    let (held, width) = held(experts, expert_width, servers, tensor);
+                    let routed = measured.experts_s(held, width, rows);
+                    known &= routed.is_some();
+                    routed.unwrap_or(0.0) + dense(shared_width)
+                }
+            });
+            if known {
+                return Ok(all / layers);
+            }
+        }
+        let bytes = self.ffn_bytes_read(rows) / layers;
+        let flops = 2.0 * rows * self.model.ffn_active_parameters() / layers;
+        Ok(takes(bytes, flops))
     }
 
     /// 8-bit weights that `rows` rows touch when every expert is as likely as any other.
@@ -133,6 +218,12 @@ impl Workload {
     }
 }
 
+/// Experts of an accelerator and columns of each, at most.
+fn held(experts: u64, width: u64, servers: f64, tensor: f64) -> (usize, usize) {
+    let part = |whole: u64, parts: f64| (whole as f64 / parts).ceil() as usize;
+    (part(experts, servers), part(width, tensor))
+}
+
 /// Seconds of each of [`RESOURCES`] for one layer of one micro-batch.
 ///
 /// # Errors
@@ -146,27 +237,43 @@ pub fn stage_seconds(
     let (a, f, g) = (f64::from(layout.attention), f64::from(layout.ffn), f64::from(layout.devices));
     let hidden = workload.model.hidden as f64;
     let (sent, answered) = (hidden * layout.wire.bytes(), hidden * Dtype::Bf16.bytes());
+    let links = workload.link_share;
     let (a_rows, f_rows) = (rows / (a * g), if layout.replicas { rows / f } else { rows });
     let (a_links, f_links) = (on_attention.links(), on_ffn.links());
-    // Divided by heads: parts of the sums of everyone else's rows leave each device.
-    let exchanged = if layout.o_proj > 1 { (g - 1.0) * a_rows * answered } else { 0.0 };
+    // Divided by heads: what the others' heads found for a row goes to them, and parts of the sums of everyone else's rows come back.
+    let heads = workload.model.output_width() * Dtype::Bf16.bytes() / f64::from(layout.o_proj);
+    let exchanged = if layout.o_proj > 1 { (g - 1.0) * a_rows * (heads + answered) } else { 0.0 };
     // An attention device sends each row to every FFN instance that divides the experts.
     let copies = if layout.replicas { 1.0 } else { f };
     let network = |bytes: f64| {
         let a_side = a_rows * copies * bytes / a_links.network_bytes_per_s_per_device();
-        a_side.max(f_rows / g * bytes / f_links.network_bytes_per_s_per_device())
+        a_side.max(f_rows / g * bytes / f_links.network_bytes_per_s_per_device()) / links
     };
-    let fabric = |bytes: f64| f_rows * bytes * (g - 1.0) / g / f_links.fabric_bytes_per_s.value;
-    let ffn_devices = if layout.replicas { g } else { f * g };
+    let fabric = |bytes: f64| f_rows * bytes * (g - 1.0) / g / (f_links.fabric_bytes_per_s.value * links);
+    let ffn_servers = if layout.replicas { 1.0 } else { f };
     Ok([
         workload.attention_s(on_attention, a_rows, f64::from(layout.o_proj))?,
-        exchanged / a_links.fabric_bytes_per_s.value,
+        exchanged / (a_links.fabric_bytes_per_s.value * links),
         network(sent),
         fabric(sent),
-        workload.ffn_s(on_ffn, f_rows, ffn_devices)?,
+        workload.ffn_s(on_ffn, f_rows, ffn_servers, g)?,
         fabric(answered),
         network(answered),
     ])
+}
+
+/// What serves one micro-batch at a time: a name and seconds.
+pub fn served(stages: &[f64; 7], fabric: Fabric) -> Vec<(&'static str, f64)> {
+    let [attention, o_proj, there, gather, ffn, scatter, back] = *stages;
+    match fabric {
+        Fabric::Hidden => RESOURCES.into_iter().zip(*stages).collect(),
+        Fabric::OnLanes => vec![
+            ("attention and its exchange", attention + o_proj),
+            (RESOURCES[2], there),
+            ("FFN, gather and scatter", gather + ffn + scatter),
+            (RESOURCES[6], back),
+        ],
+    }
 }
 
 /// Time per token of `micro_batches` that rotate through `stages`, `layers` layers a token: micro-batches pass the resources on
@@ -201,6 +308,8 @@ pub struct Outcome {
     pub batch: f64,
     /// Seconds of each of [`RESOURCES`].
     pub stages: [f64; 7],
+    /// Which of them go on side by side.
+    pub fabric: Fabric,
     /// Time per token.
     pub tpot_s: f64,
     /// Tokens a second of the deployment.
@@ -220,7 +329,9 @@ impl Outcome {
     /// [`SpecError`] where a spec lacks a peak or a price.
     pub fn of(workload: &Workload, on: (&Hardware, &Hardware), layout: &Layout, rows: f64) -> Result<Self, SpecError> {
         let stages = stage_seconds(workload, on, layout, rows)?;
-        let tpot_s = time_per_token_s(&stages, layout.micro_batches, workload.model.layer_count());
+        let fabric = workload.fabric;
+        let each: Vec<f64> = served(&stages, fabric).into_iter().map(|(_, seconds)| seconds).collect();
+        let tpot_s = time_per_token_s(&each, layout.micro_batches, workload.model.layer_count());
         let batch = rows * f64::from(layout.micro_batches);
         let (a, f, g) = (f64::from(layout.attention), f64::from(layout.ffn), f64::from(layout.devices));
         let weights = workload.attention_device_bytes(f64::from(layout.o_proj));
@@ -230,6 +341,7 @@ impl Outcome {
             layout: layout.clone(),
             batch,
             stages,
+            fabric,
             tpot_s,
             tokens_per_s: batch / tpot_s,
             usd_per_hour: g * (a * on.0.price()? + f * on.1.price()?),
@@ -255,11 +367,12 @@ impl Outcome {
 
     /// What bounds it: the slowest resource, or, where that stands idle, a micro-batch's own way through all of them.
     pub fn bound(&self) -> &'static str {
+        let served = served(&self.stages, self.fabric);
         let (slowest, longest) =
-            (self.stages.iter().enumerate()).max_by(|left, right| left.1.total_cmp(right.1)).expect("there are seven");
+            served.iter().copied().max_by(|left, right| left.1.total_cmp(&right.1)).expect("there are several");
         match self.stages.iter().sum::<f64>() > f64::from(self.layout.micro_batches) * longest {
             true => "a micro-batch's way through all stages",
-            false => RESOURCES[slowest],
+            false => slowest,
         }
     }
 }

@@ -1,9 +1,10 @@
 //! The layouts of a pool, the best of them under a time per token, and the fronts of cost and throughput against it.
 
 use crate::baseline::Undivided;
-use crate::pipeline::{Layout, Outcome, Workload};
+use crate::pipeline::{Layout, Outcome, Workload, served};
 use rally_cost::price::usd_per_mtok;
 use rally_cost::{Dtype, Hardware, SpecError};
+use std::collections::HashSet;
 
 /// Accelerators there are.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ pub struct Found {
     pub best: Option<Candidate>,
     /// The undivided deployment that is best by the same measure, on one kind of the pool: its index and what it does.
     pub undivided: Option<(usize, Undivided)>,
+    /// The cheapest of every kind of layout (hardware, devices of an instance, sharding, wire, micro-batches), the cheapest kind first.
+    pub kinds: Vec<Candidate>,
     /// No other layout is both cheaper and quicker, by time per token.
     pub cost_front: Vec<Candidate>,
     /// No other layout has more tokens a second and is quicker, by time per token.
@@ -95,13 +98,17 @@ fn variants((attention, ffn, devices): (u32, u32, u32)) -> Vec<Layout> {
     all
 }
 
-/// The most rows a micro-batch that hold the target, by halving: time and memory grow with rows. A row a device at least.
+/// The most rows a micro-batch that hold the target, by halving: time and memory grow with rows. A row a device at least. None where
+/// nothing holds it, or where parts of the layout are [unknown](Workload::knows).
 pub fn fullest(
     workload: &Workload,
     on: (&Hardware, &Hardware),
     layout: &Layout,
     tpot_s: f64,
 ) -> Result<Option<Outcome>, SpecError> {
+    if !workload.knows(on, layout) {
+        return Ok(None);
+    }
     // Rows come in equal numbers on all attention devices.
     let step = f64::from(layout.attention * layout.devices);
     let of = |steps: u32| Outcome::of(workload, on, layout, step * f64::from(steps));
@@ -128,8 +135,9 @@ fn bound_usd_per_mtok(workload: &Workload, on: (&Hardware, &Hardware), layout: &
     let step = f64::from(layout.attention * layout.devices);
     let (few, many) = (Outcome::of(workload, on, layout, step * FEW)?, Outcome::of(workload, on, layout, step * MANY)?);
     // A time is a fixed one, or that of weights read once, and what rows add: no rate is above that of rows alone.
-    let slope = (few.stages.iter().zip(&many.stages))
-        .map(|(few, many)| (many - few) / (step * (MANY - FEW)))
+    let each = |outcome: &Outcome| served(&outcome.stages, outcome.fabric);
+    let slope = (each(&few).iter().zip(each(&many)))
+        .map(|((_, few), (_, many))| (many - few) / (step * (MANY - FEW)))
         .fold(f64::MIN_POSITIVE, f64::max);
     let most_tokens_per_s = 1.0 / (slope * workload.model.layer_count() as f64);
     Ok(usd_per_mtok(few.usd_per_hour, most_tokens_per_s))
@@ -140,7 +148,8 @@ fn bound_usd_per_mtok(workload: &Workload, on: (&Hardware, &Hardware), layout: &
 /// # Errors
 /// [`SpecError`] where a spec lacks a peak or a price.
 pub fn search(workload: &Workload, pool: &[Pool], tpot_s: f64) -> Result<Found, SpecError> {
-    let all = layouts(pool);
+    let mut all = layouts(pool);
+    all.retain(|(attention, ffn, layout)| workload.knows((&pool[*attention].hardware, &pool[*ffn].hardware), layout));
     let (mut found, mut pruned): (Vec<Candidate>, usize) = (Vec::new(), 0);
     let mut best = f64::INFINITY;
     for (attention_on, ffn_on, layout) in &all {
@@ -162,7 +171,20 @@ pub fn search(workload: &Workload, pool: &[Pool], tpot_s: f64) -> Result<Found, 
     let winner = found.iter().min_by(|left, right| order(left, right, &cost)).cloned();
     let (cost_front, throughput_front) = (front(&found, &cost), front(&found, &rate));
     let undivided = undivided(workload, pool, tpot_s)?;
-    Ok(Found { best: winner, undivided, cost_front, throughput_front, tried: all.len() - pruned, pruned })
+    let kinds = kinds(&found, &cost);
+    Ok(Found { best: winner, undivided, kinds, cost_front, throughput_front, tried: all.len() - pruned, pruned })
+}
+
+/// The best of each kind of layout, by `of`.
+fn kinds(all: &[Candidate], of: &dyn Fn(&Candidate) -> f64) -> Vec<Candidate> {
+    let kind = |candidate: &Candidate| {
+        let Layout { devices, micro_batches, o_proj, replicas, wire, .. } = candidate.outcome.layout;
+        (candidate.attention_on, candidate.ffn_on, devices, micro_batches, o_proj, replicas, wire)
+    };
+    let mut sorted: Vec<&Candidate> = all.iter().collect();
+    sorted.sort_by(|left, right| order(left, right, of));
+    let mut seen = HashSet::new();
+    sorted.into_iter().filter(|candidate| seen.insert(kind(candidate))).cloned().collect()
 }
 
 /// By `of`, then the quicker, then the plainer.
@@ -239,7 +261,8 @@ pub fn dead_zone(
         here.is_some_and(|here| later.fold(0.0, f64::max) <= here * 1.001) && index + 1 < outcomes.len()
     };
     let from = (0..outcomes.len()).find(ends).map(|index| {
-        let bound = outcomes[index + 1].as_ref().map_or("memory", Outcome::bound);
+        let unknown = if workload.measured { "memory, or parts that were not measured" } else { "memory" };
+        let bound = outcomes[index + 1].as_ref().map_or(unknown, Outcome::bound);
         (index as u32 + 1, bound)
     });
     Ok(DeadZone { tokens_per_s: outcomes.iter().map(rate).collect(), from })

@@ -408,7 +408,7 @@ impl<'a> World<'a> {
     /// What the task that has just ended sent is on its way.
     fn send(&mut self, index: usize, planned: &PlannedTask, running: Running, now: u64) {
         let role = self.plan.table.tasks[planned.task].role;
-        if running.load.rows == 0 || !matches!(role, TaskRole::Send | TaskRole::Exchange) {
+        if running.load.rows == 0 || role == TaskRole::Receive {
             return;
         }
         if let Some(transit) = self.run.costs.transit(&virtual_task(self.plan, planned, &running)) {

@@ -278,7 +278,7 @@ fn report(
     }
     let heading = heading(machine, load, args.warmup, measurements);
     if let Some((form, file)) = outputs.plot {
-        let drawn = plot::draw(measurements, &heading, &verdict, form);
+        let drawn = plot::draw(measurements, &heading, goals, &verdict, form);
         file.finish(|out| out.write_all(drawn.as_bytes()))?;
     }
     if let (Some((form, file)), Some(best)) = (outputs.trace, compare::best(measurements, merit)) {

@@ -1,7 +1,10 @@
-//! The comparison as a picture: tokens per second with their range, time per token against its bound, lanes busy and idle.
+//! The comparison as a picture: tokens per second with their range, time per token against its bound, both against each other with the
+//! target, lanes busy and idle.
 
 use super::result::Measurement;
+use crate::chart::plane::{Axis, Plane, from_zero};
 use crate::chart::{BARS, Canvas, Form, LINE, LONGEST, ROW};
+use rally_load::goodput::{Goal, GoalKind};
 use rally_load::statistics::Spread;
 use rally_load::summary::Summary;
 
@@ -10,11 +13,18 @@ const LANE: f64 = 16.0;
 const BESIDE: f64 = BARS + LONGEST + 12.0;
 
 /// Draws `measurements` under `heading`, with the verdict below.
-pub fn draw(measurements: &[Measurement<'_>], heading: &[String], verdict: &[String], form: Form) -> String {
+pub fn draw(
+    measurements: &[Measurement<'_>],
+    heading: &[String],
+    goals: &[Goal],
+    verdict: &[String],
+    form: Form,
+) -> String {
     let mut canvas = Canvas::new();
     heading.iter().for_each(|line| canvas.note(line));
     throughput(&mut canvas, measurements);
     tpot(&mut canvas, measurements);
+    against_time(&mut canvas, measurements, goals);
     lanes(&mut canvas, measurements);
     canvas.top += LINE / 2.0;
     verdict.iter().for_each(|line| canvas.note(line));
@@ -44,6 +54,38 @@ fn tpot(canvas: &mut Canvas, measurements: &[Measurement<'_>]) {
         })
         .collect();
     draw_bars(canvas, &bars);
+}
+
+/// Each contender's medians, and the time per token that was to be kept. One alone has nothing to be held against.
+fn against_time(canvas: &mut Canvas, measurements: &[Measurement<'_>], goals: &[Goal]) {
+    let place = |measurement: &Measurement<'_>| {
+        let ms = Spread::of(&measurement.each_mean(|summary| summary.tpot_ms))?.median;
+        Some((ms, Spread::of(&measurement.each(Summary::output_throughput))?.median, measurement.name.clone()))
+    };
+    let places: Vec<(f64, f64, String)> = measurements.iter().filter_map(place).collect();
+    if places.len() < 2 {
+        return;
+    }
+    canvas.title("output tokens per second against time per output token");
+    let target = goals.iter().find(|goal| goal.kind == GoalKind::Tpot).map(|goal| goal.ms);
+    // A target many times what is measured would press everything into a corner.
+    let most = places.iter().map(|(ms, ..)| *ms).fold(0.0, f64::max);
+    let shown = target.filter(|target| *target <= 4.0 * most);
+    let written = |value: f64| if value < 10.0 { format!("{value:.1}") } else { format!("{value:.0}") };
+    let x = from_zero(places.iter().map(|(ms, ..)| *ms).chain(shown));
+    let y = from_zero(places.iter().map(|(_, rate, _)| *rate));
+    let x = Axis { title: "ms a token", range: x, logarithmic: false, written };
+    let y = Axis { title: "tokens a second", range: y, logarithmic: false, written };
+    let mut plane = Plane::on(canvas, x, y);
+    if let Some(ms) = shown {
+        plane.upright(canvas, ms, "target");
+    }
+    for (ms, rate, name) in &places {
+        plane.point(canvas, "bar", (*ms, *rate), name);
+    }
+    if let Some(target) = target.filter(|_| shown.is_none()) {
+        canvas.note(&format!("The target, {target} ms, is far to the right."));
+    }
 }
 
 fn lanes(canvas: &mut Canvas, measurements: &[Measurement<'_>]) {

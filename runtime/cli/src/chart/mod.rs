@@ -55,6 +55,7 @@ const STYLE: &str = "
   .chart .other { fill: var(--bound); } .chart .idle { fill: var(--idle); } .chart .range { stroke: var(--ink); stroke-width: 1.5; }
   .chart .bound { stroke: var(--bound); stroke-width: 3; } .chart .middle { text-anchor: middle; } .chart .end { text-anchor: end; }
   .chart .grid { stroke: var(--idle); stroke-width: 1; } .chart .line { fill: none; stroke-width: 2; }
+  .chart .target { stroke: var(--bound); stroke-width: 1.5; stroke-dasharray: 4 3; }
   .chart .slope { stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 6 4; }
 ";
 

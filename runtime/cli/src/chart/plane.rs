@@ -86,12 +86,27 @@ impl<'a> Plane<'a> {
     /// A point with its name beside it, where no other name stands if there is such a place.
     pub fn point(&mut self, canvas: &mut Canvas, class: &str, (x, y): (f64, f64), name: &str) {
         let (x, y) = self.place(x, y);
+        self.dot(canvas, class, (x, y));
+        self.write(canvas, "figure", &beside((x, y), name), name);
+    }
+
+    /// Points of which some have no room for their names: those stay without.
+    pub fn crowd(&mut self, canvas: &mut Canvas, class: &str, points: &[((f64, f64), String)]) {
+        let places: Vec<(f64, f64)> = points.iter().map(|((x, y), _)| self.place(*x, *y)).collect();
+        // No name covers a point, whichever comes first.
+        places.iter().for_each(|place| self.dot(canvas, class, *place));
+        for (place, (_, name)) in places.iter().zip(points) {
+            let free: Vec<(f64, f64)> =
+                beside(*place, name).into_iter().filter(|at| self.is_free(*at, width(name))).take(1).collect();
+            if !free.is_empty() {
+                self.write(canvas, "figure", &free, name);
+            }
+        }
+    }
+
+    fn dot(&mut self, canvas: &mut Canvas, class: &str, (x, y): (f64, f64)) {
         canvas.put(format_args!("<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"5\"/>"));
         self.taken.push([x - 5.0, y - 5.0, x + 5.0, y + 5.0]);
-        let width = width(name);
-        let places =
-            [(x + 9.0, y + 4.0), (x - 9.0 - width, y + 4.0), (x - width / 2.0, y - 10.0), (x - width / 2.0, y + 19.0)];
-        self.write(canvas, "figure", &places, name);
     }
 
     /// A line through values, named where it ends.
@@ -108,6 +123,14 @@ impl<'a> Plane<'a> {
         let shifts = (0..40).map(|step| f64::from((step + 1) / 2) * LETTER * if step % 2 == 0 { 1.0 } else { -1.0 });
         let places: Vec<(f64, f64)> = shifts.map(|shift| (x + 6.0, y + 4.0 + shift)).collect();
         self.write(canvas, "figure", &places, name);
+    }
+
+    /// An upright line at `x` with its name at the top: a target, a limit.
+    pub fn upright(&mut self, canvas: &mut Canvas, x: f64, name: &str) {
+        let ((x, top), (_, bottom)) = (self.place(x, self.y.range.1), self.place(x, self.y.range.0));
+        canvas.line("target", (x, top), (x, bottom));
+        let place = (x - width(name) / 2.0, top - 5.0);
+        self.write(canvas, "note", &[place], name);
     }
 
     /// The straight line y = `slope` × x, which on two logarithmic axes is one as well, named at its upper end.
@@ -142,6 +165,12 @@ impl<'a> Plane<'a> {
         canvas.text(class, x, y, name);
         self.taken.push(area((x, y), width));
     }
+}
+
+/// Where the name of a point may stand.
+fn beside((x, y): (f64, f64), name: &str) -> [(f64, f64); 4] {
+    let width = width(name);
+    [(x + 9.0, y + 4.0), (x - 9.0 - width, y + 4.0), (x - width / 2.0, y - 10.0), (x - width / 2.0, y + 19.0)]
 }
 
 /// About what a name takes.
@@ -188,6 +217,12 @@ mod tests {
         for name in ["one", "two", "three"] {
             plane.point(&mut canvas, "bar", (5.0, 5.0), name);
         }
+        let crowd: Vec<((f64, f64), String)> =
+            (0..9).map(|n| ((2.0 + 0.01 * f64::from(n), 2.0), format!("point {n}"))).collect();
+        let before = plane.taken.len();
+        plane.crowd(&mut canvas, "bar", &crowd);
+        let named = plane.taken.split_off(before).len() - crowd.len();
+        assert!((1..9).contains(&named), "{named} of nine points at one place have room for their names");
         let names: Vec<&[f64; 4]> = plane.taken.iter().skip(1).step_by(2).collect();
         for (index, first) in names.iter().enumerate() {
             for second in &names[index + 1..] {

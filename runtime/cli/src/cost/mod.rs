@@ -94,7 +94,7 @@ pub(crate) fn milliseconds(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|value| (1e-3..=1e6).contains(value)).ok_or("a time in ms, from 0.001 to 1e6".into())
 }
 
-fn share(text: &str) -> Result<f64, String> {
+pub(crate) fn share(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|value| (1e-3..=1.0).contains(value)).ok_or("a share, from 0.001 to 1".into())
 }
 
