@@ -52,7 +52,7 @@ fn in_the_middle(deployment: &Deployment, name: &str, workers: &[Process], more:
     let requests = deployment.requests(12, 160);
     deployment.run_alone(&requests, "alone");
     let run = deployment.run(&requests, name, more);
-    workers.iter().for_each(|worker| worker.says("a run begins"));
+    workers.iter().for_each(|worker| drop(worker.says("a run begins")));
     // Somewhere in it, another place every time; the whole takes several times as long.
     std::thread::sleep(Duration::from_millis(50 + u64::from(run.id()) % 150));
     run
@@ -60,16 +60,22 @@ fn in_the_middle(deployment: &Deployment, name: &str, workers: &[Process], more:
 
 /// A host dies as with `kill -9` and is started again: the run goes on by itself, and nobody can tell from what it wrote.
 #[track_caller]
-fn survives(victim: usize) {
+fn survives(victim: usize, goes_on: bool) {
     let deployment = Deployment::new(2, 2, Divided::Experts);
     let mut workers = deployment.workers();
     let run = in_the_middle(&deployment, "across", &workers, &[]);
     let host = &deployment.hosts[1 + victim];
     workers[victim].kill();
     let killed = Instant::now();
-    run.says(&format!("host `{host}` is lost"));
+    let lost = format!("host `{host}` is lost");
+    let said = run.says(&lost);
     let told = killed.elapsed();
-    run.says(&format!("waiting for host `{host}`"));
+    if goes_on {
+        assert!(said.contains("the run goes on without it"), "{said}");
+    } else {
+        assert!(said.contains("the run waits for it"), "{said}");
+        run.says(&format!("waiting for host `{host}`"));
+    }
     let back = deployment.worker(host);
     run.good_end();
     deployment.assert_same("alone", "across");
@@ -80,12 +86,12 @@ fn survives(victim: usize) {
 
 #[test]
 fn an_attention_host_that_dies_and_comes_back_changes_no_token() {
-    survives(0);
+    survives(0, true);
 }
 
 #[test]
 fn an_ffn_host_that_dies_and_comes_back_changes_no_token() {
-    survives(2);
+    survives(2, false);
 }
 
 #[test]
@@ -120,6 +126,47 @@ fn a_host_that_stalls_is_given_up_and_changes_nothing_when_it_wakes() {
     run.good_end();
     deployment.assert_same("alone", "across");
     assert!(told < Duration::from_secs(8), "{told:?}");
+}
+
+/// Stopped for longer than anyone waits: its rows go to the other replica, and when it wakes it is told that it is out.
+#[test]
+fn a_replica_that_stalls_for_five_seconds_holds_nobody_up() {
+    let deployment = Deployment::new(2, 2, Divided::Replicas);
+    let workers = deployment.workers();
+    let run = in_the_middle(&deployment, "across", &workers, &[]);
+    let signal = |name: &str| {
+        let sent = Command::new("kill").args([name, &workers[2].id().to_string()]).status();
+        assert!(sent.expect("there is a kill").success());
+    };
+    signal("-STOP");
+    let stopped = Instant::now();
+    run.says("the run goes on without it");
+    let told = stopped.elapsed();
+    std::thread::sleep(Duration::from_secs(5).saturating_sub(stopped.elapsed()));
+    signal("-CONT");
+    workers[2].says("have given this host up");
+    run.good_end();
+    deployment.assert_same("alone", "across");
+    println!("a host that was stopped was given up after {} ms", told.as_millis());
+    assert!(told < Duration::from_secs(4), "{told:?}");
+    // It is there for the next run.
+    let requests = deployment.requests(3, 4);
+    deployment.run_alone(&requests, "alone");
+    deployment.run(&requests, "again", &[]).good_end();
+    deployment.assert_same("alone", "again");
+}
+
+#[test]
+fn a_second_run_hears_whose_run_a_host_is_busy_with() {
+    let deployment = Deployment::new(1, 1, Divided::Replicas);
+    let workers = deployment.workers();
+    let run = in_the_middle(&deployment, "across", &workers, &[]);
+    let second = deployment.run(&deployment.requests(12, 160), "second", &["--wait-hosts", "0.2"]);
+    let (code, said) = second.end();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("host `f0`") && said.contains("it is busy with a run of host `a0`"), "{said}");
+    run.good_end();
+    deployment.assert_same("alone", "across");
 }
 
 #[test]

@@ -349,9 +349,10 @@ fn hosts() -> Vec<Vec<u8>> {
     let batch = DeviceBatch { rows: 2, groups: vec![group], token_ids: vec![1, 2], pages: vec![3, 4] };
     let sample = Sample { sequence: 7, token: 3, logprobs: Some((-0.5, vec![(3, -0.5)])), logits: Some(vec![0.0; 16]) };
     let messages = [
-        Message::Ready,
+        Message::Epoch { present: vec![true, false, true] },
+        Message::Ready { keeps: true },
         Message::Planned { micro_batch: 1, step: 4, device: 0, batch },
-        Message::StepEnded { micro_batch: 1, cycle: 4, next: 5, samples: vec![sample] },
+        Message::StepEnded { micro_batch: 1, device: 1, cycle: 4, next: 5, samples: vec![sample] },
         Message::Failed { reason: "é".into(), lost: Some(1) },
     ];
     let hello = [&b"rallyv1\n"[..], &1u32.to_le_bytes(), &[7; 32]].concat();

@@ -150,7 +150,9 @@ impl Deployment {
         let mut arguments = vec!["--requests", path_text(requests), "--out", path_text(&out)];
         arguments.extend(["--logits", path_text(&logits)]);
         arguments.extend(more);
-        Process::start(self.command("run", &arguments))
+        let mut command = self.command("run", &arguments);
+        command.env("RALLY_LOG", "info");
+        Process::start(command)
     }
 
     /// The same in one process.
@@ -185,6 +187,14 @@ impl Deployment {
         path
     }
 
+    /// Mean time between the tokens of a request, over all requests of a run.
+    pub fn tpot_ms(&self, name: &str) -> f64 {
+        let file = std::fs::read_to_string(self.file(&format!("{name}.jsonl"))).expect("results were written");
+        let tpot = |line: &str| serde_json::from_str::<Value>(line).ok()?["tpot_ms"].as_f64();
+        let times: Vec<f64> = file.lines().filter_map(tpot).collect();
+        times.iter().sum::<f64>() / times.len() as f64
+    }
+
     /// Both runs have the same tokens, and the same logits to the bit.
     #[track_caller]
     pub fn assert_same(&self, one: &str, other: &str) {
@@ -196,7 +206,11 @@ impl Deployment {
             };
             file.lines().map(line).collect()
         };
-        assert_eq!(tokens(one), tokens(other), "tokens");
+        let (ours, theirs) = (tokens(one), tokens(other));
+        assert_eq!(ours.len(), theirs.len(), "results");
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            assert!(ours == theirs, "tokens and end of {one}: {ours:?}\nof {other}: {theirs:?}");
+        }
         let logits =
             |name: &str| std::fs::read(self.file(&format!("{name}.safetensors"))).expect("logits were written");
         assert!(logits(one) == logits(other), "the tokens are the same, the logits are not");
@@ -227,9 +241,9 @@ impl Process {
         Self { child, lines, said: Default::default() }
     }
 
-    /// Waits until it says `what`.
+    /// Waits until it says `what`. Returns the line.
     #[track_caller]
-    pub fn says(&self, what: &str) {
+    pub fn says(&self, what: &str) -> String {
         let until = Instant::now() + SOON;
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -239,7 +253,25 @@ impl Process {
             let found = line.contains(what);
             self.said.borrow_mut().push_str(&format!("{line}\n"));
             if found {
-                return;
+                return line;
+            }
+        }
+    }
+
+    /// Waits until it says `what`, or ends without. Returns whether it did.
+    #[track_caller]
+    pub fn says_or_ends(&self, what: &str) -> bool {
+        let until = Instant::now() + SOON;
+        loop {
+            match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    self.said.borrow_mut().push_str(&format!("{line}\n"));
+                    if line.contains(what) {
+                        return true;
+                    }
+                }
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return false,
+                Err(_) => panic!("it neither says `{what}` nor ends; it said: {}", self.said.borrow()),
             }
         }
     }

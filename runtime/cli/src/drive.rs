@@ -46,6 +46,8 @@ pub enum End {
     },
     /// It failed.
     Failed(EngineError),
+    /// A host that was away answers again; the run goes on meanwhile.
+    Returned(usize),
 }
 
 /// Runs `client` to its end, watched by `observer`. Returns whether Ctrl-C came before it.
@@ -55,21 +57,23 @@ pub fn drive(
     interrupts: &Receiver<()>,
     observer: &Observer,
 ) -> Result<bool, CliError> {
-    match drive_until_failure(engine, client, interrupts, observer)? {
+    match drive_until_failure(engine, client, interrupts, observer, &never())? {
         End::Done { interrupted } => Ok(interrupted),
+        End::Returned(_) => unreachable!("nobody looks out for hosts here"),
         End::Failed(error) => Err(CliError::Failure(error.to_string())),
     }
 }
 
-/// The same; a run that fails may go on with another engine.
+/// The same; a run that fails, or that a host comes back to, may go on with another engine.
 pub fn drive_until_failure(
     engine: &Engine,
     client: &mut dyn Client,
     interrupts: &Receiver<()>,
     observer: &Observer,
+    returned: &Receiver<usize>,
 ) -> Result<End, CliError> {
-    let handle = engine.handle();
-    let mut interrupted = false;
+    let (handle, mut returned) = (engine.handle(), returned.clone());
+    let (mut interrupted, mut back) = (false, None);
     loop {
         let due = client.due(Instant::now());
         if !due.is_empty() {
@@ -91,7 +95,8 @@ pub fn drive_until_failure(
                     observer.event(&event);
                     if let RunEvent::Failed(error) = event {
                         client.settled()?;
-                        return Ok(End::Failed(error));
+                        let back = back.filter(|_| error == EngineError::BrokenOff);
+                        return Ok(back.map_or(End::Failed(error), End::Returned));
                     }
                     client.event(event, &handle)?;
                     while let Some(id) = client.ended() {
@@ -106,6 +111,15 @@ pub fn drive_until_failure(
             recv(interrupts) -> _ => {
                 interrupted = true;
                 client.interrupt(&handle);
+            }
+            recv(returned) -> host => {
+                if let Ok(host) = host {
+                    // What was told before is heard first.
+                    engine.break_off();
+                    back = Some(host);
+                }
+                // Nobody is looked for any more.
+                returned = never();
             }
             recv(clock) -> _ => client.settled()?,
         }

@@ -1,11 +1,11 @@
 //! From an engine's parts to lanes that have not started: slots and values allocated, waits and sums wired up.
 
 use crate::clock::RunClock;
-use crate::control::{Control, Surroundings};
+use crate::control::{Control, Kept, Surroundings};
 use crate::engine::{EngineError, EngineParts};
 use crate::figures::{LaneMeter, RunFigures, counts_routing};
-use crate::hosts::{Crossings, Followers, Signals};
-use crate::lane::{Due, Lane, Position, SignalWait, stand_apart};
+use crate::hosts::{Crossings, Followers, Hops, Signals};
+use crate::lane::{Due, Lane, LaneAcross, Position, SignalWait, stand_apart};
 use crate::outbox::{Inbox, outbox};
 use crate::rehearsal::FixedBatches;
 use crate::span::Recorder;
@@ -49,16 +49,27 @@ pub(crate) struct Prepared {
 }
 
 /// Allocates slots and values of every lane, and takes the stages out of `parts`. `fixed`: what steps work on in a rehearsal.
-pub(crate) fn prepare(parts: &mut EngineParts, fixed: Option<FixedBatches>) -> Result<Prepared, EngineError> {
+/// `kept`: what an epoch before this one has left.
+pub(crate) fn prepare(
+    parts: &mut EngineParts,
+    fixed: Option<FixedBatches>,
+    kept: Option<Kept>,
+) -> Result<Prepared, EngineError> {
     let (events, inbox) = outbox(parts.planner.sequences)
         .map_err(|error| EngineError::Thread { lane: "events".into(), message: error.to_string() })?;
     // A micro-batch's step has several spans on every lane and one sample, so this many reach back further than the spans.
     let counters = parts.spans_per_lane.min(MOST_COUNTERS);
     let (plan, followers) = (Arc::clone(&parts.plan), followers(parts));
     let mut made = None;
-    let mut inputs = Some((events, fixed));
+    let away = |lane: &usize| {
+        let device = parts.plan.lanes[*lane].device;
+        parts.across.as_ref().is_some_and(|across| across.is_away(&parts.graph, device))
+    };
+    let away: Vec<usize> = (0..plan.lanes.len()).filter(away).collect();
+    let (left, in_flight) = kept.map(Kept::into_parts).unzip();
+    let mut inputs = Some((events, fixed, left, away, in_flight.unwrap_or_default()));
     let built = build(parts, &mut |shared, planner| {
-        let (events, fixed) = inputs.take().expect("lanes are built once");
+        let (events, fixed, left, away, in_flight) = inputs.take().expect("lanes are built once");
         let surroundings = Surroundings {
             sync: Arc::clone(&shared.sync),
             events,
@@ -68,8 +79,10 @@ pub(crate) fn prepare(parts: &mut EngineParts, fixed: Option<FixedBatches>) -> R
             work: shared.work.clone(),
             fixed,
             followers: followers.as_ref().map(|make| make(shared)),
+            away,
+            in_flight,
         };
-        let control = Arc::new(Control::new(planner, &plan, surroundings));
+        let control = Arc::new(Control::new(left.unwrap_or(planner), &plan, surroundings));
         made = Some(Arc::clone(&control));
         control
     })?;
@@ -85,7 +98,8 @@ fn followers(parts: &EngineParts) -> Option<MakeFollowers> {
     let across = parts.across.clone()?;
     let on = |device: &DeviceIndex| parts.graph.devices[*device].host.filter(|host| *host != across.host);
     let hosts: Vec<Option<Peer>> = parts.attention.iter().map(on).collect();
-    let peers: Vec<Peer> = (0..parts.graph.hosts.len()).filter(|host| *host != across.host).collect();
+    let others = (0..parts.graph.hosts.len()).filter(|host| *host != across.host);
+    let peers: Vec<Peer> = others.filter(|host| across.present[*host]).collect();
     let lanes: Vec<usize> = lanes_here(parts).collect();
     let (transport, names) = (Arc::clone(&across.transport), across.names.clone());
     Some(Box::new(move |shared| Followers {
@@ -135,7 +149,8 @@ pub(crate) fn build(
     let remote = parts.devices.iter().map(|device| device.remote.is_some()).collect();
     let mut wiring = Wiring::new(&graph, &attention, remote, parts.planner.rows_per_device, parts.widths);
     if let Some(across) = &parts.across {
-        wiring = wiring.on_host(across.host);
+        let away = |device| across.is_away(&parts.graph, device);
+        wiring = wiring.on_host(across.host, (0..graph.devices.len()).map(away).collect());
         // Once through, to find the slots that cross: signals are counted before lanes are built.
         for task in here.iter().flat_map(|lane| &parts.plan.lanes[*lane].tasks) {
             wiring.moves(&parts.plan.table.tasks[task.task], task.micro_batch);
@@ -226,7 +241,11 @@ fn build_lane(
         unused: None,
         work: shared.work.clone(),
         probe: parts.probe.clone(),
-        across: parts.across.as_ref().map(|across| (Arc::clone(&across.transport), Arc::clone(&shared.signals))),
+        across: parts.across.as_ref().map(|across| LaneAcross {
+            transport: Arc::clone(&across.transport),
+            signals: Arc::clone(&shared.signals),
+            hops: Hops::new(micro_batches),
+        }),
     })
 }
 
@@ -251,6 +270,7 @@ fn position(
     let begins_step = parts.plan.table.entries.contains(&task.task);
     Ok(Position {
         signals: signal_waits(parts, task, begins_step, signals, wiring),
+        crosses: moves.crosses(),
         moves,
         incoming,
         outgoing,

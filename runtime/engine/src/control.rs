@@ -12,7 +12,7 @@ use crate::primitives::{Condvar, Mutex, MutexGuard};
 use crate::rehearsal::FixedBatches;
 use crate::stage::Sample;
 use crate::step_work::StepWork;
-use crate::steps::Steps;
+use crate::steps::{StepEnd, Steps};
 use crate::sync::LaneSync;
 use rally_graph::plan::Plan;
 use rally_schedule::batch::{DeviceBatch, SequenceId, SequenceRequest};
@@ -53,11 +53,37 @@ struct MicroBatchState {
     load: (usize, usize),
     /// Exit tasks of this step that are done.
     arrived: usize,
+    /// Where hosts follow: what was planned last, kept to be planned again should a host be lost meanwhile.
+    in_flight: Vec<DeviceBatch>,
+    /// It is to be planned again: the epoch in which it was planned first has ended before the step did.
+    again: bool,
+}
+
+/// What the planner of a run knows when an epoch ends, for the next one: sequences go on where they are, and steps that were not
+/// ended are done again. KV that they wrote is written as it was.
+#[derive(Debug)]
+pub struct Kept {
+    planner: StepPlanner,
+    /// By micro-batch.
+    in_flight: Vec<Vec<DeviceBatch>>,
+}
+
+impl Kept {
+    pub(crate) fn into_parts(self) -> (StepPlanner, Vec<Vec<DeviceBatch>>) {
+        (self.planner, self.in_flight)
+    }
+
+    /// Whether any sequence is queued or running.
+    pub fn has_sequences(&self) -> bool {
+        !self.planner.is_idle()
+    }
 }
 
 struct State {
     planner: StepPlanner,
     closed: bool,
+    /// Nothing that comes is taken any more: what the owner was told last is that the run has failed.
+    failed: bool,
     /// Reused between steps.
     planner_events: Vec<PlannerEvent>,
     counters: Ring<CounterSample>,
@@ -96,6 +122,10 @@ pub(crate) struct Surroundings {
     pub(crate) fixed: Option<FixedBatches>,
     /// Present where other hosts follow.
     pub(crate) followers: Option<Followers>,
+    /// Lanes that nobody runs: those of hosts that are away.
+    pub(crate) away: Vec<usize>,
+    /// By micro-batch, what the epoch before this one has left in flight; none in the first one.
+    pub(crate) in_flight: Vec<Vec<DeviceBatch>>,
 }
 
 /// A lane that panicked while it held a lock has already aborted the run; the data is only looked at to shut down.
@@ -105,21 +135,31 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Control {
     pub(crate) fn new(planner: StepPlanner, plan: &Plan, surroundings: Surroundings) -> Self {
-        let Surroundings { sync, events, clock, counters, figures, work, fixed, followers } = surroundings;
+        let Surroundings { sync, events, clock, counters, figures, work, fixed, followers, away, mut in_flight } =
+            surroundings;
         let config = *planner.config();
-        let exits = plan.table.exits.len();
-        let micro_batch = |m: usize| MicroBatchState {
+        let runs = |lane: usize| !away.contains(&lane);
+        let device_runs =
+            |device: usize| plan.lanes.iter().enumerate().any(|(i, lane)| lane.device == device && runs(i));
+        let exits = plan.table.exits.iter().filter(|task| device_runs(plan.table.tasks[**task].device)).count();
+        let mut micro_batch = |m: usize| MicroBatchState {
             batches: vec![DeviceBatch::default(); config.devices],
             // A sequence is sampled at most once a step.
             samples: Vec::with_capacity(config.sequences.min(config.rows_per_device * config.devices)),
             load: (0, 0),
-            arrived: plan.exits_at_start(m),
+            arrived: plan.exits_at_start(m, runs),
+            again: !in_flight.is_empty(),
+            in_flight: match in_flight.get_mut(m) {
+                Some(batches) => std::mem::take(batches),
+                None => vec![DeviceBatch::default(); if followers.is_some() { config.devices } else { 0 }],
+            },
         };
         Self {
             micro_batches: (0..config.micro_batches).map(|m| Mutex::new(micro_batch(m))).collect(),
             state: Mutex::new(State {
                 planner,
                 closed: false,
+                failed: false,
                 planner_events: Vec::new(),
                 counters: Ring::new(counters),
             }),
@@ -150,6 +190,9 @@ impl Control {
     pub(crate) fn cancel(&self, id: SequenceId) {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
+        if state.failed {
+            return;
+        }
         state.planner.cancel(id, &mut state.planner_events);
         self.figures.queue(&state.planner);
         self.publish(&mut state.planner_events, &mut Vec::new());
@@ -201,14 +244,52 @@ impl Control {
         (state.planner.running(), state.planner.waiting())
     }
 
+    /// What the next epoch goes on with; this one has ended.
+    pub(crate) fn keep(&self) -> Kept {
+        let in_flight = |micro_batch: &Mutex<MicroBatchState>| {
+            let mut batches = std::mem::take(&mut lock(micro_batch).in_flight);
+            batches.iter_mut().for_each(DeviceBatch::give_tokens);
+            batches
+        };
+        let in_flight = self.micro_batches.iter().map(in_flight).collect();
+        let mut state = lock(&self.state);
+        let fresh = StepPlanner::new(*state.planner.config());
+        let mut planner = std::mem::replace(&mut state.planner, fresh);
+        planner.forget_last_tokens();
+        Kept { planner, in_flight }
+    }
+
+    /// A device has nothing any more of what was in it; its sequences begin anew elsewhere or, unless it is `away`, there.
+    pub(crate) fn lost_device(&self, device: usize, away: bool) {
+        for micro_batch in &self.micro_batches {
+            if let Some(batch) = lock(micro_batch).in_flight.get_mut(device) {
+                batch.clear();
+            }
+        }
+        let mut state = lock(&self.state);
+        state.planner.lost_device(device, away);
+        self.figures.queue(&state.planner);
+    }
+
+    /// Tells the owner of the end, behind all that was counted: nothing is from then on.
+    pub(crate) fn break_off(&self, error: EngineError) {
+        lock(&self.state).failed = true;
+        self.events.send(RunEvent::Failed(error));
+    }
+
+    /// A device takes part, as it is.
+    pub(crate) fn has_device(&self, device: usize) {
+        lock(&self.state).planner.has_device(device);
+    }
+
     pub(crate) fn followers(&self) -> Option<&Followers> {
         self.followers.as_ref()
     }
 
     pub(crate) fn abort(&self) {
         self.sync.abort();
-        // Taking the lock once makes sure that no lane is between its check and its wait.
-        drop(lock(&self.state));
+        // Under the lock no lane is between its check and its wait.
+        lock(&self.state).failed = true;
         self.changed.notify_all();
     }
 
@@ -221,15 +302,20 @@ impl Control {
         self.clock.now_ns()
     }
 
-    fn observe(&self, samples: &mut Vec<Sample>) -> MutexGuard<'_, State> {
+    /// Nothing once the run has failed: those steps are done again, or by nobody.
+    fn observe(&self, samples: &mut Vec<Sample>) -> Option<MutexGuard<'_, State>> {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
+        if state.failed {
+            samples.clear();
+            return None;
+        }
         for sample in samples.iter() {
             state.planner.observe(sample.sequence, sample.token, &mut state.planner_events);
         }
         self.publish(&mut state.planner_events, samples);
         samples.clear();
-        guard
+        Some(guard)
     }
 
     /// With nothing to do the lane that plans blocks here, and every other lane waits for it, parked. Returns since when.
@@ -280,7 +366,8 @@ impl Steps for Control {
     }
 
     /// The last exit task of a step plans the next one.
-    fn end_step(&self, micro_batch: usize, cycle: u64, next: u64, samples: &mut Vec<Sample>) -> Option<u64> {
+    fn end_step(&self, end: StepEnd, samples: &mut Vec<Sample>) -> Option<u64> {
+        let StepEnd { micro_batch, cycle, next, .. } = end;
         let mut micro_batch_state = lock(&self.micro_batches[micro_batch]);
         micro_batch_state.samples.append(samples);
         micro_batch_state.arrived += 1;
@@ -288,7 +375,7 @@ impl Steps for Control {
             return None;
         }
         micro_batch_state.arrived = 0;
-        let MicroBatchState { batches, samples, load, .. } = &mut *micro_batch_state;
+        let MicroBatchState { batches, samples, load, in_flight, again, .. } = &mut *micro_batch_state;
         if let Some(fixed) = &self.fixed {
             samples.clear();
             if fixed.put(micro_batch, cycle, batches) {
@@ -296,7 +383,7 @@ impl Steps for Control {
             }
             return None;
         }
-        let mut state = self.observe(samples);
+        let mut state = self.observe(samples)?;
         if let Some(work) = &self.work {
             state.planner.learn(load.0, load.1, work.take_s(micro_batch));
         }
@@ -306,7 +393,14 @@ impl Steps for Control {
         if planner.keeps_tpot() {
             planner.begin_plan(micro_batch, self.now_ns() as f64 * 1e-9);
         }
-        planner.plan(micro_batch, batches, planner_events);
+        if std::mem::take(again) && in_flight.iter().any(|batch| batch.rows > 0) {
+            batches.clone_from(in_flight);
+        } else {
+            planner.plan(micro_batch, batches, planner_events);
+            if self.followers.is_some() {
+                in_flight.clone_from(batches);
+            }
+        }
         if self.work.is_some() {
             let sum = |of: fn(&DeviceBatch) -> usize| batches.iter().map(of).sum();
             *load = (sum(|batch| batch.rows), sum(DeviceBatch::context));
@@ -324,7 +418,7 @@ impl Steps for Control {
 
     fn fail(&self, error: EngineError) {
         // The owner first: what others then say of it is no news.
-        self.events.send(RunEvent::Failed(error.clone()));
+        self.break_off(error.clone());
         if let Some(followers) = &self.followers {
             followers.failed(&error);
         }
@@ -345,8 +439,18 @@ mod tests {
         let clock = RunClock::start();
         let figures = Arc::new(RunFigures::new(clock.clone(), &parts.plan, &parts.graph, &planner, &[0]));
         let sync = Arc::new(LaneSync::new(1, 1, false));
-        let surroundings =
-            Surroundings { sync, events, clock, counters: 0, figures, work: None, fixed: None, followers: None };
+        let surroundings = Surroundings {
+            sync,
+            events,
+            clock,
+            counters: 0,
+            figures,
+            work: None,
+            fixed: None,
+            followers: None,
+            away: Vec::new(),
+            in_flight: Vec::new(),
+        };
         (Arc::new(Control::new(planner, &parts.plan, surroundings)), inbox)
     }
 

@@ -2,6 +2,7 @@
 
 use crate::build::{Prepared, lanes_here, prepare};
 use crate::clock::RunClock;
+pub use crate::control::Kept;
 use crate::control::{Control, RunEvent};
 use crate::figures::RunFigures;
 use crate::hosts::{Across, Planning, Signals, Switchboard, count_ends, spawn_lanes};
@@ -20,7 +21,7 @@ use rally_graph::stage_graph::{DeviceIndex, StageGraph, StageIndex};
 use rally_schedule::batch::{SequenceId, SequenceRequest};
 use rally_schedule::cost::CostModel;
 use rally_schedule::planner::{PlannerConfig, SubmitError};
-use rally_transport::Registration;
+use rally_transport::{Peer, Registration};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -91,6 +92,9 @@ pub enum EngineError {
     /// The lanes ended before the sequences did. A fault of ours.
     #[error("the lanes ended before the sequences did")]
     EndedEarly,
+    /// Its owner broke it off.
+    #[error("the run was broken off")]
+    BrokenOff,
     /// The operating system gave no thread.
     #[error("no thread for lane `{lane}`: {message}")]
     Thread {
@@ -151,6 +155,9 @@ pub struct EngineParts {
     /// others'.
     pub across: Option<Across>,
 }
+
+/// What [`Engine::pause`] gives, for [`Engine::resume`].
+pub type Paused = (EngineParts, Option<Kept>);
 
 /// A run that is going on.
 pub struct Engine {
@@ -233,18 +240,18 @@ impl Engine {
     /// Allocates slots and values, and starts one thread a lane. Lanes wait, parked, until something is submitted. With other hosts it
     /// waits until all of them are ready.
     pub fn start(parts: EngineParts) -> Result<Self, EngineError> {
-        Self::try_start(parts).map_err(|(error, _)| error)
+        Self::resume(parts, None).map_err(|(error, _)| error)
     }
 
-    /// The same; gives the parts back if it comes to nothing.
-    pub fn try_start(mut parts: EngineParts) -> Result<Self, (EngineError, Box<EngineParts>)> {
-        match prepare(&mut parts, None) {
-            Err(error) => Err((error, Box::new(parts))),
+    /// The same, for a run that goes on with what [`Engine::pause`] has left. Gives all back if it comes to nothing.
+    pub fn resume(mut parts: EngineParts, kept: Option<Kept>) -> Result<Self, (EngineError, Box<Paused>)> {
+        match prepare(&mut parts, None, kept) {
+            Err(error) => Err((error, Box::new((parts, None)))),
             Ok(prepared) => Self::set_going(parts, prepared),
         }
     }
 
-    fn set_going(parts: EngineParts, prepared: Prepared) -> Result<Self, (EngineError, Box<EngineParts>)> {
+    fn set_going(parts: EngineParts, prepared: Prepared) -> Result<Self, (EngineError, Box<Paused>)> {
         let Prepared { lanes, control, inbox, clock, figures, sync, signals, slots } = prepared;
         let plan = Arc::clone(&parts.plan);
         // Left on the way out, it ends and joins the lanes that have started.
@@ -260,13 +267,13 @@ impl Engine {
         let parts = Mutex::new(Some(parts));
         let mut engine = Self { control, lanes: Vec::new(), inbox, clock, figures, parts, across, carriers };
         if let Err(error) = met {
-            let mut parts = engine.stop();
+            let (mut parts, kept) = engine.pause();
             give_back(&mut parts, lanes.into_iter().map(Lane::into_remains));
-            return Err((error, Box::new(parts)));
+            return Err((error, Box::new((parts, kept))));
         }
         match spawn(lanes, &plan, &*engine.control) {
             Ok(handles) => engine.lanes = handles,
-            Err(error) => return Err((error, Box::new(engine.stop()))),
+            Err(error) => return Err((error, Box::new(engine.pause()))),
         }
         Ok(engine)
     }
@@ -356,6 +363,19 @@ impl Engine {
         self.join_lanes().1
     }
 
+    /// Ends the run at once, as a failure does: [`EngineError::BrokenOff`] comes behind all that was told before, and nothing after it.
+    pub fn break_off(&self) {
+        self.control.break_off(EngineError::BrokenOff);
+        self.abort();
+    }
+
+    /// [`Engine::stop`] for a run that has failed or was broken off, and is to go on: also gives what its planner knows. The steps in flight are done again then.
+    pub fn pause(mut self) -> Paused {
+        self.abort();
+        let parts = self.join_lanes().1;
+        (parts, Some(self.control.keep()))
+    }
+
     fn abort(&self) {
         self.control.abort();
         if let Some(across) = &self.across {
@@ -401,16 +421,26 @@ fn meet_hosts(
     slots: Vec<Registration>,
 ) -> Result<Vec<JoinHandle<()>>, EngineError> {
     let (ends, ended) = crossbeam::channel::unbounded();
+    let followers = control.followers().expect("a coordinator has followers");
     let switchboard = Arc::new(Switchboard::new(
         (&parts.plan, &parts.graph),
         (sync, signals, clock),
         (&slots, across.coordinator, lanes_here(parts).collect()),
         across.bounds(parts),
-        Arc::new(Planning { control: Arc::clone(control), ends }),
+        Arc::new(Planning {
+            control: Arc::clone(control),
+            ends,
+            names: across.names.clone(),
+            hosts: followers.hosts.clone(),
+        }),
     ));
     across.transport.register(slots);
-    let followers = control.followers().expect("a coordinator has followers");
-    followers.gather(&parts.graph.hosts)?;
+    let emptied = followers.gather(&across.bounds(parts))?;
+    let away: Vec<Peer> = (0..across.present.len()).filter(|host| !across.present[*host]).collect();
+    (0..parts.attention.len()).for_each(|device| control.has_device(device));
+    followers.devices_of(&emptied).for_each(|device| control.lost_device(device, false));
+    followers.devices_of(&away).for_each(|device| control.lost_device(device, true));
+    followers.go();
     let counting = Arc::clone(control);
     let count = std::thread::Builder::new().name("steps".into()).spawn(move || count_ends(&counting, &ended));
     let count = count.map_err(|error| EngineError::Thread { lane: "steps".into(), message: error.to_string() })?;

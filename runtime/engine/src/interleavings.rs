@@ -13,7 +13,7 @@ use crate::figures::RunFigures;
 use crate::outbox::{Inbox, outbox};
 use crate::primitives::{AtomicU64, Mutex, Ordering};
 use crate::slot::{self, Header, Slot};
-use crate::steps::Steps;
+use crate::steps::{StepEnd, Steps};
 use crate::sync::{LaneSync, Stopped};
 use crate::toy::{Setup, policy, request};
 use loom::thread;
@@ -208,6 +208,8 @@ fn idle() -> (Arc<Control>, Inbox) {
         work: None,
         fixed: None,
         followers: None,
+        away: Vec::new(),
+        in_flight: Vec::new(),
     };
     (Arc::new(Control::new(planner, &parts.plan, surroundings)), inbox)
 }
@@ -216,7 +218,7 @@ fn idle() -> (Arc<Control>, Inbox) {
 fn next_step(control: &Arc<Control>) -> thread::JoinHandle<usize> {
     let control = Arc::clone(control);
     thread::spawn(move || {
-        control.end_step(0, 0, 1, &mut Vec::new());
+        control.end_step(StepEnd { micro_batch: 0, device: 0, cycle: 0, next: 1 }, &mut Vec::new());
         let mut batch = DeviceBatch::default();
         control.take_batch(0, 0, &mut batch);
         batch.rows

@@ -2,14 +2,14 @@
 
 use crate::engine::EngineError;
 use crate::exchange::{Exchange, Legs};
-use crate::hosts::Signals;
+use crate::hosts::{Hops, Signals};
 use crate::remote::{Moment, RemoteValues};
 use crate::slot::Header;
 use crate::span::{Begin, LaneReport, Recorder, Span};
 use crate::stage::{Probe, Sample, Stage, TaskContext};
 use crate::step_work::StepWork;
-use crate::steps::Steps;
-use crate::sync::{LaneSync, Stopped};
+use crate::steps::{StepEnd, Steps};
+use crate::sync::{LaneSync, Stopped, Waited};
 use crate::transfer::{Moved, Scratch, Transfer};
 use crate::values::Values;
 use crate::wiring::{Lines, Moves};
@@ -20,6 +20,7 @@ use rally_kernels::team::Team;
 use rally_schedule::batch::DeviceBatch;
 use rally_transport::Transport;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What a lane knows about one position of its list beyond the plan.
 pub(crate) struct Position {
@@ -37,6 +38,8 @@ pub(crate) struct Position {
     pub(crate) ends_step: bool,
     /// What it waits for from other hosts.
     pub(crate) signals: Vec<SignalWait>,
+    /// Whether it sends rows to another host.
+    pub(crate) crosses: bool,
 }
 
 /// A wait for another host.
@@ -90,7 +93,14 @@ pub(crate) struct Lane {
     pub(crate) work: Option<Arc<StepWork>>,
     pub(crate) probe: Option<Arc<dyn Probe>>,
     /// Present where there are other hosts.
-    pub(crate) across: Option<(Arc<dyn Transport>, Arc<Signals>)>,
+    pub(crate) across: Option<LaneAcross>,
+}
+
+/// What a lane needs for other hosts.
+pub(crate) struct LaneAcross {
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) signals: Arc<Signals>,
+    pub(crate) hops: Hops,
 }
 
 /// What a lane leaves behind.
@@ -186,6 +196,11 @@ impl Lane {
         let step = if task.behind { cycle.wrapping_sub(1) } else { cycle };
         if step != u64::MAX {
             self.await_hosts(plan, cycle, position, step)?;
+            if self.positions[position].crosses
+                && let Some(across) = &mut self.across
+            {
+                across.hops.sent(task.micro_batch, self.recorder.marked_ns());
+            }
         }
         let start_ns = self.recorder.begin(position as u32);
         let done = cycle * plan.lanes[self.index].tasks.len() as u64 + position as u64 + 1;
@@ -223,7 +238,8 @@ impl Lane {
         if self.positions[position].ends_step {
             // Of the step that never was, the next is the first.
             let next = step.wrapping_add(1);
-            let idle_from_ns = self.control.end_step(task.micro_batch, cycle, next, &mut self.samples);
+            let (micro_batch, device) = (task.micro_batch, self.attention.unwrap_or(0));
+            let idle_from_ns = self.control.end_step(StepEnd { micro_batch, device, cycle, next }, &mut self.samples);
             self.recorder.planned(idle_from_ns);
         }
         let tasks = plan.lanes[self.index].tasks.len();
@@ -257,17 +273,26 @@ impl Lane {
         Ok(self.recorder.hear(&mut **remote, self.work.as_deref(), all)?)
     }
 
-    fn await_hosts(&mut self, plan: &Plan, cycle: u64, position: usize, step: u64) -> Result<(), Stopped> {
-        let Some((_, signals)) = &self.across else { return Ok(()) };
-        let template = &plan.table.tasks[plan.lanes[self.index].tasks[position].task];
+    fn await_hosts(&mut self, plan: &Plan, cycle: u64, position: usize, step: u64) -> Result<(), LaneEnd> {
+        let Some(LaneAcross { transport, signals, hops }) = &mut self.across else { return Ok(()) };
+        let task = &plan.lanes[self.index].tasks[position];
+        let (micro_batch, layer) = (task.micro_batch, plan.table.tasks[task.task].layer.unwrap_or(0));
         for SignalWait { signal, due, instead_of } in &self.positions[position].signals {
             let target = match due {
-                Due::Rows => signals.arrival(step, template.layer.unwrap_or(0)),
-                Due::Step => signals.step(plan.lanes[self.index].tasks[position].micro_batch, step),
+                Due::Rows => signals.arrival(step, layer),
+                Due::Step => signals.step(micro_batch, step),
             };
             if !self.sync.reached(*signal, target) {
                 self.recorder.begin_wait();
-                if self.sync.wait(self.index, cycle, *signal, target)? {
+                let waited = match due {
+                    Due::Rows => {
+                        let wait = |patience| self.sync.wait_at_most(self.index, cycle, (*signal, target), patience);
+                        patiently(hops, &**transport, &self.graph.hosts, wait)?
+                    }
+                    // With nothing to do a step may be long in coming.
+                    Due::Step => self.sync.wait(self.index, cycle, *signal, target)?,
+                };
+                if waited {
                     match instead_of {
                         Some(wait) => self.recorder.waited(plan, wait, plan.wait_target(wait, cycle as i64) as u64),
                         None => drop(self.recorder.mark()),
@@ -276,6 +301,11 @@ impl Lane {
                 }
             }
             self.recorder.not_before(self.sync.over_ns(*signal));
+        }
+        // The last of them: a hop is over when all rows are there.
+        let rows = self.positions[position].signals.iter().filter(|wait| wait.due == Due::Rows);
+        if let Some(over_ns) = rows.map(|wait| self.sync.over_ns(wait.signal)).max() {
+            hops.answered(micro_batch, over_ns);
         }
         Ok(())
     }
@@ -303,7 +333,7 @@ impl Lane {
                 let (values, scratch) = (&mut self.values[m], &mut self.scratch);
                 let remote = self.remote.as_mut().map(|remote| &mut **remote as &mut dyn RemoteValues);
                 let (dtype, payload) = (position.dtype, template.payload);
-                let transport = self.across.as_ref().map(|(transport, _)| &**transport);
+                let transport = self.across.as_ref().map(|across| &*across.transport);
                 Transfer { values, remote, micro_batch: m, scratch, dtype, payload, header, transport }
                     .run(&position.moves)?
             }
@@ -377,6 +407,28 @@ pub(crate) fn pin(cores: &[u32]) {
         && !core_affinity::set_for_current(id)
     {
         tracing::warn!(core, "the lane could not be pinned to its core");
+    }
+}
+
+/// Waits until rows come, or a host is silent that should not be. Returns whether there was anything to wait for.
+fn patiently(
+    hops: &Hops,
+    transport: &dyn Transport,
+    hosts: &[String],
+    wait: impl Fn(Duration) -> Result<Waited, Stopped>,
+) -> Result<bool, LaneEnd> {
+    let began = Instant::now();
+    let mut patience = hops.deadline();
+    loop {
+        match wait(patience)? {
+            Waited::Overdue => {}
+            waited => return Ok(waited != Waited::Not),
+        }
+        if let Some((peer, why)) = hops.culprit(transport, hosts.len(), began.elapsed()) {
+            return Err(EngineError::HostLost { host: hosts[peer].clone(), why }.into());
+        }
+        // Looked at again as often as a parked lane wakes.
+        patience = Duration::ZERO;
     }
 }
 

@@ -33,7 +33,7 @@ pub mod values;
 mod wiring;
 
 pub use control::{RunEvent, TokenReport};
-pub use engine::{DeviceParts, Engine, EngineError, EngineParts, RunReport, SubmitHandle, Widths};
+pub use engine::{DeviceParts, Engine, EngineError, EngineParts, Kept, Paused, RunReport, SubmitHandle, Widths};
 
 /// The pure half of the runtime, re-exported so that stages see batches and policies through the engine alone.
 pub use rally_schedule as schedule;

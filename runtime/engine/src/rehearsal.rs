@@ -55,7 +55,7 @@ pub fn rehearse(
     effort: Effort,
 ) -> Result<Vec<LaneReport>, EngineError> {
     let fixed = FixedBatches { batches, effort, begun: Instant::now() };
-    let Prepared { lanes, control, inbox, .. } = prepare(parts, Some(fixed))?;
+    let Prepared { lanes, control, inbox, .. } = prepare(parts, Some(fixed), None)?;
     let names: Vec<String> = lanes.iter().map(|lane| parts.plan.lanes[lane.index].name.clone()).collect();
     let ends = std::thread::scope(|scope| {
         let mut running = Vec::new();

@@ -26,6 +26,17 @@ const LOOKS: usize = if cfg!(loom) { 1 } else { 64 };
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stopped;
 
+/// How a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waited {
+    /// There was nothing to wait for.
+    Not,
+    /// What was waited for has come.
+    Reached,
+    /// It has not come in time.
+    Overdue,
+}
+
 struct LaneSignal {
     /// Tasks completed since the start.
     progress: AtomicU64,
@@ -152,15 +163,27 @@ impl LaneSync {
 
     /// Waits, as lane `own` in `cycle`, until `lane` has completed `target` tasks. Returns whether there was anything to wait for.
     pub(crate) fn wait(&self, own: usize, cycle: u64, lane: usize, target: u64) -> Result<bool, Stopped> {
+        let waited = self.wait_at_most(own, cycle, (lane, target), Duration::MAX)?;
+        Ok(waited != Waited::Not)
+    }
+
+    /// The same, for no longer than `patience` and some time that a parked lane sleeps.
+    pub(crate) fn wait_at_most(
+        &self,
+        own: usize,
+        cycle: u64,
+        (lane, target): (usize, u64),
+        patience: Duration,
+    ) -> Result<Waited, Stopped> {
         if self.reached(lane, target) {
-            return Ok(false);
+            return Ok(Waited::Not);
         }
         let limit = if self.crowded { SPIN.min(SPIN_CROWDED) } else { SPIN };
         let began = Instant::now();
         loop {
             for _ in 0..LOOKS {
                 if self.reached(lane, target) {
-                    return Ok(true);
+                    return Ok(Waited::Reached);
                 }
                 std::hint::spin_loop();
             }
@@ -173,11 +196,17 @@ impl LaneSync {
                 primitives::yield_now();
             }
         }
-        self.park(own, cycle, lane, target)?;
-        Ok(true)
+        self.park(own, cycle, (lane, target), began, patience)
     }
 
-    fn park(&self, own: usize, cycle: u64, lane: usize, target: u64) -> Result<(), Stopped> {
+    fn park(
+        &self,
+        own: usize,
+        cycle: u64,
+        (lane, target): (usize, u64),
+        began: Instant,
+        patience: Duration,
+    ) -> Result<Waited, Stopped> {
         let signal = &self.lanes[own];
         loop {
             // Exchanges, not stores: so all changes of the flag have one order, and who takes it back sees the thread registered.
@@ -190,9 +219,13 @@ impl LaneSync {
             }
             signal.parked.swap(false, Ordering::AcqRel);
             if over {
-                return Ok(());
+                return Ok(Waited::Reached);
             }
             checked?;
+            // No look at the clock where nobody asks for it.
+            if patience != Duration::MAX && began.elapsed() >= patience {
+                return Ok(Waited::Overdue);
+            }
         }
     }
 }

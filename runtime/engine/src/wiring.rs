@@ -57,6 +57,15 @@ impl Lines {
 }
 
 impl Moves {
+    /// Whether rows go to another host.
+    pub(crate) fn crosses(&self) -> bool {
+        match self {
+            Self::Send(sent) => sent.iter().any(|sent| sent.crossing.is_some()),
+            Self::Reduce(reduces) => reduces.iter().any(|reduce| reduce.crossing.is_some()),
+            Self::Nothing | Self::Forward(_) | Self::Gather(_) | Self::Sum(_) => false,
+        }
+    }
+
     /// What is read and what is written of slots that others share.
     pub(crate) fn lines(&self) -> (Lines, Lines) {
         let (mut incoming, mut outgoing) = (Lines::default(), Lines::default());
@@ -133,6 +142,8 @@ pub(crate) struct Wiring<'a> {
     remote: Vec<bool>,
     /// By layer.
     ffns: Vec<Option<FfnLayout>>,
+    /// By device: it is on a host that takes no part.
+    away: Vec<bool>,
     made: HashMap<(StageIndex, usize, DeviceIndex, DeviceIndex, Leg), SharedSlot>,
     rows: usize,
     widths: Widths,
@@ -163,14 +174,33 @@ impl<'a> Wiring<'a> {
         rows: usize,
         widths: Widths,
     ) -> Self {
-        let ffns = FfnLayout::by_layer(graph);
-        Self { graph, attention, remote, ffns, made: HashMap::new(), rows, widths, crossings: None }
+        let (ffns, away) = (FfnLayout::by_layer(graph), vec![false; graph.devices.len()]);
+        Self { graph, attention, remote, ffns, away, made: HashMap::new(), rows, widths, crossings: None }
     }
 
-    /// The same on one of several hosts.
-    pub(crate) fn on_host(self, host: Peer) -> Self {
+    /// The same on one of several hosts, some devices `away` with theirs.
+    pub(crate) fn on_host(self, host: Peer, away: Vec<bool>) -> Self {
         let crossings = Some(Crossings::new(host, self.graph.layers));
-        Self { crossings, ..self }
+        let without = |ffn: FfnLayout| ffn.without(|device| away[device]);
+        let ffns = self.ffns.into_iter().map(|ffn| ffn.map(without)).collect();
+        Self { crossings, ffns, away, ..self }
+    }
+
+    /// Whether rows go to or come from `device`: it is there, and if it has a part in the FFN of this layer, so are the devices with
+    /// the other parts.
+    fn takes_part(&self, ffn: &FfnLayout, device: DeviceIndex) -> bool {
+        !self.away[device] && (ffn.replica_of(device).is_none() || ffn.works(device))
+    }
+
+    /// Those of `others` with whom the device at `end` exchanges rows.
+    fn partners<'b>(
+        &self,
+        end: &End<'_>,
+        others: &'b [DeviceIndex],
+    ) -> impl Iterator<Item = &'b DeviceIndex> + use<'b> {
+        let all = self.takes_part(&end.ffn, end.device);
+        let partners: Vec<bool> = others.iter().map(|other| all && self.takes_part(&end.ffn, *other)).collect();
+        others.iter().zip(partners).filter(|(_, takes)| *takes).map(|(other, _)| other)
     }
 
     /// Begins anew with what tasks read from other hosts.
@@ -270,7 +300,7 @@ impl<'a> Wiring<'a> {
 
     fn send_input(&mut self, end: &End<'_>, peers: &[DeviceIndex]) -> Moves {
         let source = self.source(end.device);
-        let outgoing = peers.iter().map(|peer| {
+        let outgoing = self.partners(end, peers).map(|peer| {
             let share = end.ffn.replica_of(*peer).map_or(Share::ALL, |replica| end.ffn.share(source, replica));
             let (slot, crossing) = self.crossing_slot(end, end.device, *peer, Leg::Rows);
             Outgoing { rows: RowsOf::Share(share), slot, crossing }
@@ -283,7 +313,7 @@ impl<'a> Wiring<'a> {
         let others = Rails::group(&rails.to, end.device).iter().filter(|other| **other != end.device);
         let others: Vec<DeviceIndex> = others.copied().collect();
         let sources = Rails::opposite(&rails.to, end.device, &rails.from);
-        let forwards = sources.iter().map(|source| Forward {
+        let forwards = self.partners(end, &sources).map(|source| Forward {
             from: self.crossing_slot(end, *source, end.device, Leg::Rows).0,
             to: others.iter().map(|other| self.slot(end, *source, *other, Leg::Rows)).collect(),
         });
@@ -291,7 +321,7 @@ impl<'a> Wiring<'a> {
     }
 
     fn gather(&mut self, end: &End<'_>) -> Moves {
-        let sources = end.transfer.from.iter().map(|source| {
+        let sources = self.partners(end, &end.transfer.from).map(|source| {
             // On rails they have crossed before, to the device that passed them on.
             let slot = match &end.rails {
                 Some(_) => self.slot(end, *source, end.device, Leg::Rows),
@@ -303,7 +333,7 @@ impl<'a> Wiring<'a> {
     }
 
     fn send_output(&mut self, end: &End<'_>) -> Moves {
-        let outgoing = end.transfer.to.iter().map(|home| {
+        let outgoing = self.partners(end, &end.transfer.to).map(|home| {
             // On rails they go to the device of the own group that sums them.
             let (slot, crossing) = match &end.rails {
                 Some(_) => (self.slot(end, end.device, *home, Leg::Rows), None),
@@ -319,7 +349,7 @@ impl<'a> Wiring<'a> {
         let members: Vec<DeviceIndex> =
             end.ffn.devices().iter().copied().filter(|device| group.contains(device)).collect();
         let homes = Rails::opposite(&rails.from, end.device, &rails.to);
-        let reduces = homes.iter().map(|home| {
+        let reduces = self.partners(end, &homes).map(|home| {
             let parts = members.iter().map(|member| self.slot(end, *member, *home, Leg::Rows)).collect();
             let (to, crossing) = self.crossing_slot(end, end.device, *home, Leg::Sum);
             Reduce { home: *home, parts, to, crossing }
@@ -346,7 +376,8 @@ impl<'a> Wiring<'a> {
             let on_rail = Rails::opposite(&rails.to, end.device, &rails.from);
             (on_rail.into_iter().find(|other| group.contains(other)).unwrap_or(device), Leg::Sum)
         };
-        (0..end.ffn.replicas())
+        let working = end.ffn.working().iter().copied();
+        working
             .map(|replica| {
                 let (device, leg) = from(replica);
                 (end.ffn.share(source, replica), self.crossing_slot(end, device, end.device, leg).0)

@@ -381,9 +381,10 @@ impl Plan {
     }
 
     /// Exit tasks of `micro_batch` that count as done before the first cycle: where only some of its exits lag a cycle behind,
-    /// those alone run for the step before the first, which never was.
-    pub fn exits_at_start(&self, micro_batch: usize) -> usize {
-        let exits = self.lanes.iter().flat_map(|lane| &lane.tasks);
+    /// those alone run for the step before the first, which never was. Only lanes that `run` count.
+    pub fn exits_at_start(&self, micro_batch: usize, run: impl Fn(usize) -> bool) -> usize {
+        let lanes = self.lanes.iter().enumerate().filter(|(lane, _)| run(*lane));
+        let exits = lanes.flat_map(|(_, lane)| &lane.tasks);
         let exits = exits.filter(|task| task.micro_batch == micro_batch && self.table.exits.contains(&task.task));
         let (behind, level): (Vec<_>, Vec<_>) = exits.partition(|task| task.behind);
         if behind.is_empty() { 0 } else { level.len() }

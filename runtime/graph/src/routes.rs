@@ -34,6 +34,8 @@ pub struct FfnLayout {
     devices: Vec<DeviceIndex>,
     counts: ShardCounts,
     home_groups: Vec<Vec<usize>>,
+    /// Replicas that work: all of them unless some of their devices are away.
+    working: Vec<usize>,
 }
 
 impl FfnLayout {
@@ -65,7 +67,24 @@ impl FfnLayout {
         let place = |device: &DeviceIndex| home.iter().position(|other| other == device);
         let groups = by_group(graph, home);
         let home_groups = groups.iter().map(|group| group.iter().filter_map(place).collect()).collect();
-        Self { devices: devices.to_vec(), counts, home_groups }
+        Self { devices: devices.to_vec(), counts, home_groups, working: (0..counts.replicas).collect() }
+    }
+
+    /// The same while some devices are `away`. A replica works with all of its devices or not at all.
+    pub fn without(self, away: impl Fn(DeviceIndex) -> bool) -> Self {
+        let whole = |replica: &usize| (0..self.parts()).all(|part| !away(self.device(*replica, part)));
+        let working = (0..self.replicas()).filter(whole).collect();
+        Self { working, ..self }
+    }
+
+    /// Replicas that work, ascending.
+    pub fn working(&self) -> &[usize] {
+        &self.working
+    }
+
+    /// Whether a device has rows to work on.
+    pub fn works(&self, device: DeviceIndex) -> bool {
+        self.replica_of(device).is_some_and(|replica| self.working.contains(&replica))
     }
 
     /// Its devices, as the stage names them.
@@ -99,11 +118,12 @@ impl FfnLayout {
         &self.home_groups
     }
 
-    /// Rows of the `source`-th attention device that `replica` computes. Every source begins with another replica, so that
-    /// few rows are spread as well as many.
+    /// Rows of the `source`-th attention device that `replica`, which works, computes. Every source begins with another replica, so
+    /// that few rows are spread as well as many.
     pub fn share(&self, source: usize, replica: usize) -> Share {
-        let parts = self.replicas();
-        Share { index: (replica + source) % parts, parts }
+        let parts = self.working.len();
+        let place = self.working.iter().position(|working| *working == replica).expect("rows go to replicas that work");
+        Share { index: (place + source) % parts, parts }
     }
 
     /// Whether all replicas lie in their groups as the first one does, and no group holds devices of two: what a rail needs,
@@ -222,10 +242,30 @@ mod tests {
     #[test]
     fn few_rows_are_spread_over_replicas_by_source() {
         let counts = ShardCounts { experts: 2, tensor: 1, replicas: 2, o_proj: 1 };
-        let layout = FfnLayout { devices: vec![4, 5, 6, 7], counts, home_groups: vec![vec![0], vec![1]] };
+        let home_groups = vec![vec![0], vec![1]];
+        let layout = FfnLayout { devices: vec![4, 5, 6, 7], counts, home_groups, working: vec![0, 1] };
         let rows = |source, replica| layout.share(source, replica).of(1).len();
         assert_eq!((rows(0, 0), rows(0, 1)), (1, 0));
         assert_eq!((rows(1, 0), rows(1, 1)), (0, 1));
         assert_eq!((layout.device(1, 0), layout.replica_of(7), layout.replica_of(3)), (6, Some(1), None));
+    }
+
+    #[test]
+    fn a_replica_that_lacks_a_device_leaves_its_rows_to_the_others() {
+        let counts = ShardCounts { experts: 2, tensor: 1, replicas: 3, o_proj: 1 };
+        let layout = FfnLayout {
+            devices: (4..10).collect(),
+            counts,
+            home_groups: vec![vec![0], vec![1]],
+            working: vec![0, 1, 2],
+        };
+        let left = layout.clone().without(|device| device == 7);
+        assert_eq!((left.working(), left.works(6), left.works(7), left.works(8)), (&[0, 2][..], false, false, true));
+        for source in 0..4 {
+            let mut rows: Vec<usize> = left.working().iter().flat_map(|r| left.share(source, *r).of(7)).collect();
+            rows.sort_unstable();
+            assert_eq!(rows, (0..7).collect::<Vec<_>>(), "every row has one replica");
+        }
+        assert!(layout.without(|device| device % 2 == 0).working().is_empty());
     }
 }

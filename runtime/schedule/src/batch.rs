@@ -111,7 +111,7 @@ pub struct DeviceBatch {
     pub rows: usize,
     /// The rows by sequence.
     pub groups: Vec<RowGroup>,
-    /// One id a row; those of [`GroupInput::LastSampled`] rows mean nothing.
+    /// One id a row; of [`GroupInput::LastSampled`] rows the token that was sampled last, which nobody need look at.
     pub token_ids: Vec<u32>,
     /// Page tables, one after the other.
     pub pages: Vec<u32>,
@@ -128,6 +128,11 @@ impl DeviceBatch {
     pub fn prompt_rows(&self) -> usize {
         let given = self.groups.iter().filter(|group| group.input == GroupInput::Given);
         given.map(|group| group.rows).sum()
+    }
+
+    /// Gives every row its token: for a device that does not know what it sampled last.
+    pub fn give_tokens(&mut self) {
+        self.groups.iter_mut().for_each(|group| group.input = GroupInput::Given);
     }
 
     /// Empties it and keeps its memory.

@@ -37,6 +37,16 @@ const NEAR: usize = 8;
 struct DeviceState {
     pages: PagePool,
     free_slots: Vec<usize>,
+    /// It is not there: nobody is admitted.
+    away: bool,
+}
+
+impl DeviceState {
+    /// Nobody has anything.
+    fn new(config: &PlannerConfig) -> Self {
+        let free_slots = (0..config.sequences_per_device).rev().collect();
+        Self { pages: PagePool::new(config.pages_per_device), free_slots, away: false }
+    }
 }
 
 /// The state machine. See the module.
@@ -83,16 +93,12 @@ pub struct StepPlanner {
 impl StepPlanner {
     /// No sequences yet.
     pub fn new(config: PlannerConfig) -> Self {
-        let device = || DeviceState {
-            pages: PagePool::new(config.pages_per_device),
-            free_slots: (0..config.sequences_per_device).rev().collect(),
-        };
         Self {
             config,
             waiting: VecDeque::new(),
             running: Vec::new(),
             ids: HashMap::new(),
-            devices: (0..config.devices).map(|_| device()).collect(),
+            devices: (0..config.devices).map(|_| DeviceState::new(&config)).collect(),
             cost: CostModel::default(),
             learner: CostLearner::new(CostModel::default()),
             submitted: 0,
@@ -251,6 +257,38 @@ impl StepPlanner {
         running.leaving = Leaving::Surely;
         self.stir();
         true
+    }
+
+    /// Takes note that a device has lost the KV it had: its sequences queue again, and read what they have anew. To be called only
+    /// while no row of its is in flight. `away`: it is gone itself, and nobody is sent there before [`StepPlanner::has_device`].
+    pub fn lost_device(&mut self, device: usize, away: bool) {
+        // Nothing in its pages is worth anything any more, for whomever it was kept.
+        self.devices[device] = DeviceState { away, ..DeviceState::new(&self.config) };
+        let (lost, left) = std::mem::take(&mut self.running).into_iter().partition(|running| running.device == device);
+        self.running = left;
+        if let Some(reuse) = &mut self.reuse {
+            self.devices[device].pages.share(self.config.page_tokens);
+            reuse.forget(device, &lost);
+        }
+        for running in lost {
+            if running.ended {
+                self.ids.remove(&running.sequence.request.id);
+            } else {
+                self.queue_again(running.sequence);
+            }
+        }
+        (self.way, self.near) = (None, 0);
+        self.stir();
+    }
+
+    /// Takes note that a device is there, whether it was away or not.
+    pub fn has_device(&mut self, device: usize) {
+        self.devices[device].away = false;
+    }
+
+    /// Takes note that devices have kept KV and nothing else: the next row of every sequence is given its token.
+    pub fn forget_last_tokens(&mut self) {
+        self.running.iter_mut().for_each(|running| running.told = false);
     }
 
     /// Takes note of a sampled token. A token of a sequence that has ended meanwhile is surplus and is dropped.

@@ -223,7 +223,7 @@ impl<'a> World<'a> {
         let micro_batch = |m: usize| MicroBatchState {
             planned: vec![DeviceBatch::default(); config.devices],
             samples: Vec::new(),
-            arrived: plan.exits_at_start(m),
+            arrived: plan.exits_at_start(m, |_| true),
             load: (0, 0),
             work_ns: 0,
         };

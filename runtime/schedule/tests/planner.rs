@@ -91,6 +91,49 @@ proptest! {
     }
 }
 
+/// Steps at which a device loses what it has, and whether it stays away for a while.
+fn losses() -> impl Strategy<Value = Vec<(usize, usize, bool)>> {
+    prop::collection::vec((0usize..80, 0usize..4, any::<bool>()), 1..6)
+}
+
+proptest! {
+    #![proptest_config(cases(1024))]
+
+    /// Whatever devices lose, and whoever is away: everyone is answered with the same tokens, and nobody runs where nothing is.
+    #[test]
+    fn devices_that_lose_what_they_have_only_cost_time(
+        config in configs(), stop_at in 2u64..40, arrivals in arrivals(), losses in losses(),
+    ) {
+        let mut world = World::new(config, stop_at);
+        let (all_pages, mut away) = (world.planner.free_pages(), vec![false; config.devices]);
+        let mut step = 0;
+        while step < 200 || !world.planner.is_idle() {
+            prop_assert!(step < 100_000, "someone is never answered: {:?}", world.seen);
+            for (id, arrival) in arrivals.iter().enumerate().filter(|(_, arrival)| arrival.at == step) {
+                world.submit(id as u64, arrival.prompt, arrival.most);
+            }
+            for (_, device, leaves) in losses.iter().filter(|(at, ..)| *at == step) {
+                let device = device % config.devices;
+                let others = (0..config.devices).any(|other| other != device && !away[other]);
+                away[device] = *leaves && others;
+                world.lose(device, away[device]);
+            }
+            if step == 150 {
+                world.begin_epoch();
+                (0..config.devices).for_each(|device| world.planner.has_device(device));
+                away.fill(false);
+            }
+            world.step(step % config.micro_batches);
+            for device in (0..config.devices).filter(|device| away[*device]) {
+                prop_assert!(world.batches[step % config.micro_batches][device].rows == 0, "rows where nobody is");
+            }
+            step += 1;
+        }
+        prop_assert_eq!(world.planner.free_pages(), all_pages);
+        prop_assert!(world.seen.values().all(|seen| seen.finished.is_some()));
+    }
+}
+
 fn small() -> PlannerConfig {
     PlannerConfig {
         micro_batches: 3,

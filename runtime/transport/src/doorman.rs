@@ -1,7 +1,7 @@
 //! The doorman: listens on a host's address, goes through the handshake with whoever connects, and lets in who has the key and the
 //! same work. Strangers cost a thread for a moment and a line in the log, and nothing else.
 
-use crate::handshake::{Claims, HandshakeError, HostRole, initiate, respond};
+use crate::handshake::{Claims, HandshakeError, HostRole, initiate, respond_unless};
 use crate::key::SharedKey;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::collections::VecDeque;
@@ -66,7 +66,7 @@ impl ReachError {
         match self {
             Self::Listen { .. } => false,
             Self::Connect { .. } => true,
-            Self::Handshake { source, .. } => matches!(source, HandshakeError::Io(_)),
+            Self::Handshake { source, .. } => matches!(source, HandshakeError::Io(_) | HandshakeError::Busy(_)),
         }
     }
 }
@@ -136,12 +136,15 @@ pub struct Doorman {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     refused: Arc<AtomicU64>,
+    busy: Arc<Mutex<Option<Claims>>>,
 }
 
 /// What handshakes need.
 struct Door {
     key: SharedKey,
     own: Claims,
+    /// The coordinator that this host works for.
+    busy: Arc<Mutex<Option<Claims>>>,
     guests: Sender<Guest>,
     refused: Arc<AtomicU64>,
     /// Connections whose handshake is under way, oldest first.
@@ -156,16 +159,23 @@ impl Doorman {
         let bound = listener.local_addr().map_err(fault)?;
         let (guests, waiting) = bounded(MOST_WAITING);
         let (stop, refused) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let door = Arc::new(Door { key, own, guests, refused: Arc::clone(&refused), open: Mutex::default() });
+        let busy = Arc::new(Mutex::new(None));
+        let (counted, works_for) = (Arc::clone(&refused), Arc::clone(&busy));
+        let door = Arc::new(Door { key, own, busy: works_for, guests, refused: counted, open: Mutex::default() });
         let stopped = Arc::clone(&stop);
         let accept = move || accept(&listener, &door, &stopped);
         let thread = std::thread::Builder::new().name("doorman".into()).spawn(accept).map_err(fault)?;
-        Ok(Self { address: bound, guests: waiting, stop, thread: Some(thread), refused })
+        Ok(Self { address: bound, guests: waiting, stop, thread: Some(thread), refused, busy })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// From now on this host works for a coordinator, or for none. Another one, or the same one started anew, is told so.
+    pub fn works_for(&self, coordinator: Option<Claims>) {
+        *self.busy.lock().unwrap_or_else(PoisonError::into_inner) = coordinator;
     }
 
     /// Hosts that were let in, in order.
@@ -229,7 +239,12 @@ impl Door {
 
     fn receive(&self, id: u64, stream: TcpStream, address: SocketAddr) {
         let until = Instant::now() + HANDSHAKE;
-        let met = respond(&mut Timed { stream: &stream, until }, &self.key, &self.own);
+        let busy = |other: &Claims| {
+            let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+            let another = |by: &&Claims| other.role == HostRole::Coordinator && other.incarnation != by.incarnation;
+            busy.as_ref().filter(another).map(|by| by.host.clone())
+        };
+        let met = respond_unless(&mut Timed { stream: &stream, until }, &self.key, &self.own, busy);
         self.open().retain(|(other, _)| *other != id);
         match met {
             Ok(claims) if claims.role == HostRole::Probe => {
@@ -247,7 +262,9 @@ impl Door {
     /// The first refusal is told, and then one in ten times as many: a flood fills no log.
     fn refuse(&self, address: SocketAddr, error: &HandshakeError) {
         let count = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
-        if let HandshakeError::Differs { .. } | HandshakeError::Misaddressed { .. } = error {
+        if let HandshakeError::Busy(by) = error {
+            tracing::debug!(%address, by, "another run was refused");
+        } else if let HandshakeError::Differs { .. } | HandshakeError::Misaddressed { .. } = error {
             tracing::warn!(%address, %error, "a host was refused");
         } else if count.ilog10() > (count - 1).checked_ilog10().unwrap_or(0) || count == 1 {
             tracing::warn!(%address, %error, refused = count, "a connection was refused");

@@ -6,6 +6,7 @@
 //! responder → initiator   magic, protocol, nonce                        44 bytes
 //! initiator → responder   length, claims, HMAC over all so far          at most 1 kB
 //! responder → initiator   1, length, claims, HMAC over all so far       at most 1 kB; or 0: another key
+//!                         2 instead of 1: the same, and it is busy, with a run of the host that the claims are said to be for
 //! ```
 //! A stranger gets the responder's nonce and nothing else: not even its name is told before the key was proved. What comes after the
 //! handshake is neither signed nor encrypted, so the network between the hosts must be theirs.
@@ -175,6 +176,9 @@ pub enum HandshakeError {
         /// By whom.
         host: String,
     },
+    /// The other end works for someone else.
+    #[error("it is busy with a run of host `{0}`")]
+    Busy(String),
     /// The system gave no random numbers.
     #[error("no random numbers: {0}")]
     Random(String),
@@ -256,6 +260,9 @@ pub fn initiate(stream: &mut (impl Read + Write), key: &SharedKey, own: &Claims)
         return Err(HandshakeError::WrongKey);
     }
     let other = Claims::decode(&answer)?;
+    if verdict == [2] {
+        return Err(HandshakeError::Busy(other.to));
+    }
     own.agree(&other)?;
     Ok(other)
 }
@@ -265,6 +272,19 @@ pub fn initiate(stream: &mut (impl Read + Write), key: &SharedKey, own: &Claims)
 /// # Errors
 /// As [`initiate`]. A host with the right key has then been told this end's claims, so that it can say what differs as well.
 pub fn respond(stream: &mut (impl Read + Write), key: &SharedKey, own: &Claims) -> Result<Claims, HandshakeError> {
+    respond_unless(stream, key, own, |_| None)
+}
+
+/// The same, unless this end is busy: then `busy` says with the run of which host, and the other end is told so.
+///
+/// # Errors
+/// As [`respond`], and [`HandshakeError::Busy`].
+pub fn respond_unless(
+    stream: &mut (impl Read + Write),
+    key: &SharedKey,
+    own: &Claims,
+    busy: impl FnOnce(&Claims) -> Option<String>,
+) -> Result<Claims, HandshakeError> {
     let theirs = receive_hello(stream)?;
     let ours = hello()?;
     stream.write_all(&ours)?;
@@ -275,8 +295,12 @@ pub fn respond(stream: &mut (impl Read + Write), key: &SharedKey, own: &Claims) 
     }
     let other = Claims::decode(&claims)?;
     let own = Claims { to: other.host.clone(), epoch: other.epoch, ..own.clone() };
-    let answer = own.encode();
-    send_claims(stream, &answer, key.prove(&[RESPONDER, &theirs, &ours, &claims, &answer]), &[1])?;
-    own.agree(&other)?;
-    Ok(other)
+    let fits = own.agree(&other);
+    // Who would be refused anyhow hears why.
+    let busy = if fits.is_ok() { busy(&other) } else { None };
+    let answer = Claims { to: busy.clone().unwrap_or(own.to), ..own }.encode();
+    let verdict = if busy.is_some() { 2 } else { 1 };
+    send_claims(stream, &answer, key.prove(&[RESPONDER, &theirs, &ours, &claims, &answer]), &[verdict])?;
+    fits?;
+    busy.map_or(Ok(other), |busy| Err(HandshakeError::Busy(busy)))
 }

@@ -1,21 +1,25 @@
 //! A connection to one peer: a queue and a thread that writes, and reading frame by frame.
 //!
 //! Whoever posts never waits for the network. A peer is alive as long as something comes from it; the writing thread sends a sign of
-//! life whenever it had nothing else to send for [`PULSE`].
+//! life whenever it had nothing else to send for [`PULSE`]. [`DEADLINE`] is the last resort: whoever waits for rows knows sooner that a
+//! peer is silent when it should not be.
 
 use crate::frame::{Frame, FrameError, HEADER_BYTES};
 use crate::transport::{Peer, Registration, Stamp, TransportError};
 use std::collections::VecDeque;
 use std::io::{self, BufReader, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a host with nothing to say shows that it lives.
-pub const PULSE: Duration = Duration::from_millis(200);
-/// A peer that says or takes nothing for so long is given up. Ten signs of life are missing then: a busy machine misses a few.
+pub const PULSE: Duration = Duration::from_millis(100);
+/// A peer that says or takes nothing for so long is given up. Twenty signs of life are missing then: a busy machine misses a few.
 pub const DEADLINE: Duration = Duration::from_secs(2);
+/// For a peer that was given up to be told so.
+const PARTING: Duration = Duration::from_millis(20);
 /// Room for headers and short frames that arrive together; longer ones go to their slot directly.
 const READ_AHEAD_BYTES: usize = 16 << 10;
 
@@ -95,6 +99,9 @@ pub struct Link {
     /// The first thing that went wrong.
     fault: Arc<OnceLock<TransportError>>,
     writer: Option<JoinHandle<()>>,
+    since: Instant,
+    /// When a frame came last, in milliseconds behind `since`.
+    heard_ms: AtomicU64,
 }
 
 impl Link {
@@ -115,7 +122,16 @@ impl Link {
             }
         };
         let writer = std::thread::Builder::new().name(format!("link {peer} out")).spawn(write)?;
-        Ok(Self { peer, stream, reader, outbound, fault, writer: Some(writer) })
+        Ok(Self {
+            peer,
+            stream,
+            reader,
+            outbound,
+            fault,
+            writer: Some(writer),
+            since: Instant::now(),
+            heard_ms: AtomicU64::new(0),
+        })
     }
 
     pub(crate) fn post(&self, slot: usize, stamp: Stamp) {
@@ -142,6 +158,11 @@ impl Link {
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 
+    /// For how long nothing has come.
+    pub(crate) fn silent_for(&self) -> Duration {
+        self.since.elapsed().saturating_sub(Duration::from_millis(self.heard_ms.load(Ordering::Relaxed)))
+    }
+
     /// Reads one frame: its header, then what `body` makes of the rest.
     pub(crate) fn read<T>(
         &self,
@@ -149,6 +170,9 @@ impl Link {
     ) -> Result<T, TransportError> {
         let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         let read = read_frame(&mut *reader, body);
+        if read.is_ok() {
+            self.heard_ms.store(self.since.elapsed().as_millis() as u64, Ordering::Relaxed);
+        }
         read.map_err(|error| self.fault.get_or_init(|| error.into()).clone())
     }
 }
@@ -161,6 +185,14 @@ impl Drop for Link {
             let _ = self.stream.shutdown(Shutdown::Both);
         }
         if let Some(writer) = self.writer.take() {
+            // A peer that takes nothing any more holds nobody up.
+            let given_up = self.fault.get().is_some().then(Instant::now);
+            while given_up.is_some_and(|since| since.elapsed() < PARTING) && !writer.is_finished() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if given_up.is_some() {
+                let _ = self.stream.shutdown(Shutdown::Both);
+            }
             let _ = writer.join();
         }
         let _ = self.stream.shutdown(Shutdown::Both);

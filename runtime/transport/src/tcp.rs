@@ -12,7 +12,11 @@ use std::collections::HashMap;
 use std::io::{self, Read};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+/// Step and layer.
+type Place = (u64, u32);
 
 /// One end of all of a host's connections in a membership epoch.
 #[derive(Default)]
@@ -24,6 +28,8 @@ pub struct Tcp {
     slots: Slots,
     /// What peers may fill.
     incoming: OnceLock<HashMap<SlotKey, usize>>,
+    /// By slot, step and layer of the last rows that came: what comes again, or late, is dropped.
+    latest: OnceLock<Vec<Mutex<Option<Place>>>>,
 }
 
 impl Tcp {
@@ -63,25 +69,40 @@ impl Tcp {
             }
             Frame::Rows { key, stamp, bytes } => {
                 let (slot, registration) = self.slot(peer, key).ok_or(FrameError::Slot(key))?;
-                fill(registration, key, &stamp, bytes, from)?;
+                let right = |lengths: &[usize; PARTS]| lengths.iter().sum::<usize>() == bytes as usize;
+                if registration.memory.lengths(&stamp).filter(right).is_none() {
+                    return Err(FrameError::Length { key, rows: stamp.rows, bytes }.into());
+                }
+                if !self.is_news(slot, &stamp) {
+                    tracing::debug!(peer, ?key, ?stamp, "rows came again, or late, and were dropped");
+                    return drop_bytes(bytes, from).map(|()| None);
+                }
+                fill(registration, &stamp, from)?;
                 Ok(Some(Event::Arrived { slot, stamp }))
             }
         }
     }
+
+    /// Whether rows are of a later step or layer than all before them in their slot.
+    fn is_news(&self, slot: usize, stamp: &Stamp) -> bool {
+        let Some(latest) = self.latest.get().and_then(|latest| latest.get(slot)) else { return false };
+        let mut latest = latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = latest.is_none_or(|latest| (stamp.step, stamp.layer) > latest);
+        if news {
+            *latest = Some((stamp.step, stamp.layer));
+        }
+        news
+    }
 }
 
-/// Reads rows into their slot.
-fn fill(
-    registration: &Registration,
-    key: SlotKey,
-    stamp: &Stamp,
-    bytes: u32,
-    from: &mut dyn Read,
-) -> Result<(), ReadError> {
-    let right = |lengths: &[usize; PARTS]| lengths.iter().sum::<usize>() == bytes as usize;
-    if registration.memory.lengths(stamp).filter(right).is_none() {
-        return Err(FrameError::Length { key, rows: stamp.rows, bytes }.into());
-    }
+/// Reads what nobody wants.
+fn drop_bytes(bytes: u32, from: &mut dyn Read) -> Result<(), ReadError> {
+    let dropped = io::copy(&mut from.take(u64::from(bytes)), &mut io::sink())?;
+    if dropped < u64::from(bytes) { Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()) } else { Ok(()) }
+}
+
+/// Reads rows into their slot, which has room for them.
+fn fill(registration: &Registration, stamp: &Stamp, from: &mut dyn Read) -> Result<(), ReadError> {
     let mut began = false;
     let written = registration.memory.write(stamp, &mut |parts| {
         began = true;
@@ -97,7 +118,9 @@ impl Transport for Tcp {
     fn register(&self, slots: Vec<Registration>) {
         let incoming = slots.iter().enumerate().filter(|(_, slot)| slot.direction == Direction::In);
         let incoming = incoming.map(|(index, slot)| (slot.key, index)).collect();
+        let latest = slots.iter().map(|_| Mutex::default()).collect();
         let fresh = self.slots.set(slots).is_ok() && self.incoming.set(incoming).is_ok();
+        let fresh = fresh && self.latest.set(latest).is_ok();
         assert!(fresh, "slots are registered once an epoch, and a transport lives for one");
     }
 
@@ -148,11 +171,23 @@ impl Transport for Tcp {
             }
             Err(error) => {
                 self.ended[lane].store(true, Ordering::Release);
-                link.give_up(error.clone());
-                sink(Event::Down { peer: link.peer, error });
+                let silent = matches!(error, TransportError::Silent(_));
+                if !silent {
+                    link.give_up(error.clone());
+                }
+                sink(Event::Down { peer: link.peer, error: error.clone() });
+                if silent {
+                    // It may wake, and is then to hear what was said of it.
+                    link.finish();
+                    link.give_up(error);
+                }
                 Polled::Ended
             }
         }
+    }
+
+    fn silent_for(&self, peer: Peer) -> Option<Duration> {
+        self.link(peer).map(Link::silent_for)
     }
 
     fn peer_down(&self, peer: Peer, why: &str) {

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Index of a host in the graph's `hosts`.
 pub type Peer = usize;
@@ -181,6 +182,12 @@ pub trait Transport: Send + Sync {
 
     /// Waits a while for something to happen on `lane`, and tells it to `sink`.
     fn poll(&self, lane: usize, sink: &mut dyn FnMut(Event)) -> Polled;
+
+    /// For how long nothing has come from a peer, not even a sign of life; `None` where nobody knows.
+    fn silent_for(&self, peer: Peer) -> Option<Duration> {
+        let _ = peer;
+        None
+    }
 
     /// Gives a peer up: what is on its way is dropped, and it is told as [`Event::Down`] unless it was already.
     fn peer_down(&self, peer: Peer, why: &str);

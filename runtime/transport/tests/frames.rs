@@ -106,6 +106,35 @@ fn rows_arrive_in_their_slot_as_they_were() {
     assert_eq!(receiver.poll(0, &mut |_| ()), Polled::Ended);
 }
 
+#[test]
+fn rows_that_come_again_or_late_change_nothing() {
+    let (near, far) = pair();
+    let (out, into) = (Bytes::new(8), Bytes::new(8));
+    let (sender, receiver) = (one(near, Direction::Out, &out), one(far, Direction::In, &into));
+    let stamp = |step, layer| Stamp { step, layer, rows: 2, routed: false };
+    let post = |byte: u8, stamp: Stamp| {
+        out.parts().1[0].fill(byte);
+        sender.post(0, stamp);
+        // Behind it, so that the rows are out before they change.
+        sender.send(5, vec![byte]);
+        let mut arrived = Vec::new();
+        loop {
+            match next(&receiver) {
+                Event::Message { bytes, .. } if bytes == [byte] => return arrived,
+                event => arrived.push(event),
+            }
+        }
+    };
+    assert_eq!(post(1, stamp(3, 1)), [Event::Arrived { slot: 0, stamp: stamp(3, 1) }]);
+    for (byte, late) in [(2, stamp(3, 1)), (3, stamp(3, 0)), (4, stamp(2, 9)), (5, Stamp { rows: 8, ..stamp(0, 0) })] {
+        assert_eq!(post(byte, late), [], "{late:?} is no news");
+        let parts = into.parts();
+        assert_eq!((parts.0, parts.1[0][0]), (stamp(3, 1), 1), "the slot is as it was");
+    }
+    assert_eq!(post(6, stamp(4, 0)), [Event::Arrived { slot: 0, stamp: stamp(4, 0) }]);
+    assert_eq!(into.parts().1[0][0], 6);
+}
+
 #[track_caller]
 fn ends_with(bytes: &[u8], wanted: &TransportError) {
     let (mut near, far) = pair();

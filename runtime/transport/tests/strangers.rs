@@ -55,6 +55,36 @@ fn two_hosts_with_one_key_come_together() {
 }
 
 #[test]
+fn a_coordinator_that_comes_second_hears_who_was_first() {
+    let doorman = doorman();
+    let coordinator =
+        |host: &str, incarnation: u64| Claims { role: HostRole::Coordinator, incarnation, ..claims(host, "f0") };
+    let reaches = |own: &Claims| reaches(&doorman, &key("right"), own);
+    doorman.works_for(Some(coordinator("a0", 5)));
+    for other in [coordinator("a1", 6), coordinator("a0", 6)] {
+        match reaches(&other).expect_err("it is busy") {
+            error @ ReachError::Handshake { source: HandshakeError::Busy(_), .. } => {
+                assert!(error.to_string().contains("busy with a run of host `a0`"), "{error}");
+                assert!(error.may_pass());
+            }
+            error => panic!("{error}"),
+        }
+    }
+    // The same run may begin anew, and those that follow it may come.
+    reaches(&coordinator("a0", 5)).expect("it is the one");
+    reaches(&claims("a1", "f0")).expect("it coordinates nothing");
+    // Who would not fit anyhow hears that.
+    let differs = Claims { version: "0.2.0".into(), ..coordinator("a1", 6) };
+    assert!(matches!(reaches(&differs), Err(ReachError::Handshake { source: HandshakeError::Differs { .. }, .. })));
+    doorman.works_for(None);
+    reaches(&coordinator("a1", 6)).expect("it is free again");
+    for _ in 0..3 {
+        doorman.guests().recv_timeout(SOON).expect("it was let in");
+    }
+    assert!(doorman.guests().is_empty());
+}
+
+#[test]
 fn what_differs_is_told_with_both_values() {
     refused(&Claims { version: "0.2.0".into(), ..claims("a0", "f0") }, &["version", "0.2.0 here", "0.1.0 there"]);
     let plan = Hash([0xab; 32]);

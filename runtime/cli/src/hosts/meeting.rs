@@ -1,13 +1,20 @@
-//! The coordinator's meeting with all other hosts, at the beginning of every membership epoch.
+//! The coordinator's meeting with the other hosts, at the beginning of every membership epoch.
+//!
+//! A run begins with all of them. One that is lost is left out of the epochs that follow if the deployment can do without it, looked for
+//! meanwhile, and taken in again once it answers; if it cannot, the run pauses until one comes that it needs.
 
 use super::Hosts;
+use super::absent::{Absent, LookOut};
 use crate::error::{Blame, CliError};
 use crossbeam::channel::Receiver;
 use rally_engine::EngineError;
-use rally_engine::hosts::Across;
+use rally_engine::hosts::messages::Message;
+use rally_engine::hosts::{Across, missed};
+use rally_graph::stage_graph::StageGraph;
 use rally_transport::doorman::{HANDSHAKE, ReachError, reach};
 use rally_transport::handshake::{HandshakeError, HostRole, random_u64};
 use rally_transport::tcp::Tcp;
+use rally_transport::transport::Transport;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,36 +26,47 @@ const UNREMARKABLE: Duration = Duration::from_millis(300);
 /// Meets the other hosts, again and again if need be.
 pub struct Meeting {
     hosts: Hosts,
+    graph: Arc<StageGraph>,
     vocab: usize,
     wait: Duration,
-    /// Hosts in the order in which they are tried: who was missed last comes first, so that nobody else is disturbed.
-    order: Vec<usize>,
-    /// Since when somebody is missing.
-    missing_since: Option<Instant>,
+    absent: Absent,
+    /// Since when the run waits for a host.
+    waiting_since: Option<Instant>,
     told: Option<usize>,
+    /// All hosts were there once, or it has been given up to wait for all.
+    begun: bool,
 }
 
+/// A host that is missing, and why.
+type Missing = (usize, String);
+
 impl Meeting {
-    /// Of all other hosts; none may be away for longer than `wait`.
-    pub fn new(hosts: Hosts, vocab: usize, wait: Duration) -> Self {
-        let order = (0..hosts.names.len()).filter(|host| *host != hosts.own).collect();
-        Self { hosts, vocab, wait, order, missing_since: None, told: None }
+    /// Of the other hosts of `graph`; none that is needed may be away for longer than `wait`.
+    pub fn new(hosts: Hosts, graph: Arc<StageGraph>, vocab: usize, wait: Duration) -> Self {
+        let absent = Absent::new(hosts.names.len());
+        Self { hosts, graph, vocab, wait, absent, waiting_since: None, told: None, begun: false }
     }
 
-    /// Connects to every host. Waits for those that are away, and says for whom.
+    /// Connects to every host that there is. Waits for those without which nothing runs, and says for whom.
     pub fn meet(&mut self, interrupts: &Receiver<()>) -> Result<Across, CliError> {
         loop {
             match self.once()? {
-                Ok(transport) => {
+                Ok((transport, present)) => {
+                    self.begun |= present.iter().all(|present| *present);
+                    let message = Message::Epoch { present: present.clone() }.encode();
+                    let others = (0..present.len()).filter(|host| present[*host] && *host != self.hosts.own);
+                    others.for_each(|host| transport.send(host, message.clone()));
                     return Ok(Across {
                         host: self.hosts.own,
                         coordinator: self.hosts.own,
                         transport: Arc::new(transport),
                         names: self.hosts.names.clone(),
                         vocab: self.vocab,
+                        present,
+                        keeps: true,
                     });
                 }
-                Err(why) => self.miss(self.order[0], &why.to_string())?,
+                Err((host, why)) => self.miss(host, &why)?,
             }
             if interrupts.recv_timeout(AGAIN).is_ok() {
                 return Err(CliError::Interrupted);
@@ -56,55 +74,109 @@ impl Meeting {
         }
     }
 
-    /// All hosts are ready: nobody is missing any more.
+    /// All that were met are ready: nobody is waited for any more.
     pub fn is_complete(&mut self) {
-        (self.missing_since, self.told) = (None, None);
+        (self.waiting_since, self.told, self.begun) = (None, None, true);
     }
 
-    /// A host was lost, or could not be had.
-    pub fn lost(&mut self, error: &EngineError) -> Result<(), CliError> {
-        match error {
-            EngineError::HostLost { host, why } => match self.hosts.index_of(host) {
-                Some(host) => self.miss(host, why),
-                None => Err(CliError::Failure(error.to_string())),
-            },
-            error => Err(CliError::Failure(error.to_string())),
+    /// Looks out for those that are away, as long as what it returns lives.
+    pub fn look_out(&self) -> LookOut {
+        self.absent.look_out(&self.hosts)
+    }
+
+    /// A host that was away answers.
+    pub fn returned(&mut self, host: usize) -> &str {
+        self.absent.returned(host);
+        &self.hosts.names[host]
+    }
+
+    /// A host was lost, or could not be had. Returns whether the run can go on without it.
+    pub fn lost(&mut self, error: &EngineError) -> Result<bool, CliError> {
+        let EngineError::HostLost { host, why } = error else { return Err(CliError::Failure(error.to_string())) };
+        match self.hosts.index_of(host) {
+            // Others do not hear this host: they are asked again.
+            Some(host) if host == self.hosts.own => Ok(true),
+            Some(host) => {
+                self.absent.is_away(host, why);
+                let goes_on = self.begun && missed(&self.graph, &self.absent.present()).is_empty();
+                if !goes_on {
+                    self.miss(host, why)?;
+                }
+                Ok(goes_on)
+            }
+            None => Err(CliError::Failure(error.to_string())),
         }
     }
 
+    /// The run waits for a host.
     fn miss(&mut self, host: usize, why: &str) -> Result<(), CliError> {
-        let missing = self.missing_since.get_or_insert_with(Instant::now).elapsed();
+        let waited = self.waiting_since.get_or_insert_with(Instant::now).elapsed();
         let (name, address) = (&self.hosts.names[host], &self.hosts.addresses[host]);
-        if missing >= self.wait {
-            let waited = self.wait.as_secs_f64();
-            return Err(CliError::Failure(format!("host `{name}` ({address}) is missing after {waited} s: {why}")));
+        if waited >= self.wait {
+            let seconds = self.wait.as_secs_f64();
+            if !self.begun && missed(&self.graph, &self.absent.present()).is_empty() {
+                eprintln!("host `{name}` ({address}) is missing after {seconds} s; the run begins without it");
+                self.begun = true;
+                return Ok(());
+            }
+            return Err(CliError::Failure(format!("host `{name}` ({address}) is missing after {seconds} s: {why}")));
         }
-        if missing >= UNREMARKABLE.min(self.wait) && self.told != Some(host) {
+        if waited >= UNREMARKABLE.min(self.wait) && self.told != Some(host) {
             eprintln!("waiting for host `{name}` ({address}): {why}");
             self.told = Some(host);
         }
-        let place = self.order.iter().position(|other| *other == host).unwrap_or(0);
-        self.order[..=place].rotate_right(1);
         Ok(())
     }
 
-    /// Inner error: a host that may come yet, now first in the order.
-    fn once(&mut self) -> Result<Result<Tcp, ReachError>, CliError> {
-        let epoch = random_u64().or_failure()?;
-        let mut transport = Tcp::default();
-        for place in 0..self.order.len() {
-            let host = self.order[place];
-            let claims = self.hosts.claims_for(host, HostRole::Coordinator, epoch);
-            match reach(&self.hosts.addresses[host], &self.hosts.key, &claims, HANDSHAKE) {
-                Ok((stream, _)) => transport.add(host, stream).or_failure()?,
-                Err(error) if error.may_pass() => {
-                    self.order[..=place].rotate_right(1);
-                    return Ok(Err(error));
+    /// One try. Inner error: a host that must come first, and may.
+    fn once(&mut self) -> Result<Result<(Tcp, Vec<bool>), Missing>, CliError> {
+        let (epoch, mut transport) = (random_u64().or_failure()?, Tcp::default());
+        // Those that are away come first, and only if they are needed: nobody else is disturbed before one of them is there.
+        let needed = match self.begun {
+            true => missed(&self.graph, &self.absent.present()),
+            false => self.absent.hosts().collect(),
+        };
+        let mut present = self.absent.present();
+        for host in needed.iter().copied() {
+            present[host] = self.try_host(host, epoch, &mut transport)?;
+        }
+        if let Some(missing) = self.first_missing(&needed, &present) {
+            return Ok(Err(missing));
+        }
+        let own = self.hosts.own;
+        for host in (0..present.len()).filter(|host| *host != own && !needed.contains(host)) {
+            if present[host] && !self.try_host(host, epoch, &mut transport)? {
+                present[host] = false;
+                if let Some(missing) = self.first_missing(&[host], &present) {
+                    return Ok(Err(missing));
                 }
-                Err(error) => return Err(refused(&self.hosts.names[host], &error)),
             }
         }
-        Ok(Ok(transport))
+        Ok(Ok((transport, present)))
+    }
+
+    /// Who of `tried` is not `present` and must be.
+    fn first_missing(&self, tried: &[usize], present: &[bool]) -> Option<Missing> {
+        let lacks = missed(&self.graph, present);
+        let must = |host: &&usize| !present[**host] && (!self.begun || lacks.contains(host));
+        tried.iter().find(must).map(|host| (*host, self.absent.why(*host)))
+    }
+
+    /// Whether a host could be reached.
+    fn try_host(&mut self, host: usize, epoch: u64, transport: &mut Tcp) -> Result<bool, CliError> {
+        let claims = self.hosts.claims_for(host, HostRole::Coordinator, epoch);
+        match reach(&self.hosts.addresses[host], &self.hosts.key, &claims, HANDSHAKE) {
+            Ok((stream, _)) => {
+                transport.add(host, stream).or_failure()?;
+                self.absent.is_there(host);
+                Ok(true)
+            }
+            Err(error) if error.may_pass() => {
+                self.absent.is_away(host, &error.to_string());
+                Ok(false)
+            }
+            Err(error) => Err(refused(&self.hosts.names[host], &error)),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Several hosts: what a process says of itself to the others, and how the coordinator comes together with them.
 
+mod absent;
 mod meeting;
 pub mod worker;
 

@@ -8,7 +8,8 @@ use crate::output::print;
 use crate::session::{self, SessionArgs};
 use clap::Args;
 use crossbeam::channel::RecvTimeoutError;
-use rally_engine::hosts::{Across, follow, messages, neighbours};
+use rally_engine::hosts::messages::{Bounds, Message};
+use rally_engine::hosts::{Across, Followed, follow, neighbours};
 use rally_engine::{EngineError, EngineParts};
 use rally_stages::deployment::AssembleOptions;
 use rally_transport::doorman::{Doorman, Guest, HANDSHAKE, reach};
@@ -68,13 +69,15 @@ pub fn run(args: &WorkerArgs) -> Result<ExitCode, CliError> {
     let devices: Vec<&str> = parts.graph.devices.iter().filter(here).map(|device| device.name.as_str()).collect();
     eprintln!("host `{}` on {} has {}, and waits for a run", args.host, doorman.address(), devices.join(", "));
     let patience = args.wait_coordinator.map(Duration::from_secs_f64);
-    let mut worker = Worker { hosts, vocab: deployment.shape.vocab, doorman, early: Vec::new(), patience };
+    let vocab = deployment.shape.vocab;
+    let mut worker = Worker { hosts, vocab, doorman, early: Vec::new(), next: None, kept_of: None, patience };
     let mut parts = Some(parts);
     loop {
         let left = worker.serve(parts.take().expect("the parts come back from every run"))?;
         parts = Some(match whole(&left, worker.hosts.own) {
             true => left,
             false => {
+                worker.kept_of = None;
                 let options = AssembleOptions { host: Some(worker.hosts.own), ..AssembleOptions::default() };
                 session::assemble(&deployment, options)?
             }
@@ -96,6 +99,10 @@ struct Worker {
     doorman: Doorman,
     /// Hosts that were here before the coordinator of their epoch.
     early: Vec<Guest>,
+    /// A coordinator that came while the epoch before was being formed.
+    next: Option<Guest>,
+    /// The run that was the last to write to this host's devices.
+    kept_of: Option<u64>,
     /// How long to wait for a coordinator, if not for ever.
     patience: Option<Duration>,
 }
@@ -103,38 +110,60 @@ struct Worker {
 impl Worker {
     /// One membership epoch, from its coordinator's coming to its end.
     fn serve(&mut self, mut parts: EngineParts) -> Result<EngineParts, CliError> {
-        let coordinator = self.await_coordinator()?;
-        let (name, epoch) = (coordinator.claims.host.clone(), coordinator.claims.epoch);
+        self.doorman.works_for(None);
+        let Guest { claims, stream } = self.await_coordinator()?;
+        self.doorman.works_for(Some(claims.clone()));
+        let (name, run) = (claims.host, claims.incarnation);
         let Some(index) = self.hosts.index_of(&name) else { return Ok(parts) };
         let mut transport = Tcp::default();
-        let Ok(line) = coordinator.stream.try_clone() else { return Ok(parts) };
-        if transport.add(index, coordinator.stream).is_err() {
+        let Ok(line) = stream.try_clone() else { return Ok(parts) };
+        if transport.add(index, stream).is_err() {
             return Ok(parts);
         }
-        let epoch = Epoch { epoch, coordinator: index, line, until: Instant::now() + FORMING };
+        // Whoever coordinates may have others to look for first.
+        let bounds = Bounds { planner: parts.planner, vocab: self.vocab };
+        let present = match transport.receive(index).map(|bytes| Message::decode(&bytes, &bounds)) {
+            Ok(Ok(Message::Epoch { present })) if self.takes_part(&present, index) => present,
+            _ => return Ok(parts),
+        };
+        let until = Instant::now() + FORMING;
+        let epoch = Epoch { epoch: claims.epoch, run, coordinator: index, present, line, until };
         if let Err((lost, reason)) = self.form(&mut transport, &parts, &epoch) {
             tracing::warn!(host = self.hosts.names[lost], reason, "a host cannot be reached");
-            transport.send(index, messages::Message::Failed { reason, lost: Some(lost) }.encode());
+            transport.send(index, Message::Failed { reason, lost: Some(lost) }.encode());
             transport.finish();
             return Ok(parts);
         }
         let (own, names) = (self.hosts.own, self.hosts.names.clone());
         let transport = Arc::new(transport);
-        parts.across = Some(Across { host: own, coordinator: index, transport, names, vocab: self.vocab });
+        let (present, keeps) = (epoch.present, self.kept_of == Some(run));
+        let across = Across { host: own, coordinator: index, transport, names, vocab: self.vocab, present, keeps };
+        parts.across = Some(across);
         tracing::info!(coordinator = name, "a run begins");
-        let (mut parts, ended) = follow(parts);
+        let (mut parts, Followed { begun, ended }) = follow(parts);
         parts.across = None;
+        if begun {
+            self.kept_of = Some(run);
+        }
         match ended {
             Ok(()) => tracing::info!(coordinator = name, "the run is over"),
+            Err(EngineError::HostLost { host, why }) if host == self.hosts.names[own] => {
+                tracing::warn!(coordinator = name, why, "the others have given this host up");
+            }
             Err(EngineError::HostLost { host, why }) => tracing::warn!(host, why, "the run is over: a host is lost"),
             Err(error) => tracing::warn!(%error, "the run is over"),
         }
         Ok(parts)
     }
 
+    /// Whether an epoch is one of this graph's and has this host and its coordinator in it.
+    fn takes_part(&self, present: &[bool], coordinator: usize) -> bool {
+        present.len() == self.hosts.names.len() && present[self.hosts.own] && present[coordinator]
+    }
+
     /// The coordinator that came last: those before it have given up.
     fn await_coordinator(&mut self) -> Result<Guest, CliError> {
-        let mut found = None;
+        let mut found = self.next.take();
         let until = self.patience.map(|patience| Instant::now() + patience);
         loop {
             let guest = match &found {
@@ -175,7 +204,7 @@ impl Worker {
 
     /// Connects with the hosts that rows go to or come from. Of two hosts the one that is first in the graph connects.
     fn form(&mut self, transport: &mut Tcp, parts: &EngineParts, epoch: &Epoch) -> Result<(), (usize, String)> {
-        let mut others = neighbours(&parts.graph, self.hosts.own, epoch.coordinator);
+        let mut others = neighbours(&parts.graph, self.hosts.own, epoch.coordinator, &epoch.present);
         others.retain(|host| *host != epoch.coordinator);
         let (before, after): (Vec<usize>, Vec<usize>) = others.into_iter().partition(|host| *host < self.hosts.own);
         for host in after {
@@ -198,16 +227,18 @@ impl Worker {
     }
 
     fn await_guest(&mut self, name: &str, epoch: &Epoch) -> Option<Guest> {
-        let wanted = |guest: &Guest| {
-            guest.claims.role == HostRole::Worker && guest.claims.host == name && guest.claims.epoch == epoch.epoch
-        };
+        let wanted = |guest: &Guest| guest.claims.host == name && guest.claims.epoch == epoch.epoch;
         loop {
             if let Some(place) = self.early.iter().position(wanted) {
                 return Some(self.early.swap_remove(place));
             }
             match self.doorman.guests().recv_timeout(AGAIN) {
                 Ok(guest) if guest.claims.role == HostRole::Worker => self.keep(guest),
-                // Another coordinator, in the middle of this one's epoch: it is closed out, and tries again.
+                // The same coordinator, with another epoch: this one has come to nothing.
+                Ok(guest) if guest.claims.incarnation == epoch.run => {
+                    self.next = Some(guest);
+                    return None;
+                }
                 Ok(_) => {}
                 Err(_) if epoch.goes_on() => {}
                 Err(_) => return None,
@@ -219,7 +250,11 @@ impl Worker {
 /// A membership epoch that is being formed.
 struct Epoch {
     epoch: u64,
+    /// Of the coordinator's process.
+    run: u64,
     coordinator: usize,
+    /// By host: whether it takes part.
+    present: Vec<bool>,
     /// To the coordinator; nobody reads from it yet.
     line: TcpStream,
     until: Instant,

@@ -10,10 +10,10 @@ use crate::journal::record::Contents;
 use crate::observe::Observer;
 use crate::output::print_bytes;
 use crate::requests::RequestId;
-use crossbeam::channel::Receiver;
+use crossbeam::channel::{Receiver, never};
 use rally_engine::schedule::batch::{SequenceId, SequenceRequest, TokenDetail};
 use rally_engine::schedule::planner::FinishReason;
-use rally_engine::{Engine, EngineParts, RunEvent, RunReport, SubmitHandle};
+use rally_engine::{Engine, EngineParts, Kept, RunEvent, RunReport, SubmitHandle};
 use rally_stages::deployment::Deployment;
 use rally_stages::text::TextCodec;
 use std::time::Instant;
@@ -61,6 +61,10 @@ struct Run<'a> {
     suspended: bool,
     /// Events since the last time that everything was written down and shown.
     unsettled: usize,
+    /// Ctrl-C came.
+    interrupted: bool,
+    /// Since when the run stands still, for want of a host or because one has come back.
+    stands_since: Option<Instant>,
 }
 
 /// Who sees a run and who may end it.
@@ -82,8 +86,10 @@ pub struct Journaled {
     pub contents: Option<Contents>,
 }
 
-/// Decodes all jobs to the end. With other hosts, whom `meeting` finds: a run whose host is lost goes on when all are there again,
-/// each sequence from its prompt and the tokens it has. So does the run of a journal.
+/// Decodes all jobs to the end. With other hosts, whom `meeting` finds: a run whose host is lost goes on with those that are left, if they
+/// can, and else once one is back that can. Sequences whose KV is still there go on from it, the others from their prompts and the
+/// tokens they have.
+/// So does the run of a journal.
 pub fn decode(
     mut parts: EngineParts,
     jobs: &[Job],
@@ -106,20 +112,25 @@ pub fn decode(
         journal: journaled.journal,
         suspended: false,
         unsettled: 0,
+        interrupted: false,
+        stands_since: None,
     };
     if let Some(contents) = journaled.contents {
         run.restore(contents)?;
     }
     let mut first = true;
+    let mut kept: Option<Kept> = None;
     loop {
         if let Some(meeting) = &mut meeting {
             parts.across = Some(meeting.meet(interrupts)?);
         }
-        let engine = match (Engine::try_start(parts), &mut meeting) {
+        // What has no sequences was left before any was submitted.
+        let goes_on = kept.as_ref().is_some_and(Kept::has_sequences);
+        let engine = match (Engine::resume(parts, kept), &mut meeting) {
             (Ok(engine), _) => engine,
             (Err((error, left)), Some(meeting)) => {
                 meeting.lost(&error)?;
-                parts = *left;
+                (parts, kept) = *left;
                 continue;
             }
             (Err((error, _)), None) => return Err(CliError::Failure(error.to_string())),
@@ -136,9 +147,11 @@ pub fn decode(
             run.collectors.iter_mut().for_each(|collector| collector.submitted(begun));
             tracing::info!(requests = jobs.len(), "decoding");
         }
-        run.begin(deployment.shape.max_positions)?;
-        match (drive_until_failure(&engine, &mut run, interrupts, observer)?, &mut meeting) {
-            (End::Done { interrupted }, _) => {
+        run.begin(deployment.shape.max_positions, goes_on, &engine.handle())?;
+        let look_out = meeting.as_ref().map(Meeting::look_out);
+        let returned = look_out.as_ref().map_or_else(never, |look_out| look_out.returned.clone());
+        match (drive_until_failure(&engine, &mut run, interrupts, observer, &returned)?, &mut meeting) {
+            (End::Done { .. }, _) => {
                 let elapsed_s = begun.elapsed().as_secs_f64();
                 let reused = reuse_prefixes.then(|| engine.handle().prefix_queries_and_hits());
                 engine.close();
@@ -147,13 +160,21 @@ pub fn decode(
                 if let Some(journal) = &mut run.journal {
                     journal.close()?;
                 }
+                let interrupted = run.interrupted;
                 return Ok(Outcome { collectors: run.collectors, report, interrupted, elapsed_s, reused });
             }
             (End::Failed(error), Some(meeting)) => {
-                parts = engine.stop();
-                meeting.lost(&error)?;
-                eprintln!("{error}; its sequences go on when all hosts are there");
+                run.stands_since = Some(Instant::now());
+                let goes_on = meeting.lost(&error)?;
+                (parts, kept) = engine.pause();
+                eprintln!("{error}; {}", if goes_on { "the run goes on without it" } else { "the run waits for it" });
             }
+            (End::Returned(host), Some(meeting)) => {
+                run.stands_since = Some(Instant::now());
+                (parts, kept) = engine.pause();
+                eprintln!("host `{}` is back", meeting.returned(host));
+            }
+            (End::Returned(_), None) => unreachable!("hosts come back where there are some"),
             (End::Failed(error), None) => return Err(CliError::Failure(error.to_string())),
         }
     }
@@ -180,9 +201,10 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Everything is to be submitted. What had ended when an engine before this one failed, and was not told so, ends now.
-    fn begin(&mut self, max_positions: usize) -> Result<(), CliError> {
-        self.submitted = false;
+    /// Everything is to be submitted, unless the planner `goes_on` with it. What had ended when an engine before this one failed, and was
+    /// not told so, ends now.
+    fn begin(&mut self, max_positions: usize, goes_on: bool, handle: &SubmitHandle) -> Result<(), CliError> {
+        self.submitted = goes_on;
         for index in 0..self.jobs.len() {
             let (sequence, tokens) = (&self.jobs[index].sequence, self.collectors[index].token_ids());
             let most = sequence.max_new_tokens.min(max_positions.saturating_sub(sequence.prompt.len()));
@@ -193,6 +215,14 @@ impl Run<'_> {
                 _ => continue,
             };
             self.finish(index, reason)?;
+            // Its planner may not have heard.
+            handle.cancel(index as u64);
+        }
+        if self.interrupted {
+            for index in 0..self.jobs.len() {
+                self.finish(index, FinishReason::Cancelled)?;
+                handle.cancel(index as u64);
+            }
         }
         self.settle()
     }
@@ -275,6 +305,10 @@ impl Client for Run<'_> {
             RunEvent::Admitted(..) | RunEvent::Failed(_) => {}
             RunEvent::Token(report) => {
                 let index = report.sample.sequence as usize;
+                if let Some(since) = self.stands_since.take() {
+                    let stood_ms = report.at.saturating_duration_since(since).as_secs_f64() * 1e3;
+                    tracing::info!(stood_ms, "the run goes on");
+                }
                 // What comes behind a stop string, or behind an interrupt's end, is surplus.
                 if let Some(journal) = self.journal.as_mut().filter(|_| !self.collectors[index].is_finished()) {
                     journal.token(report.index, &report.sample);
@@ -299,6 +333,7 @@ impl Client for Run<'_> {
     /// The step in flight ends; every request keeps what it has.
     fn interrupt(&mut self, handle: &SubmitHandle) {
         self.suspended = self.journal.is_some();
+        self.interrupted = true;
         let open = self.collectors.iter().enumerate().filter(|(_, collector)| !collector.is_finished());
         open.for_each(|(index, _)| handle.cancel(index as u64));
     }

@@ -27,6 +27,7 @@ use rally_stages::deployment::{AssembleOptions, Deployment, refuse_what_does_not
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 use summary::{Digest, Summary};
 
@@ -110,7 +111,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let parts =
         session::assemble(&deployment, AssembleOptions { learn, spans_per_lane, host, ..AssembleOptions::default() })?;
     let wait = Duration::from_secs_f64(args.wait_hosts);
-    let meeting = hosts.map(|hosts| Meeting::new(hosts, deployment.shape.vocab, wait));
+    let meeting = hosts.map(|hosts| Meeting::new(hosts, Arc::clone(&parts.graph), deployment.shape.vocab, wait));
     let (plan, on_what) = (parts.plan.clone(), parts.on_what(crate::doctor::available_cores()));
     let openings = jobs.iter().map(|job| job.opening.clone()).collect();
     let mut console = Console::new(openings, args.format == Format::Json, args.observe.is_live());

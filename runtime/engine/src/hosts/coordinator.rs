@@ -1,7 +1,7 @@
 //! The coordinator's side: steps out to the hosts that follow, their ends back to the planner.
 
 use super::Signals;
-use super::messages::{Message, encode_planned};
+use super::messages::{Bounds, Message, encode_planned};
 use super::switchboard::{Hears, StepEnded};
 use crate::clock::RunClock;
 use crate::control::Control;
@@ -23,26 +23,41 @@ pub(crate) struct Followers {
     pub(crate) hosts: Vec<Option<Peer>>,
     /// Of all hosts.
     pub(crate) names: Vec<String>,
-    /// All others.
+    /// All others that take part.
     pub(crate) peers: Vec<Peer>,
     /// Lanes of this host that begin steps.
     pub(crate) lanes: Vec<usize>,
 }
 
 impl Followers {
-    /// Waits until every host is ready, and says so to all.
-    pub(crate) fn gather(&self, names: &[String]) -> Result<(), EngineError> {
-        let lost = |peer: Peer, why: String| EngineError::HostLost { host: names[peer].clone(), why };
-        for peer in &self.peers {
-            let bytes = self.transport.receive(*peer).map_err(|error| lost(*peer, error.to_string()))?;
-            // A host that cannot reach another says which.
-            match bytes[..] {
-                [1] => {}
-                _ => return Err(lost(*peer, refusal(&bytes, names))),
+    /// Waits until every host is ready. Returns which of them have nothing any more of what was in their attention devices.
+    pub(crate) fn gather(&self, bounds: &Bounds) -> Result<Vec<Peer>, EngineError> {
+        let lost = |peer: Peer, why: String| EngineError::HostLost { host: self.names[peer].clone(), why };
+        let mut emptied = Vec::new();
+        for peer in self.peers.iter().copied() {
+            let bytes = self.transport.receive(peer).map_err(|error| lost(peer, error.to_string()))?;
+            match Message::decode(&bytes, bounds) {
+                Ok(Message::Ready { keeps }) => emptied.extend((!keeps).then_some(peer)),
+                // A host that cannot reach another says which.
+                Ok(Message::Failed { reason, lost: Some(other) }) if other < self.names.len() => {
+                    return Err(lost(other, format!("`{}` does not reach it: {reason}", self.names[peer])));
+                }
+                Ok(Message::Failed { reason, .. }) => return Err(lost(peer, reason)),
+                _ => return Err(lost(peer, "it said something else than that it is ready".into())),
             }
         }
+        Ok(emptied)
+    }
+
+    /// All are ready.
+    pub(crate) fn go(&self) {
         self.tell(&Message::Go);
-        Ok(())
+    }
+
+    /// Attention devices of `hosts`.
+    pub(crate) fn devices_of<'a>(&'a self, hosts: &'a [Peer]) -> impl Iterator<Item = usize> + 'a {
+        let on = |host: &Option<Peer>| host.is_some_and(|host| hosts.contains(&host));
+        self.hosts.iter().enumerate().filter(move |(_, host)| on(host)).map(|(device, _)| device)
     }
 
     fn tell(&self, message: &Message) {
@@ -76,30 +91,31 @@ impl Followers {
     }
 }
 
-/// What a host says instead of being ready.
-fn refusal(bytes: &[u8], names: &[String]) -> String {
-    let mut reader = rally_transport::codec::Reader::new(bytes.get(1..).unwrap_or_default());
-    let reason = reader.text(bytes.len(), "a reason").unwrap_or("it is not ready").to_owned();
-    let lost = reader.u32("a host").ok().and_then(|host| names.get((host as usize).checked_sub(1)?));
-    lost.map_or(reason.clone(), |host| format!("it does not reach `{host}`: {reason}"))
-}
-
 /// Hears what hosts say to the coordinator.
 pub(crate) struct Planning {
     pub(crate) control: Arc<Control>,
     pub(crate) ends: Sender<StepEnded>,
+    /// Of all hosts.
+    pub(crate) names: Vec<String>,
+    /// By attention device, the host it is on if that is another one.
+    pub(crate) hosts: Vec<Option<Peer>>,
 }
 
 impl Hears for Planning {
-    fn planned(&self, _: usize, _: usize, _: DeviceBatch) {
-        self.fails(EngineError::HostFailed {
-            host: "?".into(),
-            message: "it sent the coordinator a step, which only the coordinator plans".into(),
+    fn planned(&self, peer: Peer, _: usize, _: usize, _: DeviceBatch) -> bool {
+        self.fails(EngineError::HostLost {
+            host: self.names[peer].clone(),
+            why: "it sent the coordinator a step, which only the coordinator plans".into(),
         });
+        false
     }
 
     /// Planning may have to wait for work, and whoever polls a connection must not.
-    fn step_ended(&self, ended: StepEnded) {
+    fn step_ended(&self, peer: Peer, ended: StepEnded) {
+        if self.hosts[ended.end.device] != Some(peer) {
+            let why = "it told of a step's end on a device that is not its own".into();
+            return self.fails(EngineError::HostLost { host: self.names[peer].clone(), why });
+        }
         // Nobody takes it where the run is over.
         let _ = self.ends.send(ended);
     }
@@ -111,7 +127,7 @@ impl Hears for Planning {
 
 /// Tells the planner of steps that ended elsewhere, until nobody can tell of any more.
 pub(crate) fn count_ends(control: &Control, ends: &Receiver<StepEnded>) {
-    for StepEnded { micro_batch, cycle, next, mut samples } in ends {
-        control.end_step(micro_batch, cycle, next, &mut samples);
+    for StepEnded { end, mut samples } in ends {
+        control.end_step(end, &mut samples);
     }
 }

@@ -7,7 +7,7 @@ use crate::build::{Built, build};
 use crate::engine::{EngineError, EngineParts, give_back, spawn};
 use crate::lane::{Lane, LaneRemains};
 use crate::stage::Sample;
-use crate::steps::Steps;
+use crate::steps::{StepEnd, Steps};
 use crate::sync::LaneSync;
 use rally_schedule::batch::DeviceBatch;
 use rally_transport::{Peer, Transport};
@@ -25,12 +25,14 @@ struct Following {
     transport: Arc<dyn Transport>,
     coordinator: Peer,
     names: Vec<String>,
+    /// The last of this host's attention devices.
+    last_device: Option<usize>,
     /// The first thing that went wrong.
     fault: Mutex<Option<EngineError>>,
 }
 
 impl Following {
-    fn new(across: &Across, bounds: Bounds, sync: Arc<LaneSync>) -> Self {
+    fn new(across: &Across, last_device: Option<usize>, bounds: Bounds, sync: Arc<LaneSync>) -> Self {
         let batches = |_| (0..bounds.planner.devices).map(|_| Mutex::new(DeviceBatch::default())).collect();
         Self {
             batches: (0..bounds.planner.micro_batches).map(batches).collect(),
@@ -38,6 +40,7 @@ impl Following {
             transport: Arc::clone(&across.transport),
             coordinator: across.coordinator,
             names: across.names.clone(),
+            last_device,
             fault: Mutex::new(None),
         }
     }
@@ -48,8 +51,8 @@ impl Steps for Following {
         std::mem::swap(&mut *lock(&self.batches[micro_batch][device]), batch);
     }
 
-    fn end_step(&self, micro_batch: usize, cycle: u64, next: u64, samples: &mut Vec<Sample>) -> Option<u64> {
-        self.transport.send(self.coordinator, encode_step_ended(micro_batch, cycle, next, samples));
+    fn end_step(&self, end: StepEnd, samples: &mut Vec<Sample>) -> Option<u64> {
+        self.transport.send(self.coordinator, encode_step_ended(end, samples));
         samples.clear();
         None
     }
@@ -74,14 +77,16 @@ impl Steps for Following {
 }
 
 impl Hears for Following {
-    fn planned(&self, micro_batch: usize, device: usize, batch: DeviceBatch) {
+    fn planned(&self, _: Peer, micro_batch: usize, device: usize, batch: DeviceBatch) -> bool {
         *lock(&self.batches[micro_batch][device]) = batch;
+        // They come in the order of the devices.
+        self.last_device == Some(device)
     }
 
-    fn step_ended(&self, _: StepEnded) {
-        self.fail(EngineError::HostFailed {
-            host: "?".into(),
-            message: "it told a host that follows of a step's end, which only the coordinator counts".into(),
+    fn step_ended(&self, peer: Peer, _: StepEnded) {
+        self.fail(EngineError::HostLost {
+            host: self.names[peer].clone(),
+            why: "it told a host that follows of a step's end, which only the coordinator counts".into(),
         });
     }
 
@@ -92,20 +97,28 @@ impl Hears for Following {
 
 /// Runs this host's lanes for a membership epoch, until the coordinator ends it or something fails. Gives the parts back, for the
 /// next one; stages of a lane that panicked are gone.
-///
-/// # Errors
-/// [`EngineError::HostLost`] and [`EngineError::HostFailed`] where others are to blame; what a run fails with where this host is.
-pub fn follow(mut parts: EngineParts) -> (EngineParts, Result<(), EngineError>) {
-    let done = run(&mut parts);
-    (parts, done)
+pub fn follow(mut parts: EngineParts) -> (EngineParts, Followed) {
+    let mut begun = false;
+    let ended = run(&mut parts, &mut begun);
+    (parts, Followed { begun, ended })
 }
 
-fn run(parts: &mut EngineParts) -> Result<(), EngineError> {
+/// An epoch that a host has followed.
+#[derive(Debug)]
+pub struct Followed {
+    /// All hosts were ready: what was in this host's devices before may be overwritten.
+    pub begun: bool,
+    /// [`EngineError::HostLost`] and [`EngineError::HostFailed`] where others are to blame; what a run fails with where this host is.
+    pub ended: Result<(), EngineError>,
+}
+
+fn run(parts: &mut EngineParts, begun: &mut bool) -> Result<(), EngineError> {
     let across = parts.across.clone().expect("a host that follows is one of several");
     let bounds = across.bounds(parts);
     let mut made = None;
+    let last_device = parts.attention.iter().rposition(|device| across.is_here(&parts.graph, *device));
     let Built { lanes, shared, slots } = build(parts, &mut |shared, _| {
-        let following = Arc::new(Following::new(&across, bounds, Arc::clone(&shared.sync)));
+        let following = Arc::new(Following::new(&across, last_device, bounds, Arc::clone(&shared.sync)));
         made = Some(Arc::clone(&following));
         following
     })?;
@@ -126,6 +139,7 @@ fn run(parts: &mut EngineParts) -> Result<(), EngineError> {
             return Err(error);
         }
     };
+    *begun = true;
     let plan = Arc::clone(&parts.plan);
     let ends: Vec<LaneRemains> = match spawn(lanes, &plan, &*following) {
         Ok(handles) => handles.into_iter().filter_map(|handle| handle.join().ok()).collect(),
@@ -143,7 +157,7 @@ fn run(parts: &mut EngineParts) -> Result<(), EngineError> {
 
 /// Says that this host is ready, and waits until all are.
 fn await_go(across: &Across, bounds: &Bounds) -> Result<(), EngineError> {
-    across.transport.send(across.coordinator, Message::Ready.encode());
+    across.transport.send(across.coordinator, Message::Ready { keeps: across.keeps }.encode());
     let lost = |why: String| EngineError::HostLost { host: across.names[across.coordinator].clone(), why };
     let bytes = across.transport.receive(across.coordinator).map_err(|error| lost(error.to_string()))?;
     match Message::decode(&bytes, bounds) {

@@ -2,6 +2,7 @@
 //! before anyone works with it.
 
 use crate::stage::Sample;
+use crate::steps::StepEnd;
 use rally_schedule::batch::{DeviceBatch, GroupInput, RowGroup, SampleSpec, SamplingParams, TokenDetail};
 use rally_schedule::planner::PlannerConfig;
 use rally_transport::codec::{CodecError, Reader, Writer};
@@ -15,8 +16,16 @@ const MOST_HOSTS: usize = 65_536;
 /// A message.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
+    /// Coordinator to a host, first of all: who takes part in this epoch.
+    Epoch {
+        /// By host.
+        present: Vec<bool>,
+    },
     /// The host has its connections and its slots.
-    Ready,
+    Ready {
+        /// Its attention devices have what the epoch before left in them.
+        keeps: bool,
+    },
     /// Coordinator to all: everyone is ready.
     Go,
     /// Coordinator to an attention host: the rows of a step on one of its devices.
@@ -34,6 +43,8 @@ pub enum Message {
     StepEnded {
         /// Micro-batch.
         micro_batch: usize,
+        /// The lane's device, an index among the attention devices.
+        device: usize,
         /// The lane's cycle.
         cycle: u64,
         /// The step that follows.
@@ -69,8 +80,8 @@ impl Message {
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::default();
         match self {
-            Self::Ready => {
-                writer.u8(1);
+            Self::Ready { keeps } => {
+                writer.u8(1).u8(u8::from(*keeps));
             }
             Self::Go => {
                 writer.u8(2);
@@ -78,8 +89,9 @@ impl Message {
             Self::Planned { micro_batch, step, device, batch } => {
                 return encode_planned(*micro_batch, *step, *device, batch);
             }
-            Self::StepEnded { micro_batch, cycle, next, samples } => {
-                return encode_step_ended(*micro_batch, *cycle, *next, samples);
+            Self::StepEnded { micro_batch, device, cycle, next, samples } => {
+                let (micro_batch, device, cycle, next) = (*micro_batch, *device, *cycle, *next);
+                return encode_step_ended(StepEnd { micro_batch, device, cycle, next }, samples);
             }
             Self::Finish { cycle } => {
                 writer.u8(5).u64(*cycle);
@@ -91,6 +103,12 @@ impl Message {
                 }
                 writer.u8(6).text(&reason[..end]).count(lost.map_or(0, |host| host + 1));
             }
+            Self::Epoch { present } => {
+                writer.u8(7).count(present.len());
+                for present in present {
+                    writer.u8(u8::from(*present));
+                }
+            }
         }
         writer.finish()
     }
@@ -99,7 +117,7 @@ impl Message {
     pub fn decode(bytes: &[u8], bounds: &Bounds) -> Result<Self, CodecError> {
         let mut reader = Reader::new(bytes);
         let message = match reader.u8("a message")? {
-            1 => Self::Ready,
+            1 => Self::Ready { keeps: reader.flag("whether something was kept")? },
             2 => Self::Go,
             3 => Self::Planned {
                 micro_batch: below(&mut reader, bounds.planner.micro_batches, "a micro-batch")?,
@@ -109,6 +127,7 @@ impl Message {
             },
             4 => Self::StepEnded {
                 micro_batch: below(&mut reader, bounds.planner.micro_batches, "a micro-batch")?,
+                device: below(&mut reader, bounds.planner.devices, "an attention device")?,
                 cycle: reader.u64("a cycle")?,
                 next: reader.u64("a step")?,
                 samples: decode_samples(&mut reader, bounds)?,
@@ -118,6 +137,12 @@ impl Message {
                 reason: reader.text(MOST_REASON_BYTES, "a reason")?.into(),
                 lost: reader.count(MOST_HOSTS, "a host")?.checked_sub(1),
             },
+            7 => {
+                let hosts = reader.length(1, "a number of hosts")?;
+                Self::Epoch {
+                    present: (0..hosts).map(|_| reader.flag("whether a host is there")).collect::<Result<_, _>>()?,
+                }
+            }
             _ => return Err(CodecError { what: "a message", at: 0 }),
         };
         reader.end("the end of a message")?;
@@ -215,9 +240,10 @@ fn decode_sample_spec(reader: &mut Reader<'_>) -> Result<SampleSpec, CodecError>
 }
 
 /// [`Message::StepEnded`] without a copy of the samples.
-pub(crate) fn encode_step_ended(micro_batch: usize, cycle: u64, next: u64, samples: &[Sample]) -> Vec<u8> {
+pub(crate) fn encode_step_ended(end: StepEnd, samples: &[Sample]) -> Vec<u8> {
     let mut writer = Writer::default();
-    writer.u8(4).count(micro_batch).u64(cycle).u64(next).count(samples.len());
+    let StepEnd { micro_batch, device, cycle, next } = end;
+    writer.u8(4).count(micro_batch).count(device).u64(cycle).u64(next).count(samples.len());
     for sample in samples {
         writer.u64(sample.sequence).u32(sample.token).u8(u8::from(sample.logprobs.is_some()));
         if let Some((chosen, top)) = &sample.logprobs {

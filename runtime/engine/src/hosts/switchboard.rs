@@ -5,29 +5,28 @@ use super::messages::{Bounds, Message};
 use crate::clock::RunClock;
 use crate::engine::EngineError;
 use crate::stage::Sample;
+use crate::steps::StepEnd;
 use crate::sync::LaneSync;
 use rally_graph::plan::Plan;
 use rally_graph::stage_graph::StageGraph;
 use rally_schedule::batch::DeviceBatch;
 use rally_transport::{Event, Peer, Polled, Registration, Transport};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 /// What a run does with what other hosts say.
 pub(crate) trait Hears: Send + Sync {
-    /// The rows of a step.
-    fn planned(&self, micro_batch: usize, device: usize, batch: DeviceBatch);
-    /// A lane elsewhere is through with a step.
-    fn step_ended(&self, ended: StepEnded);
+    /// The rows of a step, from `peer`. Returns whether those of all devices here are there.
+    fn planned(&self, peer: Peer, micro_batch: usize, device: usize, batch: DeviceBatch) -> bool;
+    /// A lane of `peer` is through with a step.
+    fn step_ended(&self, peer: Peer, ended: StepEnded);
     /// It is over for this run.
     fn fails(&self, error: EngineError);
 }
 
 /// A lane of another host is through with a micro-batch's step.
 pub(crate) struct StepEnded {
-    pub(crate) micro_batch: usize,
-    pub(crate) cycle: u64,
-    pub(crate) next: u64,
+    pub(crate) end: StepEnd,
     pub(crate) samples: Vec<Sample>,
 }
 
@@ -44,6 +43,8 @@ pub(crate) struct Switchboard {
     slots: Vec<(Peer, [usize; 1])>,
     /// Lanes that wait for steps.
     followers: Vec<usize>,
+    /// By micro-batch and attention device, the last step that was told of: what comes again or late is none.
+    told: Mutex<Vec<Option<u64>>>,
 }
 
 impl Switchboard {
@@ -65,7 +66,19 @@ impl Switchboard {
             coordinator,
             slots: slots.iter().map(|slot| (slot.peer, [lane(slot.key.to)])).collect(),
             followers,
+            told: Mutex::new(vec![None; bounds.planner.micro_batches * bounds.planner.devices]),
         }
+    }
+
+    /// Whether nobody has told of `step` or a later one of a micro-batch on an attention device.
+    fn is_news(&self, micro_batch: usize, device: usize, step: u64) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = &mut told[micro_batch * self.bounds.planner.devices + device];
+        let news = last.is_none_or(|last| step > last);
+        if news {
+            *last = Some(step);
+        }
+        news
     }
 
     fn now_ns(&self) -> u64 {
@@ -84,9 +97,10 @@ impl Switchboard {
             }
             Event::Message { peer, bytes } => match Message::decode(&bytes, &self.bounds) {
                 Ok(message) => self.hear(peer, message),
-                Err(error) => self.hears.fails(EngineError::HostFailed {
+                // Who says one such thing is believed nothing.
+                Err(error) => self.hears.fails(EngineError::HostLost {
                     host: self.name(peer),
-                    message: format!("it said something that makes no sense: {error}"),
+                    why: format!("it said something that makes no sense: {error}"),
                 }),
             },
             Event::Done { peer } => self.done(peer),
@@ -98,13 +112,20 @@ impl Switchboard {
 
     fn hear(&self, peer: Peer, message: Message) {
         match message {
-            Message::Planned { micro_batch, step, device, batch } => {
-                self.hears.planned(micro_batch, device, batch);
+            Message::Planned { micro_batch, step, device, batch } if self.is_news(micro_batch, device, step) => {
+                if !self.hears.planned(peer, micro_batch, device, batch) {
+                    return;
+                }
                 let signal = self.signals.planned(micro_batch);
                 self.sync.complete(signal, step.wrapping_add(1), self.now_ns(), &self.followers);
             }
-            Message::StepEnded { micro_batch, cycle, next, samples } => {
-                self.hears.step_ended(StepEnded { micro_batch, cycle, next, samples });
+            Message::StepEnded { micro_batch, device, cycle, next, samples }
+                if self.is_news(micro_batch, device, next) =>
+            {
+                self.hears.step_ended(peer, StepEnded { end: StepEnd { micro_batch, device, cycle, next }, samples });
+            }
+            Message::Planned { .. } | Message::StepEnded { .. } => {
+                tracing::debug!(host = self.name(peer), "what it told of a step came again, or late, and was dropped");
             }
             Message::Finish { cycle } => self.sync.finish_after(cycle),
             Message::Failed { reason, lost } => {
@@ -115,7 +136,7 @@ impl Switchboard {
                 });
             }
             // The epoch has begun already.
-            Message::Ready | Message::Go => {}
+            Message::Epoch { .. } | Message::Ready { .. } | Message::Go => {}
         }
     }
 

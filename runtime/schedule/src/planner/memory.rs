@@ -107,7 +107,12 @@ impl StepPlanner {
     }
 
     fn preempt_now(&mut self, index: usize) {
-        let mut sequence = self.take_back(index);
+        let sequence = self.take_back(index);
+        self.queue_again(sequence);
+    }
+
+    /// A sequence that has lost its place waits for another one.
+    pub(super) fn queue_again(&mut self, mut sequence: Sequence) {
         sequence.preempted_at = Some(sequence.generated.len());
         self.preemptions += 1;
         self.level_for = 0;
@@ -242,7 +247,7 @@ impl StepPlanner {
             // oldest.
             let others = if oldest { 0 } else { self.rooms.wanted[*device] + usize::from(pages < next.final_pages) };
             let (_, held) = self.prefix_of_next(*device);
-            !state.free_slots.is_empty() && state.pages.free() + held >= pages + others
+            !state.away && !state.free_slots.is_empty() && state.pages.free() + held >= pages + others
         };
         let candidates = self.rooms.order.iter().copied().filter(fits);
         let mut places = candidates.filter_map(|device| Some((device, self.cheapest(device, planned_now)?)));
@@ -270,8 +275,11 @@ impl StepPlanner {
             // It has begun to leave: whoever went there went for this.
             Some(way) => way.device,
             None => {
+                let there: Vec<usize> = (0..devices).filter(|device| !self.devices[*device].away).collect();
                 let leavers = |device: &usize| self.in_the_way(*device, pages).len();
-                (0..devices).min_by_key(leavers).expect("there is a device")
+                // With all of them away nobody runs who could leave.
+                let Some(device) = there.into_iter().min_by_key(leavers) else { return false };
+                device
             }
         };
         self.way = Some(Way { arrival, device, pages });
@@ -348,6 +356,7 @@ impl StepPlanner {
             claim: 0,
             leaving: Leaving::No,
             ended: false,
+            told: false,
         };
         self.running.insert(place, running);
         self.level_for = 0;

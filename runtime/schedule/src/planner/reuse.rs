@@ -53,6 +53,14 @@ impl Reuse {
         self.hits += found as u64;
     }
 
+    /// A device has nothing any more of what it had, and `lost` have queued again.
+    pub(super) fn forget(&mut self, device: usize, lost: &[Running]) {
+        self.found[device] = Found::default();
+        // Wherever they go next, they have not read there what they had read.
+        let is_lost = |arrival: &u64| lost.iter().any(|running| running.sequence.arrival == *arrival);
+        self.reads.iter_mut().for_each(|reads| reads.retain(|arrival| !is_lost(arrival)));
+    }
+
     pub(super) fn found(&self, device: usize) -> &[u32] {
         &self.found[device].pages
     }

@@ -70,6 +70,8 @@ pub(super) struct Running {
     pub(super) leaving: Leaving,
     /// Finished or cancelled: it only waits for its pages to be taken back.
     pub(super) ended: bool,
+    /// Its device knows the token that was sampled last.
+    pub(super) told: bool,
 }
 
 impl Running {
@@ -106,8 +108,9 @@ impl Running {
     /// Appends its decode row.
     pub(super) fn push_decode(&mut self, batch: &mut DeviceBatch) {
         let first_position = self.context() - 1;
-        batch.token_ids.push(0);
-        self.push_group(batch, 1, first_position, GroupInput::LastSampled, true);
+        batch.token_ids.push(self.sequence.generated.last().copied().unwrap_or(0));
+        let input = if self.told { GroupInput::LastSampled } else { GroupInput::Given };
+        self.push_group(batch, 1, first_position, input, true);
     }
 
     /// Appends the next `rows` rows of its prefill.
@@ -137,6 +140,7 @@ impl Running {
         let token_index = self.planned as u64;
         let sample = SampleSpec { token_index, params: request.sampling, detail: request.detail };
         self.planned += usize::from(samples);
+        self.told |= samples;
         let first_page = batch.pages.len();
         batch.pages.extend_from_slice(&self.pages);
         batch.groups.push(RowGroup {

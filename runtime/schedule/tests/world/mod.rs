@@ -102,6 +102,36 @@ impl World {
         self.planner.preempt(id)
     }
 
+    /// A device loses all that was in it, rows in flight included; `away`: it is gone itself.
+    pub fn lose(&mut self, device: usize, away: bool) {
+        self.planner.lost_device(device, away);
+        self.batches.iter_mut().for_each(|batches| batches[device].clear());
+        self.memory[device].fill(None);
+        self.begin_epoch();
+    }
+
+    /// Devices keep KV and forget what they sampled last; the steps in flight begin anew.
+    pub fn begin_epoch(&mut self) {
+        self.planner.forget_last_tokens();
+        self.last_tokens.iter_mut().for_each(|slots| slots.fill(u32::MAX));
+        self.batches.iter_mut().flatten().for_each(DeviceBatch::give_tokens);
+        for batch in self.batches.iter().flatten() {
+            for group in batch.groups.iter().filter(|group| self.seen.contains_key(&group.sequence)) {
+                for (row, position) in group.row_range().zip(group.first_position..) {
+                    assert_eq!(batch.token_ids[row], self.expected(group.sequence, position), "what is done again");
+                }
+            }
+        }
+    }
+
+    /// The token of a sequence at a position.
+    fn expected(&self, id: u64, position: usize) -> u32 {
+        match position.checked_sub(self.seen[&id].prompt) {
+            Some(index) => self.token(id, index as u64),
+            None => prompt_token(id, position),
+        }
+    }
+
     /// Steps of the micro-batches in turn.
     pub fn steps(&mut self, count: usize) {
         (0..count).for_each(|_| self.step(self.calls % self.config.micro_batches));
@@ -177,7 +207,11 @@ impl World {
             assert!(batch.rows <= self.config.rows_per_device, "rows of a device");
             assert_eq!(batch.rows, batch.groups.iter().map(|group| group.rows).sum::<usize>());
             assert_eq!(batch.token_ids.len(), batch.rows);
-            let given = |group: &&RowGroup| group.input == GroupInput::Given;
+            // A row that is sampled from and has all behind it is none of a prompt, even if it is given.
+            let given = |group: &&RowGroup| {
+                group.input == GroupInput::Given
+                    && (group.rows > 1 || group.first_position < self.seen[&group.sequence].prompt)
+            };
             let prefill: usize = batch.groups.iter().filter(given).map(|group| group.rows).sum();
             let decodes = batch.groups.iter().any(|group| group.input == GroupInput::LastSampled);
             assert!(!decodes || prefill <= self.config.prefill_chunk, "decoding keeps its pace");
@@ -198,16 +232,12 @@ impl World {
         if let Some(sample) = &group.sample {
             assert_eq!(sample.token_index as usize, seen.tokens);
         }
-        let expected = |position: usize| match position.checked_sub(seen.prompt) {
-            Some(index) => self.token(id, index as u64),
-            None => prompt_token(id, position),
-        };
         for (row, position) in group.row_range().zip(group.first_position..) {
             let token = match group.input {
                 GroupInput::Given => batch.token_ids[row],
                 GroupInput::LastSampled => self.last_tokens[device][group.slot],
             };
-            assert_eq!(token, expected(position), "sequence {id}, position {position}");
+            assert_eq!(token, self.expected(id, position), "sequence {id}, position {position}");
         }
         let pages = &batch.pages[group.pages.clone()];
         let cell = |p: usize| {
