@@ -13,15 +13,18 @@ use crate::simd::{Kernel, LANES, Simd};
 /// first-level cache.
 const BLOCK: usize = 1024;
 
-/// Columns of a panel: widened, with the 1,024 inputs of a block 192 KiB, which a second-level cache keeps beside a few
-/// rows of activations. A multiple of every tile's columns.
+/// Columns of a panel, over whose blocks of 1,024 inputs the rows pass: as stored at most 192 KiB, which a second-level cache keeps
+/// beside some rows of activations. A multiple of every tile's columns.
 const PANEL_COLUMNS: usize = 48;
 
-/// Numbers from one row of a panel to the next: a line more than a block, so that rows do not share cache sets.
-const PANEL_STRIDE: usize = BLOCK + LANES;
+/// Columns that are widened at a time: a block of them is 24 KiB, which a first-level cache keeps beside the rows that pass by.
+const WIDENED_COLUMNS: usize = 6;
+
+/// Numbers from one row of widened weights to the next: a line more than a block, so that rows do not share cache sets.
+const WIDENED_STRIDE: usize = BLOCK + LANES;
 
 thread_local! {
-    static PANEL: RefCell<AlignedBuffer<f32>> = RefCell::default();
+    static WIDENED: RefCell<AlignedBuffer<f32>> = RefCell::default();
 }
 
 /// One thread's share of a product: all rows times `columns` of the output.
@@ -93,16 +96,15 @@ impl Product<'_> {
                 (5, true) => self.narrow::<S, F, 5, 2>(&weights),
                 (6, true) => self.narrow::<S, F, 6, 2>(&weights),
                 (7, true) => self.narrow::<S, F, 7, 2>(&weights),
-                (8, true) => self.narrow::<S, F, 8, 2>(&weights),
-                // From here on a panel is used often enough to pay for widening it once.
-                (..32, false) => self.as_stored::<S, F, 4, 6>(&weights),
-                (_, false) => self.widened::<S, F, 4, 6>(&weights),
-                (_, true) => self.widened::<S, F, 4, 6>(&weights),
+                (8, true) => self.widened::<S, F, 4, 6>(&weights),
+                // Used often enough to pay for widening once.
+                _ => self.widened::<S, F, 4, 6>(&weights),
             }
         }
     }
 
-    /// All rows at once, R of them: weights are widened in registers as they are read.
+    /// All rows at once, R of them: weights are widened in registers as they are read. The rows' block of inputs stays in the
+    /// first-level cache while a panel's columns pass by; one or two rows do so as a whole, and columns are read end to end.
     ///
     /// # Safety
     ///
@@ -110,44 +112,57 @@ impl Product<'_> {
     #[inline(always)]
     unsafe fn narrow<S: Simd, F: Format, const R: usize, const C: usize>(&self, weights: &Weights<'_, F>) {
         debug_assert_eq!(self.rows, R);
-        let mut column = self.columns.start;
-        // SAFETY: columns stay within the range, which lies within the matrix.
-        unsafe {
-            while column + C <= self.columns.end {
-                self.strip::<S, F, R, C>(column, weights);
-                column += C;
-            }
-            while column < self.columns.end {
-                self.strip::<S, F, R, 1>(column, weights);
-                column += 1;
+        let width = self.width::<F>();
+        let panel = if R < 3 || F::SCALED { C } else { PANEL_COLUMNS };
+        for first in self.columns.clone().step_by(panel) {
+            let columns = first..self.columns.end.min(first + panel);
+            for start in (0..width).step_by(BLOCK) {
+                let len = BLOCK.min(width - start);
+                let mut column = columns.start;
+                // SAFETY: columns stay within the range, which lies within the matrix.
+                unsafe {
+                    while column + C <= columns.end {
+                        // What comes next: the same inputs of the next columns, the panel's next inputs, the next panel.
+                        let soon = match (column + 2 * C <= columns.end, start + BLOCK < width) {
+                            _ if panel == C => weights.at(column, start).wrapping_add(C * weights.stride),
+                            (true, _) => weights.at(column + C, start),
+                            (false, true) => weights.at(columns.start, start + BLOCK),
+                            (false, false) => weights.at(columns.start, 0).wrapping_add(panel * weights.stride),
+                        };
+                        self.strip::<S, F, R, C>(column, start, len, soon, weights);
+                        column += C;
+                    }
+                    while column < columns.end {
+                        self.strip::<S, F, R, 1>(column, start, len, weights.at(column, start), weights);
+                        column += 1;
+                    }
+                }
             }
         }
     }
 
-    /// R rows times C columns over the whole width.
+    /// R rows times C columns over a block of inputs, while as many columns of weights from `soon` on are asked for.
     ///
     /// # Safety
     ///
-    /// As `narrow`; `column..column + C` lies within the matrix.
+    /// As `narrow`; `column..column + C` lies within the matrix, and `len` inputs from `start` within its width.
     #[inline(always)]
     unsafe fn strip<S: Simd, F: Format, const R: usize, const C: usize>(
         &self,
         column: usize,
+        start: usize,
+        len: usize,
+        soon: *const F::Element,
         weights: &Weights<'_, F>,
     ) {
-        let width = self.width::<F>();
-        for start in (0..width).step_by(BLOCK) {
-            let len = BLOCK.min(width - start);
-            // SAFETY: the tile reads `len` inputs of R rows of `x` and of C weight rows, all within their buffers,
-            // whose rows are padded to whole vectors.
-            unsafe {
-                let rows = std::array::from_fn(|c| weights.at(column + c, start));
-                let scales = std::array::from_fn(|c| weights.scales_at(column + c, start));
-                // The same inputs of the columns that come next.
-                let ahead = C * weights.stride;
-                let sums = tile::<S, F, R, C, true>(self.x_at(0, start), self.x_stride, rows, scales, len, ahead);
-                self.add(0, column, start, sums);
-            }
+        // SAFETY: the tile reads `len` inputs of R rows of `x` and of C weight rows, all within their buffers, whose rows
+        // are padded to whole vectors.
+        unsafe {
+            let rows = std::array::from_fn(|c| weights.at(column + c, start));
+            let scales = std::array::from_fn(|c| weights.scales_at(column + c, start));
+            let soon: [_; C] = std::array::from_fn(|c| soon.wrapping_add(c * weights.stride));
+            let sums = tile::<S, F, R, C, C, F>(self.x_at(0, start), self.x_stride, rows, scales, len, soon);
+            self.add(0, column, start, sums);
         }
     }
 
@@ -174,36 +189,125 @@ impl Product<'_> {
         }
     }
 
-    /// Many rows, weights that are dear to widen: a panel is widened once to a buffer that the second-level cache
-    /// holds, then used by tiles of R rows and C columns.
+    /// Many rows: a block of some columns is widened once to a buffer that stays in the first-level cache, while the rows of a panel's
+    /// block, which the second-level cache holds, pass by in tiles of R rows and C columns.
     ///
     /// # Safety
     ///
-    /// As `columns`; R is at most 4.
+    /// As `columns`; R is at most 4, and [`WIDENED_COLUMNS`] a multiple of C.
     #[inline(always)]
     unsafe fn widened<S: Simd, F: Format, const R: usize, const C: usize>(&self, weights: &Weights<'_, F>) {
         // Taken out rather than borrowed in a closure: a closure would not be compiled for the instruction set.
-        let mut buffer = PANEL.take();
-        buffer.grow(PANEL_COLUMNS * PANEL_STRIDE);
+        let mut buffer = WIDENED.take();
+        buffer.grow(WIDENED_COLUMNS * WIDENED_STRIDE);
         let width = self.width::<F>();
         for first in self.columns.clone().step_by(PANEL_COLUMNS) {
-            let columns = first..self.columns.end.min(first + PANEL_COLUMNS);
+            let end = self.columns.end.min(first + PANEL_COLUMNS);
             for start in (0..width).step_by(BLOCK) {
                 let len = BLOCK.min(width - start);
-                // SAFETY: the buffer holds PANEL_COLUMNS rows of BLOCK numbers; columns lie within the matrix.
-                unsafe {
-                    for (to, column) in buffer.chunks_exact_mut(PANEL_STRIDE).zip(columns.clone()) {
-                        weights.widen::<S>(column, start, &mut to[..len]);
+                for column in (first..end).step_by(WIDENED_COLUMNS) {
+                    let columns = column..end.min(column + WIDENED_COLUMNS);
+                    // SAFETY: the buffer holds so many rows of BLOCK numbers; columns lie within the matrix.
+                    unsafe {
+                        for (to, column) in buffer.chunks_exact_mut(WIDENED_STRIDE).zip(columns.clone()) {
+                            weights.widen::<S>(column, start, &mut to[..len]);
+                        }
+                        self.widened_rows::<S, F, R, C>(&Widened { weights, buffer: &buffer, columns, start, len });
                     }
-                    let weights =
-                        &Weights::<F32Format> { values: &buffer, stride: PANEL_STRIDE, scales: &[], scale_stride: 0 };
-                    let panel =
-                        Panel { weights, first: 0, first_input: 0, columns: columns.clone(), start, len, ahead: 0 };
-                    self.panel_rows::<S, F32Format, R, C>(&panel);
                 }
             }
         }
-        PANEL.set(buffer);
+        WIDENED.set(buffer);
+    }
+
+    /// All rows times the columns of a block. Meanwhile the same inputs of the columns that come next are asked for, a few by each
+    /// tile, so that memory and arithmetic work at once.
+    ///
+    /// # Safety
+    ///
+    /// As `widened`; the columns lie within the matrix.
+    #[inline(always)]
+    unsafe fn widened_rows<S: Simd, F: Format, const R: usize, const C: usize>(&self, block: &Widened<'_, F>) {
+        let (columns, mut row, mut asked) = (block.columns.len(), 0, 0);
+        let tiles = self.rows / R * (columns / C);
+        let each = if tiles == 0 { 0 } else { WIDENED_COLUMNS.div_ceil(tiles) };
+        // SAFETY: rows stay below `self.rows`, columns within the block; the rest is passed on.
+        unsafe {
+            while row + R <= self.rows {
+                let mut index = 0;
+                while index + C <= columns {
+                    match if asked < WIDENED_COLUMNS { each } else { 0 } {
+                        1 => self.widened_tile::<S, F, R, C, 1>(block, row, index, asked),
+                        2 => self.widened_tile::<S, F, R, C, 2>(block, row, index, asked),
+                        3 => self.widened_tile::<S, F, R, C, 3>(block, row, index, asked),
+                        _ => self.widened_tile::<S, F, R, C, 0>(block, row, index, asked),
+                    }
+                    asked += each;
+                    index += C;
+                }
+                while index < columns {
+                    self.widened_tile::<S, F, R, 1, 0>(block, row, index, 0);
+                    index += 1;
+                }
+                row += R;
+            }
+            match self.rows - row {
+                0 => {}
+                1 => self.widened_rest::<S, F, 1, C>(block, row),
+                2 => self.widened_rest::<S, F, 2, C>(block, row),
+                _ => self.widened_rest::<S, F, 3, C>(block, row),
+            }
+        }
+    }
+
+    /// The last R rows times the columns of a block.
+    ///
+    /// # Safety
+    ///
+    /// As `widened_rows`; `row + R` is `self.rows`.
+    #[inline(always)]
+    unsafe fn widened_rest<S: Simd, F: Format, const R: usize, const C: usize>(
+        &self,
+        block: &Widened<'_, F>,
+        row: usize,
+    ) {
+        let mut index = 0;
+        // SAFETY: columns stay within the block.
+        unsafe {
+            while index + C <= block.columns.len() {
+                self.widened_tile::<S, F, R, C, 0>(block, row, index, 0);
+                index += C;
+            }
+            while index < block.columns.len() {
+                self.widened_tile::<S, F, R, 1, 0>(block, row, index, 0);
+                index += 1;
+            }
+        }
+    }
+
+    /// R rows times C columns of a block from its column `index`; A of the columns behind the block are asked for, from `asked` on.
+    ///
+    /// # Safety
+    ///
+    /// As `widened_rows`; `row + R` is at most `self.rows`, `index + C` at most the block's columns.
+    #[inline(always)]
+    unsafe fn widened_tile<S: Simd, F: Format, const R: usize, const C: usize, const A: usize>(
+        &self,
+        block: &Widened<'_, F>,
+        row: usize,
+        index: usize,
+        asked: usize,
+    ) {
+        let columns = std::array::from_fn(|c| block.buffer[(index + c) * WIDENED_STRIDE..].as_ptr());
+        let (here, stride) = (block.weights.at(block.columns.start, block.start), block.weights.stride);
+        let soon = std::array::from_fn(|a| here.wrapping_add((WIDENED_COLUMNS + asked + a) * stride));
+        let x = self.x_at(row, block.start);
+        // SAFETY: the caller's promise; a format without scales reads none.
+        unsafe {
+            let scales = [std::ptr::null(); C];
+            let sums = tile::<S, F32Format, R, C, A, F>(x, self.x_stride, columns, scales, block.len, soon);
+            self.add(row, block.columns.start + index, block.start, sums);
+        }
     }
 
     /// All rows times the columns of a panel, over one block of inputs.
@@ -270,9 +374,10 @@ impl Product<'_> {
             let x = self.x_at(row, panel.start);
             // Asked for once, by the first rows.
             let sums = if row == 0 && panel.ahead > 0 {
-                tile::<S, F, R, C, true>(x, self.x_stride, rows, scales, panel.len, panel.ahead)
+                let soon = rows.map(|row| row.wrapping_add(panel.ahead));
+                tile::<S, F, R, C, C, F>(x, self.x_stride, rows, scales, panel.len, soon)
             } else {
-                tile::<S, F, R, C, false>(x, self.x_stride, rows, scales, panel.len, 0)
+                tile::<S, F, R, C, 0, F>(x, self.x_stride, rows, scales, panel.len, [])
             };
             self.add(row, panel.columns.start + index, panel.start, sums);
         }
@@ -308,6 +413,18 @@ impl Product<'_> {
     }
 }
 
+/// One block of inputs of some columns, widened.
+struct Widened<'a, F: Format> {
+    weights: &'a Weights<'a, F>,
+    /// A row for each column, [`WIDENED_STRIDE`] apart.
+    buffer: &'a [f32],
+    /// At most [`WIDENED_COLUMNS`].
+    columns: Range<usize>,
+    /// Inputs from `start`, `len` of them.
+    start: usize,
+    len: usize,
+}
+
 /// One block of inputs of some columns, and where its weights are.
 struct Panel<'a, F: Format> {
     weights: &'a Weights<'a, F>,
@@ -323,22 +440,22 @@ struct Panel<'a, F: Format> {
     ahead: usize,
 }
 
-/// One block of the sums of R rows of activations with C rows of weights. `ahead` elements after each weight lies one that is
-/// needed later, and asked for if `AHEAD`. Weights that come from memory need that, with one row as well: a tenth faster there. A
-/// panel that is read again does not, and the asking alone would cost a fifth.
+/// One block of the sums of R rows of activations with C rows of weights, of which A rows of weights as stored (`len` from each of
+/// `soon`) are asked for meanwhile: they are needed soon. Weights that come from memory need that, with one row as well: a tenth
+/// faster there. Asking for what is near by already would cost a fifth.
 ///
 /// # Safety
 ///
 /// `x` is valid for R rows of `len` at `x_stride`, each of `weights` for `len` (a multiple of 16), and each of
 /// `scales` for one scale per 128 of them if the format has scales. The machine has the set of `S`.
 #[inline(always)]
-unsafe fn tile<S: Simd, F: Format, const R: usize, const C: usize, const AHEAD: bool>(
+unsafe fn tile<S: Simd, F: Format, const R: usize, const C: usize, const A: usize, N: Format>(
     x: *const f32,
     x_stride: usize,
     weights: [*const F::Element; C],
     scales: [*const f32; C],
     len: usize,
-    ahead: usize,
+    soon: [*const N::Element; A],
 ) -> [[f32; C]; R] {
     // SAFETY: the caller's promise covers every index below `len`.
     unsafe {
@@ -348,9 +465,9 @@ unsafe fn tile<S: Simd, F: Format, const R: usize, const C: usize, const AHEAD: 
                 let mut w = [S::splat(0.0); C];
                 for (w, weights) in w.iter_mut().zip(weights) {
                     *w = F::load::<S>(weights.add(k));
-                    if AHEAD {
-                        S::prefetch(weights.wrapping_add(k + ahead));
-                    }
+                }
+                for soon in soon {
+                    S::prefetch(soon.wrapping_add(k));
                 }
                 step::<S, R, C>(x.add(k), x_stride, w, &mut sums);
             }
@@ -367,7 +484,9 @@ unsafe fn tile<S: Simd, F: Format, const R: usize, const C: usize, const AHEAD: 
                     let mut codes = [[S::splat(0.0); 4]; C];
                     for (codes, weights) in codes.iter_mut().zip(weights) {
                         *codes = F::load_64::<S>(weights.add(k));
-                        S::prefetch(weights.wrapping_add(k + ahead));
+                    }
+                    for soon in soon {
+                        S::prefetch(soon.wrapping_add(k));
                     }
                     for vector in 0..4 {
                         let mut w = scale;
