@@ -94,6 +94,21 @@ fn an_ffn_host_that_dies_and_comes_back_changes_no_token() {
     survives(2, false);
 }
 
+/// Whoever coordinates has no attention device, and the only host that has one dies.
+#[test]
+fn without_any_attention_host_a_run_waits_for_one() {
+    let deployment = Deployment::new(1, 2, Divided::Replicas);
+    let mut workers = vec![deployment.worker("a0"), deployment.worker("f1")];
+    let run = in_the_middle(&deployment, "across", &workers, &["--host", "f0"]);
+    workers[0].kill();
+    let said = run.says("host `a0` is lost");
+    assert!(said.contains("the run waits for it"), "{said}");
+    run.says("waiting for host `a0`");
+    workers[0] = deployment.worker("a0");
+    run.good_end();
+    deployment.assert_same("alone", "across");
+}
+
 #[test]
 fn a_host_that_stays_away_ends_the_run_with_its_name() {
     let deployment = Deployment::new(1, 1, Divided::Replicas);

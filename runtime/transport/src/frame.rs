@@ -6,7 +6,7 @@
 //! | 1 | 1: the rows' experts are with them |
 //! | 2 | leg |
 //! | 3 | 0 |
-//! | 4–7 | bytes that follow |
+//! | 4–7 | bytes that follow; of rows and messages the last 8 are the check sum of the header and all before them |
 //! | 8–15 | edge, micro-batch, from, to: 16 bits each |
 //! | 16–23 | step |
 //! | 24–27 | layer |
@@ -38,6 +38,9 @@ pub enum FrameError {
         /// Bytes announced.
         bytes: u32,
     },
+    /// What came is not what was sent.
+    #[error("what came has another check sum than what was sent")]
+    Garbled,
     /// A message that is too long, or a sign of life with a message.
     #[error("a frame of {0} bytes")]
     TooLong(u32),
@@ -52,12 +55,12 @@ pub enum Frame {
         key: SlotKey,
         /// What is in it.
         stamp: Stamp,
-        /// How many bytes.
+        /// How many bytes, check sum included.
         bytes: u32,
     },
     /// A message.
     Message {
-        /// How many bytes.
+        /// How many bytes, check sum included.
         bytes: u32,
     },
     /// Nothing: the peer lives.

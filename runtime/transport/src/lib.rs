@@ -5,6 +5,7 @@
 //! nothing and retries nothing: whatever goes wrong with a peer is told once, as [`Event::Down`], and the peer is gone for the rest of
 //! the membership epoch.
 
+pub mod checksum;
 pub mod codec;
 pub mod doorman;
 pub mod frame;

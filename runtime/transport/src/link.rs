@@ -4,6 +4,7 @@
 //! life whenever it had nothing else to send for [`PULSE`]. [`DEADLINE`] is the last resort: whoever waits for rows knows sooner that a
 //! peer is silent when it should not be.
 
+use crate::checksum::{CHECK_BYTES, Checksum};
 use crate::frame::{Frame, FrameError, HEADER_BYTES};
 use crate::transport::{Peer, Registration, Stamp, TransportError};
 use std::collections::VecDeque;
@@ -244,8 +245,9 @@ fn write_all(outbound: &Outbound, stream: &TcpStream, slots: &Slots) -> Result<(
         let written = match item {
             None => out.write_all(&Frame::Ping.encode()),
             Some(Item::Message(message)) => {
-                let header = Frame::Message { bytes: message.len() as u32 }.encode();
-                write_parts(stream, &mut [IoSlice::new(&header), IoSlice::new(&message)])
+                let header = Frame::Message { bytes: (message.len() + CHECK_BYTES) as u32 }.encode();
+                let check = Checksum::of(&[&header, &message]);
+                write_parts(stream, &mut [&header[..], &message, &check].map(IoSlice::new))
             }
             Some(Item::Done) => {
                 // What was queued before is out; the peer may go on talking.
@@ -283,10 +285,11 @@ fn write_rows(stream: &TcpStream, slots: &Slots, slot: usize, stamp: Stamp) -> i
         return Err(io::Error::other("rows were posted before their slot was registered"));
     };
     let lengths = registration.memory.lengths(&stamp).unwrap_or_default();
-    let bytes = lengths.iter().sum::<usize>() as u32;
+    let bytes = (lengths.iter().sum::<usize>() + CHECK_BYTES) as u32;
     let header = Frame::Rows { key: registration.key, stamp, bytes }.encode();
     registration.memory.read(&stamp, &mut |[rows, ids, weights]| {
-        let mut parts = [&header[..], rows, ids, weights].map(IoSlice::new);
+        let check = Checksum::of(&[&header, rows, ids, weights]);
+        let mut parts = [&header[..], rows, ids, weights, &check].map(IoSlice::new);
         write_parts(stream, &mut parts)
     })
 }

@@ -3,6 +3,7 @@
 //! A thread a peer reads, straight into the slots, and one writes. No runtime: with a handful of peers, threads that block are
 //! woken by the system as soon as an event loop's would be, without the hop from the loop's thread to the lane that waits.
 
+use crate::checksum::{CHECK_BYTES, Checksum};
 use crate::frame::{Frame, FrameError};
 use crate::link::{Link, ReadError, Slots};
 use crate::transport::{
@@ -61,15 +62,19 @@ impl Tcp {
             Frame::Message { bytes } => {
                 // Taken as they come: a length alone reserves nothing.
                 let mut message = Vec::new();
-                from.take(u64::from(bytes)).read_to_end(&mut message)?;
-                if message.len() < bytes as usize {
+                let Some(length) = (bytes as usize).checked_sub(CHECK_BYTES) else {
+                    return Err(FrameError::Garbled.into());
+                };
+                from.take(length as u64).read_to_end(&mut message)?;
+                if message.len() < length {
                     return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
                 }
+                check(from, Checksum::of(&[&frame.encode(), &message]))?;
                 Ok(Some(Event::Message { peer, bytes: message }))
             }
             Frame::Rows { key, stamp, bytes } => {
                 let (slot, registration) = self.slot(peer, key).ok_or(FrameError::Slot(key))?;
-                let right = |lengths: &[usize; PARTS]| lengths.iter().sum::<usize>() == bytes as usize;
+                let right = |lengths: &[usize; PARTS]| lengths.iter().sum::<usize>() + CHECK_BYTES == bytes as usize;
                 if registration.memory.lengths(&stamp).filter(right).is_none() {
                     return Err(FrameError::Length { key, rows: stamp.rows, bytes }.into());
                 }
@@ -77,7 +82,7 @@ impl Tcp {
                     tracing::debug!(peer, ?key, ?stamp, "rows came again, or late, and were dropped");
                     return drop_bytes(bytes, from).map(|()| None);
                 }
-                fill(registration, &stamp, from)?;
+                fill(registration, &frame, &stamp, from)?;
                 Ok(Some(Event::Arrived { slot, stamp }))
             }
         }
@@ -102,16 +107,32 @@ fn drop_bytes(bytes: u32, from: &mut dyn Read) -> Result<(), ReadError> {
 }
 
 /// Reads rows into their slot, which has room for them.
-fn fill(registration: &Registration, stamp: &Stamp, from: &mut dyn Read) -> Result<(), ReadError> {
+fn fill(registration: &Registration, frame: &Frame, stamp: &Stamp, from: &mut dyn Read) -> Result<(), ReadError> {
+    let mut sum = Checksum::default();
+    sum.add(&frame.encode());
     let mut began = false;
     let written = registration.memory.write(stamp, &mut |parts| {
         began = true;
-        parts.into_iter().try_for_each(|part| from.read_exact(part))
+        parts.into_iter().try_for_each(|part| {
+            from.read_exact(part)?;
+            sum.add(part);
+            Ok(())
+        })
     });
     match written {
         Err(error) if !began && error.kind() == io::ErrorKind::WouldBlock => Err(ReadError::SlotBusy),
-        written => Ok(written?),
+        written => {
+            written?;
+            check(from, sum.finish())
+        }
     }
+}
+
+/// Holds a sum against the one that was sent.
+fn check(from: &mut dyn Read, sum: [u8; CHECK_BYTES]) -> Result<(), ReadError> {
+    let mut sent = [0; CHECK_BYTES];
+    from.read_exact(&mut sent)?;
+    if sent == sum { Ok(()) } else { Err(FrameError::Garbled.into()) }
 }
 
 impl Transport for Tcp {

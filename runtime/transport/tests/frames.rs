@@ -6,7 +6,7 @@ use rally_transport::link::DEADLINE;
 use rally_transport::tcp::Tcp;
 use rally_transport::transport::PARTS;
 use rally_transport::{Direction, Event, Polled, Registration, SlotKey, SlotMemory, Stamp, Transport, TransportError};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -162,10 +162,48 @@ fn frames_that_cannot_be_end_the_connection_and_say_why() {
     let mut long = Frame::Message { bytes: 1 }.encode();
     long[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
     ends_with(&long, &bad(FrameError::TooLong(u32::MAX)));
+    ends_with(&rows(key(1), 2, 24), &bad(FrameError::Length { key: key(1), rows: 2, bytes: 24 }));
+    ends_with(&Frame::Message { bytes: 7 }.encode(), &bad(FrameError::Garbled));
     // In the middle of a header, of rows, of a message.
-    ends_with(&rows(key(1), 2, 24)[..9], &TransportError::Closed);
-    ends_with(&rows(key(1), 2, 24), &TransportError::Closed);
+    ends_with(&rows(key(1), 2, 32)[..9], &TransportError::Closed);
+    ends_with(&rows(key(1), 2, 32), &TransportError::Closed);
     ends_with(&[&Frame::Message { bytes: 100 }.encode()[..], &[1; 99]].concat(), &TransportError::Closed);
+}
+
+/// One bit of anything that is sent, turned over on the way: it is noticed, and ends the connection.
+#[test]
+fn what_is_garbled_on_its_way_is_recognised() {
+    let sent = |garble: Option<usize>| {
+        let ((near, mut wire), (mut onward, far)) = (pair(), pair());
+        let out = Bytes::new(8);
+        out.parts().1.iter_mut().flatten().enumerate().for_each(|(i, byte)| *byte = (i * 7 + 1) as u8);
+        let sender = one(near, Direction::Out, &out);
+        sender.post(0, Stamp { step: 1, layer: 0, rows: 2, routed: true });
+        sender.send(5, b"and then".to_vec());
+        sender.finish();
+        let mut bytes = Vec::new();
+        wire.read_to_end(&mut bytes).expect("it ends");
+        if let Some(bit) = garble {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+        onward.write_all(&bytes).expect("it is taken");
+        drop(onward);
+        let receiver = one(far, Direction::In, &Bytes::new(8));
+        let mut events = vec![next(&receiver)];
+        while !matches!(events.last(), Some(Event::Down { .. } | Event::Done { .. })) {
+            events.push(next(&receiver));
+        }
+        (bytes.len(), events)
+    };
+    let (length, whole) = sent(None);
+    assert_eq!(whole.len(), 3, "rows, a message, and the end");
+    // A turned bit of what says how much follows may also leave the reader waiting for more than will ever come: closed, then.
+    for bit in (0..(length - HEADER_BYTES) * 8).step_by(7) {
+        let (_, events) = sent(Some(bit));
+        assert!(matches!(events.last(), Some(Event::Down { .. })), "bit {bit}: {events:?}");
+        let good = &events[..events.len() - 1];
+        assert_eq!(good, &whole[..good.len()], "bit {bit}: what is told before is what was sent");
+    }
 }
 
 #[test]
@@ -175,7 +213,7 @@ fn a_slot_in_use_is_told() {
     let receiver = one(far, Direction::In, &memory);
     let held = memory.parts();
     let stamp = Stamp { rows: 1, ..Stamp::default() };
-    near.write_all(&Frame::Rows { key: key(1), stamp, bytes: 12 }.encode()).expect("it is taken");
+    near.write_all(&Frame::Rows { key: key(1), stamp, bytes: 20 }.encode()).expect("it is taken");
     assert_eq!(next(&receiver), Event::Down { peer: 5, error: TransportError::SlotBusy });
     drop(held);
 }
