@@ -72,7 +72,7 @@ mod tests {
             garbled[bit / 8] ^= 1 << (bit % 8);
             assert_ne!(Checksum::of(&[&garbled]), whole, "bit {bit}");
         }
-        for cut in 0..bytes.len() {
+        for cut in 1..bytes.len() {
             assert_ne!(Checksum::of(&[&bytes[..cut]]), whole);
             assert_ne!(Checksum::of(&[&bytes[..cut], &bytes[cut..]]), whole);
         }

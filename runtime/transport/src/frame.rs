@@ -101,6 +101,10 @@ impl Frame {
         let u32_at = |at: usize| u32::from(u16_at(at)) | u32::from(u16_at(at + 2)) << 16;
         let [kind, routed, leg, zero, ..] = *header;
         let bytes = u32_at(4);
+        // What only rows have is 0 in all others: nothing of a header goes unread.
+        if kind != 1 && (leg != 0 || header[8..].iter().any(|byte| *byte != 0)) {
+            return Err(FrameError::Kind([kind, routed, leg, zero]));
+        }
         match (kind, routed, zero) {
             (1, 0 | 1, 0) => {
                 let [edge, micro_batch, from, to] = [8, 10, 12, 14].map(u16_at);

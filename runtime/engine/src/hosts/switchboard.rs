@@ -165,3 +165,81 @@ pub(crate) fn spawn_lanes(
     };
     (0..transport.lanes()).map(spawn).collect()
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::toy::{Setup, policy};
+
+    /// Writes down what it hears.
+    #[derive(Default)]
+    struct Notes(Mutex<Vec<String>>);
+
+    impl Notes {
+        fn note(&self, note: String) {
+            self.0.lock().expect("nobody panics with it").push(note);
+        }
+    }
+
+    impl Hears for Notes {
+        fn planned(&self, peer: Peer, micro_batch: usize, device: usize, _: DeviceBatch) -> bool {
+            self.note(format!("{peer} planned {micro_batch} on {device}"));
+            true
+        }
+
+        fn step_ended(&self, peer: Peer, ended: StepEnded) {
+            let StepEnd { micro_batch, device, next, .. } = ended.end;
+            self.note(format!("{peer} ended {micro_batch} on {device}, {next} follows"));
+        }
+
+        fn fails(&self, error: EngineError) {
+            self.note(error.to_string());
+        }
+    }
+
+    #[test]
+    fn what_is_told_twice_or_late_is_heard_once_and_nonsense_loses_the_host() {
+        let parts = Setup { attention: 2, ..Setup::simple(policy(false), 2) }.parts();
+        let notes = Arc::new(Notes::default());
+        let bounds = Bounds { planner: parts.planner, vocab: 16 };
+        let signals = Arc::new(Signals::new(&parts.plan, parts.graph.layers, 0));
+        let sync = Arc::new(LaneSync::new(signals.counters(), 1, false));
+        let mut switchboard = Switchboard::new(
+            (&parts.plan, &parts.graph),
+            (Arc::clone(&sync), Arc::clone(&signals), RunClock::start()),
+            (&[], 0, vec![0]),
+            bounds,
+            Arc::clone(&notes) as Arc<dyn Hears>,
+        );
+        switchboard.names = vec!["a0".into(), "a1".into()];
+        let say = |message: &Message| switchboard.take(Event::Message { peer: 1, bytes: message.encode() });
+        let ended = |micro_batch, device, next| Message::StepEnded {
+            micro_batch,
+            device,
+            cycle: next,
+            next,
+            samples: Vec::new(),
+        };
+        // Again, before what came before it, on another device, of another micro-batch.
+        let ends = [(0, 1, 0), (0, 1, 0), (0, 1, 2), (0, 1, 1), (0, 0, 1), (1, 1, 0), (0, 1, 2), (0, 1, 3)];
+        ends.into_iter().for_each(|(micro_batch, device, next)| say(&ended(micro_batch, device, next)));
+        for step in [4, 4, 3, 5] {
+            say(&Message::Planned { micro_batch: 1, step, device: 0, batch: DeviceBatch::default() });
+        }
+        assert!(sync.reached(signals.planned(1), 6) && !sync.reached(signals.planned(1), 7));
+        switchboard.take(Event::Message { peer: 1, bytes: vec![4, 9, 9] });
+        let heard = [
+            "1 ended 0 on 1, 0 follows",
+            "1 ended 0 on 1, 2 follows",
+            "1 ended 0 on 0, 1 follows",
+            "1 ended 1 on 1, 0 follows",
+            "1 ended 0 on 1, 3 follows",
+            "1 planned 1 on 0",
+            "1 planned 1 on 0",
+        ];
+        let notes = notes.0.lock().expect("nobody panics with it");
+        assert_eq!(notes[..heard.len()], heard);
+        assert_eq!(notes.len(), heard.len() + 1);
+        assert!(notes[heard.len()].contains("host `a1` is lost: it said something that makes no sense"), "{notes:?}");
+    }
+}
