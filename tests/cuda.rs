@@ -91,6 +91,26 @@ fn a_replayed_step_has_the_bits_of_an_eager_one() {
     }
 }
 
+/// These kernels give a row the same bits in any chunk and company, as those of CPUs do: who shares pages has the bits of who reads.
+#[test]
+fn sequences_on_cuda_share_pages() {
+    let folder = repository("tests/golden/step3-m");
+    let shape = load_model_shape(&folder).expect("the model's configuration is in order");
+    let common: Vec<u32> = (0..14).map(|i| i * 31 % 1003).collect();
+    let asks: Vec<Ask> = (0..4).map(|i| Ask::greedy(&[&common[..], &[i, 7, i]].concat(), 6)).collect();
+    for kv in ["f32", "bf16", "fp8_e4m3"] {
+        let spec = on_cuda(&Layout { kv, page_tokens: 4, sequences: 1, ..Layout::default() }, &["a", "f"]);
+        let weights = Checkpoint::open(&folder).expect("the model's weights are there");
+        let options = AssembleOptions { machines: machines(), ..AssembleOptions::default() };
+        let engine = start_with(&spec, &shape, &weights, options);
+        engine.reuse_prefixes();
+        let handle = engine.handle();
+        let shared = answers(engine, &asks);
+        assert_eq!(handle.prefix_queries_and_hits(), (4 * 17, 3 * 12), "{kv}");
+        assert_eq!(bits(&shared), bits(&run(&spec, &folder, &asks, None)), "{kv}");
+    }
+}
+
 /// A span is when the device worked: spans of a lane follow each other and add up, and rows are not received before they were sent.
 #[test]
 fn spans_of_cuda_lanes_are_the_devices() {

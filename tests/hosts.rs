@@ -8,6 +8,7 @@ mod hosts;
 
 use binary::path_text;
 use hosts::{Deployment, Divided, Process};
+use serde_json::json;
 use std::io::Write;
 use std::net::TcpStream;
 use std::process::Command;
@@ -45,6 +46,29 @@ fn three_attention_hosts_and_two_copies_of_the_ffn() {
 #[test]
 fn one_attention_host_and_experts_on_three() {
     as_in_one_process(1, 3, Divided::Experts);
+}
+
+/// Page tables travel with the rows of a step: hosts that attend need know nothing of pages that sequences share.
+#[test]
+fn hosts_share_pages_as_one_process_does() {
+    let deployment = Deployment::new(2, 1, Divided::Replicas);
+    // More than are decoded at once: the later ones find what the others have read.
+    let line = |index: usize| {
+        let prompt: Vec<usize> = (0..40).map(|i| 5 + i * 17).chain([3000 + index, index]).collect();
+        json!({ "id": format!("r{index}"), "prompt_token_ids": prompt, "max_tokens": 6, "ignore_eos": true })
+            .to_string()
+    };
+    let requests = deployment.file("alike.jsonl");
+    let lines: Vec<String> = (0..36).map(line).collect();
+    std::fs::write(&requests, lines.join("\n")).expect("the folder takes files");
+    deployment.run_alone(&requests, "alone");
+    let _workers = deployment.workers();
+    let said = deployment.run(&requests, "shared", &["--prefix-reuse"]).good_end();
+    deployment.assert_same("alone", "shared");
+    let told = said.split(", ").find_map(|part| part.split_once(" tokens of prompts reused"));
+    let (reused, of) = told.and_then(|(told, _)| told.split_once(" of ")).unwrap_or_else(|| panic!("{said}"));
+    // Two of the three pages of a prompt.
+    assert!(reused.parse::<usize>().is_ok_and(|reused| reused >= 8 * 32) && of == "1512", "{said}");
 }
 
 /// Starts a run that is long enough to be disturbed, and returns once its hosts are at it.

@@ -9,7 +9,7 @@ use rally::engine::schedule::greedy::Greedy;
 use rally::engine::schedule::planner::PlannerConfig;
 use rally::engine::schedule::policy::{Custom, PingPong, Policy, Sequential};
 use rally::engine::schedule::span::LaneReport;
-use rally::engine::schedule::virtual_lanes::{Arrival, VirtualReport, VirtualRun, VirtualTask};
+use rally::engine::schedule::virtual_lanes::{Arrival, VirtualOptions, VirtualReport, VirtualRun, VirtualTask};
 use rally::engine::stage::{Sample, Stage, StageError, TaskContext};
 use rally::engine::{DeviceParts, Engine, EngineParts, RunEvent, RunReport, Widths};
 use rally::graph::kinds::{KindRegistry, Role};
@@ -219,9 +219,16 @@ fn request(id: u64, prompt: usize, tokens: usize) -> SequenceRequest {
     }
 }
 
-fn on_real_lanes(parts: EngineParts, requests: Vec<SequenceRequest>) -> (RunReport, BTreeMap<u64, Vec<u32>>) {
+fn on_real_lanes(
+    parts: EngineParts,
+    requests: Vec<SequenceRequest>,
+    reuse: bool,
+) -> (RunReport, BTreeMap<u64, Vec<u32>>) {
     let mut tokens: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
     let engine = Engine::start(parts).expect("threads can be had");
+    if reuse {
+        engine.reuse_prefixes();
+    }
     let report = engine.run_to_end(requests, |event| {
         if let RunEvent::Token(report) = event {
             tokens.entry(report.sample.sequence).or_default().push(report.sample.token);
@@ -230,7 +237,7 @@ fn on_real_lanes(parts: EngineParts, requests: Vec<SequenceRequest>) -> (RunRepo
     (report.expect("nothing fails here"), tokens)
 }
 
-fn on_virtual_lanes(parts: &EngineParts, requests: Vec<SequenceRequest>) -> VirtualReport {
+fn on_virtual_lanes(parts: &EngineParts, requests: Vec<SequenceRequest>, reuse_prefixes: bool) -> VirtualReport {
     // Any durations give the same order: a lane's list is fixed. These differ by stage, so that lanes do wait.
     let costs =
         |task: &VirtualTask<'_>| 10 + 7 * (task.table.tasks[task.task].stage as u64 % 5) + task.load.rows as u64;
@@ -241,7 +248,9 @@ fn on_virtual_lanes(parts: &EngineParts, requests: Vec<SequenceRequest>) -> Virt
         costs: &costs,
         token: &token,
     };
-    run.run(requests.into_iter().map(|request| Arrival { at_ns: 0, request }).collect()).expect("the requests fit")
+    let arrivals = requests.into_iter().map(|request| Arrival { at_ns: 0, request }).collect();
+    let options = VirtualOptions { reuse_prefixes, ..VirtualOptions::default() };
+    run.run_with(arrivals, options).expect("the requests fit")
 }
 
 /// Position, step and rows of every task that ran.
@@ -255,7 +264,7 @@ proptest! {
     #[test]
     fn real_and_virtual_lanes_do_the_same(
         places in prop_oneof![2 => apart(), 2 => rails(), 1 => together()], policy in 0usize..4, micro_batches in 1usize..6,
-        prefill_chunk in 1usize..6, rows in 1usize..6, sequences in 1usize..9,
+        prefill_chunk in 1usize..6, rows in 1usize..6, sequences in 1usize..9, reuse: bool,
         asked in prop::collection::vec((1usize..20, 1usize..12), 1..16),
     ) {
         let attention = places.a.iter().sum();
@@ -271,8 +280,8 @@ proptest! {
         let plan = Arc::new(Plan::compile(table, micro_batches, &orders).expect("and make plans"));
         let requests = || asked.iter().enumerate().map(|(id, (prompt, tokens))| request(id as u64, *prompt, *tokens)).collect();
         let parts = setup.parts(graph, plan);
-        let virtual_report = on_virtual_lanes(&parts, requests());
-        let (real, tokens) = on_real_lanes(parts, requests());
+        let virtual_report = on_virtual_lanes(&parts, requests(), reuse);
+        let (real, tokens) = on_real_lanes(parts, requests(), reuse);
         prop_assert_eq!(real.lanes.len(), virtual_report.lanes.len());
         for (real, virtual_lane) in real.lanes.iter().zip(&virtual_report.lanes) {
             prop_assert_eq!(real.dropped_spans, 0);

@@ -10,6 +10,8 @@ mod clients;
 mod http;
 #[path = "serve/limits.rs"]
 mod limits;
+#[path = "serve/reuse.rs"]
+mod reuse;
 #[path = "support/soak.rs"]
 mod soak;
 #[path = "serve/tls.rs"]

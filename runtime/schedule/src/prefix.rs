@@ -319,3 +319,39 @@ impl PrefixIndex {
         page
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A hash only says where to look: with one hash for all, everything is found that is there, and nothing else.
+    #[test]
+    fn beginnings_with_one_hash_are_told_apart() {
+        const HASH: u64 = 7;
+        let tokens: Vec<[u32; 3]> = vec![[1, 2, 3], [1, 2, 4], [3, 2, 1], [0, 0, 0], [1, 2, 3]];
+        let before = [NONE, NONE, NONE, NONE, 1];
+        let part = |page: u32| {
+            let (front, back) = tokens[page as usize].split_at(page as usize % 3);
+            [front, back]
+        };
+        // Whichever of them is evicted, from the beginning, the middle or the end of those with the hash.
+        for order in [[4, 0, 1, 2, 3], [3, 4, 1, 0, 2], [2, 0, 4, 3, 1]] {
+            let mut index = PrefixIndex::new(3);
+            for page in 0..5 {
+                assert_eq!(index.find(HASH, before[page as usize], part(page)), None);
+                index.insert(page, HASH, before[page as usize], part(page));
+            }
+            assert_eq!(index.find(HASH, 0, part(4)), None, "the same tokens behind another page");
+            assert_eq!(index.find(HASH, NONE, [&[], &[1, 2, 5]]), None);
+            order.into_iter().for_each(|page| index.let_go(page));
+            for (gone, page) in order.into_iter().enumerate() {
+                assert_eq!(index.evict(), page);
+                for other in 0..5 {
+                    let there = !order[..=gone].contains(&other);
+                    assert_eq!(index.find(HASH, before[other as usize], part(other)), there.then_some(other));
+                }
+            }
+            assert!(index.first.is_empty() && index.idle == 0);
+        }
+    }
+}

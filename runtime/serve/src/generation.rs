@@ -71,6 +71,7 @@ pub struct Generation {
     pending: Option<Delta>,
     over: bool,
     tokens: usize,
+    cached: usize,
 }
 
 impl Generation {
@@ -84,6 +85,7 @@ impl Generation {
             pending: None,
             over: false,
             tokens: 0,
+            cached: 0,
         }
     }
 
@@ -92,12 +94,18 @@ impl Generation {
         self.tokens
     }
 
+    /// Tokens of its prompt that were cached, known once it has a place.
+    pub fn cached(&self) -> usize {
+        self.cached
+    }
+
     /// Waits until it has a place among those that are decoded.
     ///
     /// # Errors
     /// It gets none.
     pub async fn admitted(&mut self) -> Result<(), ApiError> {
-        self.ticket.admitted().await
+        self.cached = self.ticket.admitted().await?;
+        Ok(())
     }
 
     /// The next piece: one for each token, the last with the reason of the end; `None` behind it.
@@ -135,7 +143,10 @@ impl Generation {
     /// Returns what waited, if it is complete now.
     fn take(&mut self, update: Update) -> Result<Option<Delta>, ApiError> {
         match update {
-            Update::Admitted => Ok(None),
+            Update::Admitted(cached) => {
+                self.cached = cached;
+                Ok(None)
+            }
             Update::Token(report) => {
                 let delta = self.token(report).map_err(failed)?;
                 Ok(self.pending.replace(delta))

@@ -41,12 +41,26 @@ pub struct Usage {
     pub completion_tokens: usize,
     /// Both.
     pub total_tokens: usize,
+    /// More on prompts.
+    pub prompt_tokens_details: PromptDetails,
+}
+
+/// More on the tokens that were read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PromptDetails {
+    /// Of them, those that were not read again: their KV pages were cached.
+    pub cached_tokens: usize,
 }
 
 impl Usage {
-    /// Of `prompt` tokens read and `completion` tokens made.
-    pub fn new(prompt: usize, completion: usize) -> Self {
-        Self { prompt_tokens: prompt, completion_tokens: completion, total_tokens: prompt + completion }
+    /// Of `prompt` tokens read, `cached` of them only the first time, and `completion` tokens made.
+    pub fn new(prompt: usize, cached: usize, completion: usize) -> Self {
+        Self {
+            prompt_tokens: prompt,
+            completion_tokens: completion,
+            total_tokens: prompt + completion,
+            prompt_tokens_details: PromptDetails { cached_tokens: cached },
+        }
     }
 }
 

@@ -181,7 +181,7 @@ impl State {
     pub(super) fn event(&mut self, event: RunEvent) -> Result<(), EngineError> {
         self.meter.event(&event);
         match event {
-            RunEvent::Admitted(id, ..) => self.is_admitted(id),
+            RunEvent::Admitted(id, _, cached) => self.is_admitted(id, cached),
             RunEvent::Token(report) => self.token(report),
             RunEvent::Finished(id, reason, _) => self.finished(id, reason),
             RunEvent::Failed(error) => return Err(error),
@@ -189,14 +189,14 @@ impl State {
         Ok(())
     }
 
-    fn is_admitted(&mut self, id: SequenceId) {
+    fn is_admitted(&mut self, id: SequenceId, cached: usize) {
         self.ahead.remove(&id);
         self.admitted += 1;
         // It may have let in more, had there been more.
         if self.ahead.is_empty() && self.queue.len() > 0 {
             self.window.0 = (self.window.0 * 2).min(self.window.1);
         }
-        self.tell(id, Update::Admitted);
+        self.tell(id, Update::Admitted(cached));
     }
 
     fn token(&mut self, report: TokenReport) {

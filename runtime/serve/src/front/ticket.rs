@@ -12,8 +12,8 @@ use tokio::sync::mpsc::UnboundedReceiver;
 /// What happens to a sequence.
 #[derive(Debug)]
 pub(crate) enum Update {
-    /// It is being decoded.
-    Admitted,
+    /// It is being decoded; so many tokens of its prompt were cached.
+    Admitted(usize),
     /// A token.
     Token(TokenReport),
     /// It has ended; nothing follows.
@@ -34,13 +34,14 @@ impl Ticket {
         Self { id, updates, shared }
     }
 
-    /// Waits until the sequence is decoded.
+    /// Waits until the sequence is decoded. Returns how many tokens of its prompt were cached.
     ///
     /// # Errors
     /// It will not be.
-    pub(crate) async fn admitted(&mut self) -> Result<(), ApiError> {
+    pub(crate) async fn admitted(&mut self) -> Result<usize, ApiError> {
         match self.updates.recv().await {
-            Some(Update::Admitted | Update::Token(_)) => Ok(()),
+            Some(Update::Admitted(cached)) => Ok(cached),
+            Some(Update::Token(_)) => Ok(0),
             Some(Update::Refused(error)) => Err(error),
             Some(Update::Finished(_)) | None => Err(stopping()),
         }

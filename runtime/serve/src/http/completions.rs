@@ -1,9 +1,9 @@
 //! `POST /v1/completions` and `POST /v1/chat/completions`.
 
 use super::prepare::{self, Prepared};
-use super::stream::{EventStream, Told};
+use super::stream::{self, EventStream, Told};
 use super::{App, Model, Peer, Service, body, json_text, unix_seconds};
-use crate::api::answer::{Envelope, Form, Usage};
+use crate::api::answer::{Envelope, Form};
 use crate::api::chat::parse_chat;
 use crate::api::error::ApiError;
 use crate::api::request::{Common, Prompt, parse_completion};
@@ -87,13 +87,13 @@ async fn generate(
     if let Some(mode) = common.stream {
         // Before the status is sent: a request that gets no place is refused with one.
         generations[0].admitted().await?;
-        let told = Told { usage: mode.include_usage, prompt_tokens: prepared.prompt_tokens };
+        let told = Told { usage: mode.include_usage, prompt_tokens: prepared.prompt_tokens, choices: common.n };
         return Ok(EventStream::new(envelope, generations, told).into_response());
     }
     let mut choices = Vec::with_capacity(generations.len());
     for generation in &mut generations {
         choices.push(generation.whole().await?);
     }
-    let made = generations.iter().map(Generation::tokens).sum();
-    Ok(json_text(StatusCode::OK, envelope.whole(&choices, Usage::new(prepared.prompt_tokens, made))))
+    let usage = stream::usage(prepared.prompt_tokens, common.n, generations.iter());
+    Ok(json_text(StatusCode::OK, envelope.whole(&choices, usage)))
 }

@@ -20,6 +20,18 @@ pub(super) struct Told {
     /// The usage, at the end.
     pub(super) usage: bool,
     pub(super) prompt_tokens: usize,
+    /// Of each prompt.
+    pub(super) choices: usize,
+}
+
+/// What was read and made: a prompt is read, or was cached, for its first choice.
+pub(super) fn usage<'a>(
+    prompt_tokens: usize,
+    choices: usize,
+    generations: impl Iterator<Item = &'a Generation> + Clone,
+) -> Usage {
+    let cached = generations.clone().step_by(choices).map(Generation::cached).sum();
+    Usage::new(prompt_tokens, cached, generations.map(Generation::tokens).sum())
 }
 
 /// A response body. Dropped with the connection, it cancels what is under way.
@@ -99,8 +111,9 @@ impl hyper::body::Body for EventStream {
         if this.choices.iter().all(|choice| choice.over) {
             this.done = true;
             if this.told.usage {
-                let made = this.choices.iter().map(|choice| choice.generation.tokens()).sum();
-                event(&mut out, &this.envelope.usage_chunk(Usage::new(this.told.prompt_tokens, made)));
+                let generations = this.choices.iter().map(|choice| &choice.generation);
+                let usage = usage(this.told.prompt_tokens, this.told.choices, generations);
+                event(&mut out, &this.envelope.usage_chunk(usage));
             }
             event(&mut out, "[DONE]");
         }
