@@ -118,21 +118,31 @@ impl Workload {
     /// Whether attention and routed experts of `layout` have times that were measured, wherever the card has any. What was not would be
     /// taken at an efficiency that no kernel of the others reaches, and win by it.
     pub fn knows(&self, on: (&Hardware, &Hardware), layout: &Layout) -> bool {
-        let attends = match self.measured_on(on.0) {
-            None => true,
-            Some(measured) => layout.o_proj <= 1 && measured.attention_s(1.0, 1.0, self.model.kv_dtypes.full).is_some(),
-        };
         let servers = if layout.replicas { 1.0 } else { f64::from(layout.ffn) };
-        attends
-            && self.measured_on(on.1).is_none_or(|measured| {
-                self.model.layers.iter().all(|layers| match layers.ffn {
-                    Ffn::Dense { .. } => true,
-                    Ffn::Moe { experts, expert_width, .. } => {
-                        let (held, width) = held(experts, expert_width, servers, f64::from(layout.devices));
-                        measured.experts_s(held, width, 1.0).is_some()
-                    }
-                })
+        self.knows_attention(on.0, layout.o_proj) && self.knows_experts(on.1, servers, f64::from(layout.devices))
+    }
+
+    /// The same of attention and FFN undivided on `devices` accelerators in whole servers.
+    pub fn knows_undivided(&self, hardware: &Hardware, devices: u32) -> bool {
+        let per_server = hardware.links().devices_per_server.value.min(f64::from(devices));
+        self.knows_attention(hardware, 1) && self.knows_experts(hardware, f64::from(devices) / per_server, per_server)
+    }
+
+    fn knows_attention(&self, hardware: &Hardware, o_proj: u32) -> bool {
+        self.measured_on(hardware)
+            .is_none_or(|measured| o_proj <= 1 && measured.attention_s(1.0, 1.0, self.model.kv_dtypes.full).is_some())
+    }
+
+    fn knows_experts(&self, hardware: &Hardware, servers: f64, tensor: f64) -> bool {
+        self.measured_on(hardware).is_none_or(|measured| {
+            self.model.layers.iter().all(|layers| match layers.ffn {
+                Ffn::Dense { .. } => true,
+                Ffn::Moe { experts, expert_width, .. } => {
+                    let (held, width) = held(experts, expert_width, servers, tensor);
+                    measured.experts_s(held, width, 1.0).is_some()
+                }
             })
+        })
     }
 
     fn measured_on(&self, hardware: &Hardware) -> Option<&'static StageTimes> {

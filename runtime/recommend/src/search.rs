@@ -215,7 +215,9 @@ fn undivided(workload: &Workload, pool: &[Pool], tpot_s: f64) -> Result<Option<(
     let mut best: Option<(usize, Undivided)> = None;
     for (index, Pool { hardware, count }) in pool.iter().enumerate() {
         let server = hardware.links().devices_per_server.value as u32;
-        for devices in (1..=count / server).map(|servers| servers * server) {
+        let whole_servers = (1..=count / server).map(|servers| servers * server);
+        // Measured beside assumed would lose by having been measured.
+        for devices in whole_servers.filter(|devices| workload.knows_undivided(hardware, *devices)) {
             // Doubling and halving would do; the whole range is quick enough and needs no monotony.
             for own in (1..=512).map(f64::from) {
                 let outcome = Undivided::of(workload, hardware, devices, own * f64::from(devices))?;

@@ -161,10 +161,20 @@ fn stage_times_that_were_measured_bound_what_is_recommended() {
             finals.terms
         );
         assert!(best.simulated.tpot_s <= target && best.simulated.tgs() >= two.0, "{:?} {two:?}", best.simulated);
-        // What figures alone would promise is more: the kernels are not at the roofline.
+        // What figures alone would promise is more: the kernels are not at the roofline. Undivided likewise: measured stands beside
+        // measured.
         let figures =
             search(&Workload { measured: false, ..measured.clone() }, &pool, target).expect("specs are whole");
         assert!(figures.best.expect("it holds").outcome.tgs() > best.simulated.tgs());
+        let (known, assumed) = (found.undivided.expect("it holds").1, figures.undivided.expect("it holds").1);
+        println!(
+            "undivided on {}: {:.0} TGS; by figures on {}: {:.0}",
+            known.devices,
+            known.tgs(),
+            assumed.devices,
+            assumed.tgs()
+        );
+        assert!(measured.knows_undivided(&h200, known.devices) && known.tgs() < assumed.tgs());
     }
 }
 
