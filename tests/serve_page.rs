@@ -103,7 +103,8 @@ fn it_is_read_in_light_and_in_dark_and_fits_a_telephone() {
     assert_ne!(grounds[0], grounds[1]);
     let narrow = json!({ "width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": true });
     browser.call("Emulation.setDeviceMetricsOverride", narrow);
-    browser.await_true("document.documentElement.scrollWidth <= 360");
+    let width = browser.number("document.documentElement.scrollWidth");
+    assert!(width <= 360.0, "it is {width} wide");
     is_quiet(&browser, &server);
 }
 

@@ -43,9 +43,10 @@ struct Case {
 }
 
 pub fn run() {
-    println!("cost: {SEQUENCES} streams at once, {PAIRS} pairs");
+    let pairs = crate::size("RALLY_PAIRS", PAIRS);
+    println!("cost: {SEQUENCES} streams at once, {pairs} pairs");
     for case in [tiny(), wide()] {
-        case.run();
+        case.run(pairs);
     }
 }
 
@@ -136,9 +137,9 @@ impl Case {
         (0..SEQUENCES as u64).map(|id| common::request(id, PROMPT_TOKENS, self.vocab, self.tokens)).collect()
     }
 
-    fn run(&self) {
+    fn run(&self, pairs: usize) {
         let (mut ratios, mut without, mut used) = (Vec::new(), Vec::new(), Vec::new());
-        for pair in 0..PAIRS {
+        for pair in 0..pairs {
             // Who is first alternates, so that a drift of the machine favours none.
             let (plain, http, cpu) = if pair % 2 == 0 {
                 let plain = self.plain();
@@ -162,7 +163,7 @@ impl Case {
             self.name,
             median(&ratios),
             ratios[0],
-            ratios[PAIRS - 1],
+            ratios[pairs - 1],
             median(&without),
             if median(&ratios) >= BAR { "within" } else { "BELOW" },
         );

@@ -4,6 +4,8 @@
 //! - `overload`: three times the load that a target allows, for a minute: what those that were let in got, and whether anyone starves.
 //! - `soak`: 100,000 short requests at 256 connections: every answer whole, memory flat.
 //!
+//! `RALLY_PAIRS`, `RALLY_SECONDS` and `RALLY_REQUESTS` make them shorter, to try them: bars are for what they are without.
+//!
 //! Clients run on the same cores, so that what they take is counted against the server; `cost` says how much that was.
 
 #[path = "../../tests/support/clients.rs"]
@@ -16,6 +18,11 @@ mod rig;
 #[path = "../../tests/support/soak.rs"]
 mod soak;
 mod soaking;
+
+/// A size, or what an environment variable has in its place.
+fn size(variable: &str, usual: usize) -> usize {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(usual).max(1)
+}
 
 fn main() {
     let parts: [(&str, fn()); 3] = [("cost", cost::run), ("overload", overload::run), ("soak", soaking::run)];

@@ -28,7 +28,7 @@ use tokio::time::{Instant, sleep_until};
 const CLOSED: [usize; 7] = [4, 8, 16, 24, 32, 48, 64];
 const TARGET_AT: usize = 32;
 const CLOSED_S: f64 = 5.0;
-const SECONDS: f64 = 60.0;
+const SECONDS: usize = 60;
 const TIMES: f64 = 3.0;
 const LIGHT: f64 = 0.1;
 const SEED: u64 = 7;
@@ -59,6 +59,7 @@ impl Outcome {
 }
 
 pub fn run() {
+    let load_s = crate::size("RALLY_SECONDS", SECONDS) as f64;
     let deployment = open("tiny-ping-pong.json");
     let vocab = deployment.shape.vocab as u32;
     let lengths = lengths(&deployment, 20_000);
@@ -80,13 +81,13 @@ pub fn run() {
     let capacity = kept.map(|(.., tokens_per_s)| *tokens_per_s).fold(0.0, f64::max);
 
     let mean = lengths.iter().map(|one| one.output_tokens as f64).sum::<f64>() / lengths.len() as f64;
-    let load = Load { requests: arrivals(lengths, TIMES * capacity / mean), max_concurrency: None };
-    let light = even(&load, LIGHT * capacity / mean);
+    let load = Load { requests: arrivals(lengths, TIMES * capacity / mean, load_s), max_concurrency: None };
+    let light = even(&load, LIGHT * capacity / mean, load_s);
     println!(
-        "  target {:.2} ms: {capacity:.0} tokens/s; {} requests in {SECONDS} s of {:.1} times that, and {} more, evenly, of {LIGHT} times",
+        "  target {:.2} ms: {capacity:.0} tokens/s; {} requests in {load_s} s of {:.1} times that, and {} more, evenly, of {LIGHT} times",
         target_s * 1e3,
         load.requests.len(),
-        load.output_tokens() as f64 / SECONDS / capacity,
+        load.output_tokens() as f64 / load_s / capacity,
         light.len(),
     );
     let how = How { keep_tpot_s: Some(target_s), waiting: Some(WAITING) };
@@ -175,8 +176,8 @@ fn lengths(deployment: &Deployment, count: usize) -> Vec<LoadRequest> {
 }
 
 /// So many of them that they come at this rate for the time of the load: as in the trace, or in bursts.
-fn arrivals(mut requests: Vec<LoadRequest>, per_s: f64) -> Vec<LoadRequest> {
-    let count = (per_s * SECONDS) as usize;
+fn arrivals(mut requests: Vec<LoadRequest>, per_s: f64, load_s: f64) -> Vec<LoadRequest> {
+    let count = (per_s * load_s) as usize;
     // A short trace begins anew.
     let short = requests.len();
     let last_s = requests.last().map_or(0.0, |one| one.arrival_s);
@@ -186,17 +187,17 @@ fn arrivals(mut requests: Vec<LoadRequest>, per_s: f64) -> Vec<LoadRequest> {
     }
     requests.truncate(count);
     match requests.last().map(|one| one.arrival_s).filter(|last_s| *last_s > 0.0) {
-        Some(last_s) => requests.iter_mut().for_each(|one| one.arrival_s *= SECONDS / last_s),
+        Some(last_s) => requests.iter_mut().for_each(|one| one.arrival_s *= load_s / last_s),
         None => ArrivalProcess { rate: per_s, burstiness: BURSTINESS }.schedule(&mut requests, SEED),
     }
     requests
 }
 
 /// Requests of the same lengths, one after the other at even distances.
-fn even(load: &Load, per_s: f64) -> Vec<LoadRequest> {
+fn even(load: &Load, per_s: f64, load_s: f64) -> Vec<LoadRequest> {
     let at =
         |index: usize| LoadRequest { arrival_s: index as f64 / per_s, ..load.requests[index % load.requests.len()] };
-    (0..(per_s * SECONDS) as usize).map(at).collect()
+    (0..(per_s * load_s) as usize).map(at).collect()
 }
 
 fn body(one: LoadRequest, index: usize, vocab: u32) -> Vec<u8> {
