@@ -40,6 +40,8 @@ struct Seen {
     tokens: usize,
     device: Option<usize>,
     cached_tokens: usize,
+    /// It may have had to leave again before it had rows, and find something else elsewhere.
+    lost: bool,
     finished: bool,
     /// Its place in the order of submission.
     order: usize,
@@ -128,6 +130,17 @@ impl<'a> World<'a> {
         self.check_oldest();
     }
 
+    /// A device loses all that was in it; the others forget what they sampled last, and do the steps in flight again.
+    fn lose(&mut self, device: usize) {
+        self.planner.lost_device(device, false);
+        self.planner.forget_last_tokens();
+        self.memory[device].fill(0);
+        self.seen.values_mut().for_each(|seen| seen.lost = true);
+        self.stores.iter_mut().for_each(|stores| stores.retain(|(on, ..)| *on != device));
+        self.batches.iter_mut().for_each(|batches| batches[device].clear());
+        self.batches.iter_mut().flatten().for_each(DeviceBatch::give_tokens);
+    }
+
     /// Whoever was submitted first of all that live goes on, once it has run.
     fn check_oldest(&mut self) {
         let oldest = self.seen.values().filter(|seen| !seen.finished).min_by_key(|seen| seen.order);
@@ -167,7 +180,7 @@ impl<'a> World<'a> {
             // Let in, for the first time or again: it begins behind whole pages that are there.
             assert!(group.first_position.is_multiple_of(page_tokens) && group.input == GroupInput::Given);
             assert!(group.first_position < asked.prompt + seen.tokens, "the last known token is read");
-            if seen.device.is_none() {
+            if seen.device.is_none() && !seen.lost {
                 assert_eq!(group.first_position.min(asked.prompt), seen.cached_tokens);
             }
         }
@@ -215,6 +228,11 @@ impl<'a> World<'a> {
 
 /// Runs to the end; returns rows read and tokens reused.
 fn traffic(config: PlannerConfig, asked: &[Asked], reuse: bool) -> (usize, u64) {
+    traffic_with_losses(config, asked, reuse, &[])
+}
+
+/// The same; at a step of `losses` a device loses what it has.
+fn traffic_with_losses(config: PlannerConfig, asked: &[Asked], reuse: bool, losses: &[(usize, usize)]) -> (usize, u64) {
     let mut world = World::new(config, asked, reuse);
     let all = world.planner.pages();
     let last = asked.iter().map(|one| one.at).max().unwrap_or(0);
@@ -228,7 +246,8 @@ fn traffic(config: PlannerConfig, asked: &[Asked], reuse: bool) -> (usize, u64) 
                 world.submit(id);
             }
             if is_now(one.preempt) {
-                world.planner.preempt(id);
+                let leaves = world.planner.preempt(id);
+                world.seen.entry(id).and_modify(|seen| seen.lost |= leaves);
             }
             if is_now(one.cancel) {
                 let mut events = Vec::new();
@@ -236,6 +255,7 @@ fn traffic(config: PlannerConfig, asked: &[Asked], reuse: bool) -> (usize, u64) 
                 world.take(events);
             }
         }
+        losses.iter().filter(|(at, _)| *at == step).for_each(|(_, device)| world.lose(device % config.devices));
         world.step(step % config.micro_batches);
         step += 1;
     }
@@ -301,6 +321,13 @@ proptest! {
     #[test]
     fn nobody_sees_another_past_and_every_page_comes_back(config in configs(), asked in traffics()) {
         traffic(config, &asked, true);
+    }
+
+    #[test]
+    fn nothing_that_a_device_has_lost_is_taken_for_there(
+        config in configs(), asked in traffics(), losses in prop::collection::vec((0usize..90, 0usize..4), 1..6),
+    ) {
+        traffic_with_losses(config, &asked, true, &losses);
     }
 }
 
