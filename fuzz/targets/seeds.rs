@@ -56,6 +56,11 @@ fn main() {
         ("requests", requests(), request_words()),
         ("http", bodies(), body_words()),
         ("hosts", hosts(), owned(&["rallyv1\\x0a", "\\x01\\x00\\x00\\x00", "\\xff\\xff\\xff\\xff"])),
+        (
+            "faults",
+            fault_plans(),
+            owned(&["\"fault\":", "\"steps\":\"4..9\"", "\"share\":0.5", "partition", "restart", "control"]),
+        ),
         ("journal", journals(), owned(&["rallyjl1", "\\x00\\x00\\x00\\x00", "\\x01\\x00\\x00\\x00"])),
     ];
     for (target, seeds, words) in all {
@@ -86,6 +91,23 @@ fn files(folder: &str, ending: &str) -> Vec<Vec<u8>> {
     paths.sort();
     let wanted = paths.iter().filter(|path| path.to_string_lossy().ends_with(ending));
     wanted.map(|path| fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))).collect()
+}
+
+/// A fault of every kind.
+fn fault_plans() -> Vec<Vec<u8>> {
+    let faults = json!([
+        { "fault": "drop", "edge": "a2f", "steps": "4..9", "share": 0.01, "times": 3 },
+        { "fault": "delay", "edge": "control", "ms": 20 },
+        { "fault": "duplicate", "from": "a0", "to": "f0", "micro_batch": 1, "layer": 2 },
+        { "fault": "reorder", "ms": 2.5 },
+        { "fault": "corrupt", "steps": 7 },
+        { "fault": "partition", "from": "f0", "to": "a0", "steps": "4..", "ms": 100 },
+        { "fault": "kill", "host": "f0" },
+        { "fault": "stop", "host": "f0", "ms": 5000 },
+        { "fault": "slow", "host": "a0", "ms": 1 },
+        { "fault": "restart", "host": "a0", "ms": 300 },
+    ]);
+    vec![json!({ "version": 1, "seed": 7, "faults": faults }).to_string().into_bytes()]
 }
 
 /// A journal, and the same records as the target makes a journal of: each behind two bytes of length.
@@ -323,7 +345,8 @@ fn bodies() -> Vec<Vec<u8>> {
 }
 
 fn body_words() -> BTreeSet<String> {
-    let mut words = owned(&["true", "null", "1e999", "-0", "18446744073709551616", "\"role\":\"user\"", "\"type\":\"text\""]);
+    let mut words =
+        owned(&["true", "null", "1e999", "-0", "18446744073709551616", "\"role\":\"user\"", "\"type\":\"text\""]);
     let document: Value = serde_json::from_str(OPENAPI).expect("the document is JSON");
     for name in ["CompletionRequest", "ChatRequest", "Message"] {
         let properties = document["components"]["schemas"][name]["properties"].as_object().expect("properties");

@@ -1,14 +1,17 @@
 //! `rally predict`: what a load will do on a deployment, in the terms of `rally bench`. Reads no weights and starts no lane.
 
+mod faults;
 mod folded;
 mod source;
 
+use self::faults::Faulted;
 use self::folded::Folded;
 use self::source::{EfficiencyArgs, Source};
 use crate::bench::measure::Measured;
 use crate::bench::round::drain_s;
 use crate::bench::text::{self, Told};
 use crate::error::{Blame, CliError};
+use crate::hosts::faults::FaultArgs;
 use crate::identity::{GraphIdentity, ModelIdentity};
 use crate::input::read_named;
 use crate::load_args::{LoadArgs, MadeLoad};
@@ -69,8 +72,10 @@ pub struct PredictArgs {
     /// Run one of all devices that do the same, exactly, and keep sums instead of every task's times: for hundreds of devices. Sequences
     /// must be as many and as long on all of them: a load that the step planner cannot share out evenly is refused, which a handful of
     /// sequences on a small deployment mostly is.
-    #[arg(long, conflicts_with_all = ["profile", "trace", "jitter"])]
+    #[arg(long, conflicts_with_all = ["profile", "trace", "jitter", "faults"])]
     fold: bool,
+    #[command(flatten)]
+    faults: FaultArgs,
     /// Write a trace of the virtual lanes here: `.json` for Perfetto, `.html` for a page of its own.
     #[arg(long, value_name = "F.json|F.html")]
     trace: Option<PathBuf>,
@@ -94,6 +99,7 @@ pub fn run(args: &PredictArgs) -> Result<ExitCode, CliError> {
         path => Some(Path::new(path)),
     };
     FilesInUse::new(&args.session.graph, &deployment.weights_source)
+        .reads("the --faults plan", args.faults.faults.as_deref())
         .reads("the --profile", args.profile.as_deref())
         .reads("the counts of --experts", counts)
         .reads("the --trace-file", args.load.trace_file())
@@ -153,6 +159,13 @@ fn predict(
             let machines = Machines { hardware, spec: &deployment.spec, efficiency: shares, measured };
             Box::new(Roofline::new(machines, graph, tasks, shape, experts, fold).or_mistake()?)
         }
+    };
+    if graph.hosts.is_empty() {
+        args.faults.refuse_without_hosts()?;
+    }
+    let durations = match args.faults.read(&graph.hosts, graph)? {
+        None => durations,
+        Some(plan) => Box::new(Faulted::new(durations, plan, graph)?),
     };
     let attention = graph.devices_of_role(Role::Embed);
     let setting = Setting {

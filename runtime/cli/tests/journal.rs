@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use rally_cli::journal::record::{Contents, JournalFault, JournaledRequest, MAGIC, Origin, Position, Record, read};
+use rally_cli::journal::{Journal, JournalError, SyncPolicy};
 use rally_cli::requests::RequestId;
 use rally_engine::schedule::batch::{SamplingParams, SequenceRequest, TokenDetail};
 use rally_engine::schedule::planner::FinishReason;
@@ -133,6 +134,32 @@ fn records_out_of_place_are_named() {
         let fault = read(&bytes(&records)).expect_err(said);
         assert!(fault.to_string().contains(said), "{fault}");
     }
+}
+
+/// Whoever goes on must be what began; and nobody else may be at it.
+#[test]
+fn a_journal_of_something_else_is_refused_with_both_values() {
+    let folder = tempfile::tempdir().expect("a folder can be had");
+    let path = folder.path().join("a.journal");
+    let Record::Begin(origin) = origin(3) else { unreachable!() };
+    let new = || Journal::create(&path, origin.clone(), (0..3).map(request), SyncPolicy::Step);
+    let journal = new().expect("there is none yet");
+    assert!(matches!(new(), Err(JournalError::Exists { .. })));
+    assert!(matches!(Journal::open(&path, &origin, SyncPolicy::Step), Err(JournalError::Taken { .. })));
+    drop(journal);
+    let said = |here: Origin| match Journal::open(&path, &here, SyncPolicy::Step) {
+        Err(error @ JournalError::Differs { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let version = said(Origin { version: "9.9.9".into(), ..origin.clone() });
+    assert!(version.contains("0.1.0 there, 9.9.9 here"), "{version}");
+    let (model, other) = (Hash::of(&[b"model"]), Hash::of(&[b"other"]));
+    let said_of_model = said(Origin { model: other, ..origin.clone() });
+    assert!(said_of_model.contains(&format!("another model: {model} there, {other} here")), "{said_of_model}");
+    let said_of_graph = said(Origin { graph: other, graph_name: "b".into(), ..origin.clone() });
+    assert!(said_of_graph.contains(&format!("`b` ({other}) here")), "{said_of_graph}");
+    let (_, contents) = Journal::open(&path, &origin, SyncPolicy::Never).expect("it is this run's");
+    assert_eq!(contents.requests.len(), 3);
 }
 
 proptest! {

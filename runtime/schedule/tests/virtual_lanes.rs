@@ -13,7 +13,9 @@ use rally_graph::spec::DeploymentSpec;
 use rally_graph::stage_graph::StageGraph;
 use rally_schedule::planner::FinishReason;
 use rally_schedule::policy::{PingPong, Policy, Sequential};
-use rally_schedule::virtual_lanes::{Arrival, VirtualCosts, VirtualOptions, VirtualReport, VirtualRun, VirtualTask};
+use rally_schedule::virtual_lanes::{
+    Arrival, Transit, VirtualCosts, VirtualOptions, VirtualReport, VirtualRun, VirtualTask,
+};
 
 const TAU: u64 = 1000;
 
@@ -97,6 +99,39 @@ fn four_lanes(layers: usize) -> TaskTable {
     let mut shape = common::shape(layers);
     shape.layers.fill(LayerKind::Dense);
     TaskTable::new(&StageGraph::build(&spec, &shape, &kinds).expect("the graph unrolls"))
+}
+
+/// Attention and FFN take τ, and each way of a link `latency_ns` beside them.
+struct Linked {
+    latency_ns: u64,
+}
+
+impl VirtualCosts for Linked {
+    fn task_ns(&self, task: &VirtualTask<'_>) -> u64 {
+        balanced(task)
+    }
+
+    fn transit(&self, task: &VirtualTask<'_>) -> Option<Transit> {
+        let sends = task.table.tasks[task.task].role == TaskRole::Send;
+        sends.then(|| Transit { latency_ns: self.latency_ns, ..Transit::default() })
+    }
+}
+
+/// A link of a third of a slot each way hides behind two other micro-batches, filling and draining apart, and one waits for all of it.
+#[test]
+fn three_micro_batches_hide_links_of_a_third_of_a_slot_and_one_hides_nothing() {
+    let (layers, steps) = (20, 10);
+    let hidden = |micro_batches: u64| {
+        let plan = plan(table(1, 1, layers), &PingPong, micro_batches as usize);
+        let wall_ns = |latency_ns: u64| run(&plan, 1, &Linked { latency_ns }, at_once(micro_batches, 1, steps)).wall_ns;
+        let link_ns = TAU / 3;
+        let exposed_ns = wall_ns(link_ns) - wall_ns(0);
+        // Those of one micro-batch: all that could ever add to a step.
+        1.0 - exposed_ns as f64 / (2 * link_ns * layers as u64 * steps as u64) as f64
+    };
+    assert!(hidden(3) >= 0.9, "{}", hidden(3));
+    assert!(hidden(1).abs() < 1e-9, "{}", hidden(1));
+    assert!(hidden(2) < 0.9, "{}", hidden(2));
 }
 
 /// Step-3 paper, section 7.1: where A = F = A2F + F2A, three micro-batches leave no bubble: a step takes 3·L·τ, and the run one

@@ -8,6 +8,7 @@
 pub mod checksum;
 pub mod codec;
 pub mod doorman;
+pub mod faults;
 pub mod frame;
 pub mod handshake;
 pub mod key;

@@ -10,7 +10,7 @@ use crate::transport::{Peer, Registration, Stamp, TransportError};
 use std::collections::VecDeque;
 use std::io::{self, BufReader, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -28,8 +28,13 @@ const READ_AHEAD_BYTES: usize = 16 << 10;
 pub(crate) type Slots = Arc<OnceLock<Vec<Registration>>>;
 
 enum Item {
-    Rows { slot: usize, stamp: Stamp },
+    Rows {
+        slot: usize,
+        stamp: Stamp,
+    },
     Message(Vec<u8>),
+    /// What comes next is changed on its way.
+    Damage(u64),
     Done,
 }
 
@@ -46,6 +51,8 @@ struct Queue {
 struct Outbound {
     queue: Mutex<Queue>,
     more: Condvar,
+    /// No signs of life are shown.
+    hushed: AtomicBool,
 }
 
 impl Outbound {
@@ -147,6 +154,14 @@ impl Link {
         self.outbound.push(Item::Done);
     }
 
+    pub(crate) fn damage(&self, chosen: u64) {
+        self.outbound.push(Item::Damage(chosen));
+    }
+
+    pub(crate) fn hush(&self, hushed: bool) {
+        self.outbound.hushed.store(hushed, Ordering::Relaxed);
+    }
+
     /// Gives the peer up. Whoever reads is told `error`, unless something else went wrong before. What was said before
     /// [`Link::finish`] is still sent.
     pub(crate) fn give_up(&self, error: TransportError) {
@@ -240,14 +255,20 @@ pub fn read_frame<R: Read, T>(
 }
 
 fn write_all(outbound: &Outbound, stream: &TcpStream, slots: &Slots) -> Result<(), TransportError> {
+    let mut damage = None;
     while let Ok(item) = outbound.next() {
         let mut out = stream;
         let written = match item {
+            None if outbound.hushed.load(Ordering::Relaxed) => Ok(()),
             None => out.write_all(&Frame::Ping.encode()),
             Some(Item::Message(message)) => {
                 let header = Frame::Message { bytes: (message.len() + CHECK_BYTES) as u32 }.encode();
                 let check = Checksum::of(&[&header, &message]);
-                write_parts(stream, &mut [&header[..], &message, &check].map(IoSlice::new))
+                write_parts(stream, &mut [&header[..], &message, &check].map(IoSlice::new), damage.take())
+            }
+            Some(Item::Damage(chosen)) => {
+                damage = Some(chosen);
+                Ok(())
             }
             Some(Item::Done) => {
                 // What was queued before is out; the peer may go on talking.
@@ -255,7 +276,7 @@ fn write_all(outbound: &Outbound, stream: &TcpStream, slots: &Slots) -> Result<(
                 let _ = stream.shutdown(Shutdown::Write);
                 return Ok(());
             }
-            Some(Item::Rows { slot, stamp }) => match write_rows(stream, slots, slot, stamp) {
+            Some(Item::Rows { slot, stamp }) => match write_rows(stream, slots, (slot, stamp), damage.take()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && is_busy(&error) => {
                     return Err(TransportError::SlotBusy);
                 }
@@ -280,7 +301,7 @@ fn write_error(error: io::Error) -> TransportError {
     }
 }
 
-fn write_rows(stream: &TcpStream, slots: &Slots, slot: usize, stamp: Stamp) -> io::Result<()> {
+fn write_rows(stream: &TcpStream, slots: &Slots, (slot, stamp): (usize, Stamp), damage: Option<u64>) -> io::Result<()> {
     let Some(registration) = slots.get().and_then(|slots| slots.get(slot)) else {
         return Err(io::Error::other("rows were posted before their slot was registered"));
     };
@@ -290,12 +311,18 @@ fn write_rows(stream: &TcpStream, slots: &Slots, slot: usize, stamp: Stamp) -> i
     registration.memory.read(&stamp, &mut |[rows, ids, weights]| {
         let check = Checksum::of(&[&header, rows, ids, weights]);
         let mut parts = [&header[..], rows, ids, weights, &check].map(IoSlice::new);
-        write_parts(stream, &mut parts)
+        write_parts(stream, &mut parts, damage)
     })
 }
 
-/// All bytes of all parts, in few system calls.
-fn write_parts(mut stream: &TcpStream, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+/// All bytes of all parts, in few system calls; with one bit behind the header changed if `damage` chooses one.
+fn write_parts(mut stream: &TcpStream, mut parts: &mut [IoSlice<'_>], damage: Option<u64>) -> io::Result<()> {
+    if let Some(chosen) = damage {
+        let mut bytes = parts.iter().fold(Vec::new(), |bytes, part| [&bytes[..], part].concat());
+        let bit = chosen as usize % ((bytes.len() - HEADER_BYTES) * 8);
+        bytes[HEADER_BYTES + bit / 8] ^= 1 << (bit % 8);
+        return stream.write_all(&bytes);
+    }
     IoSlice::advance_slices(&mut parts, 0);
     while !parts.is_empty() {
         match stream.write_vectored(parts) {

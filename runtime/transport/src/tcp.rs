@@ -211,6 +211,18 @@ impl Transport for Tcp {
         self.link(peer).map(Link::silent_for)
     }
 
+    fn hush(&self, peer: Peer, hushed: bool) {
+        if let Some(link) = self.link(peer) {
+            link.hush(hushed);
+        }
+    }
+
+    fn damage(&self, peer: Peer, chosen: u64) {
+        if let Some(link) = self.link(peer) {
+            link.damage(chosen);
+        }
+    }
+
     fn peer_down(&self, peer: Peer, why: &str) {
         if let Some(link) = self.link(peer) {
             link.give_up(TransportError::GivenUp(why.into()));

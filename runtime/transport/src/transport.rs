@@ -189,6 +189,12 @@ pub trait Transport: Send + Sync {
         None
     }
 
+    /// Shows a peer no sign of life any more, or again: for faults on purpose.
+    fn hush(&self, _peer: Peer, _hushed: bool) {}
+
+    /// Changes the next thing that goes to a peer on its way, in the bit that `chosen` chooses: for faults on purpose.
+    fn damage(&self, _peer: Peer, _chosen: u64) {}
+
     /// Gives a peer up: what is on its way is dropped, and it is told as [`Event::Down`] unless it was already.
     fn peer_down(&self, peer: Peer, why: &str);
 }

@@ -59,7 +59,7 @@ impl Meeting {
                     return Ok(Across {
                         host: self.hosts.own,
                         coordinator: self.hosts.own,
-                        transport: Arc::new(transport),
+                        transport: self.hosts.transport(transport)?,
                         names: self.hosts.names.clone(),
                         vocab: self.vocab,
                         present,

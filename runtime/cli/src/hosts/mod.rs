@@ -1,6 +1,7 @@
 //! Several hosts: what a process says of itself to the others, and how the coordinator comes together with them.
 
 mod absent;
+pub mod faults;
 mod meeting;
 pub mod worker;
 
@@ -11,9 +12,11 @@ use clap::Args;
 use rally_graph::kinds::Role;
 use rally_graph::plan::TaskTable;
 use rally_stages::deployment::Deployment;
+use rally_transport::faults::Faults;
 use rally_transport::handshake::{Claims, Hash, HostRole, random_u64};
 use rally_transport::key::SharedKey;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Names the file with the key where no flag does.
 const KEY_VARIABLE: &str = "RALLY_KEY_FILE";
@@ -49,7 +52,7 @@ impl KeyArgs {
 }
 
 /// A deployment's hosts, seen from one of them.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Hosts {
     /// This host.
     pub own: usize,
@@ -57,6 +60,8 @@ pub struct Hosts {
     addresses: Vec<String>,
     key: SharedKey,
     claims: Claims,
+    /// What is to go wrong here on purpose.
+    faults: Option<Arc<Faults>>,
 }
 
 impl Hosts {
@@ -82,7 +87,7 @@ impl Hosts {
             incarnation: random_u64().or_failure()?,
         };
         let addresses = hosts.values().map(|host| host.address.clone()).collect();
-        Ok(Self { own, names, addresses, key: key.read()?, claims })
+        Ok(Self { own, names, addresses, key: key.read()?, claims, faults: None })
     }
 
     /// The host that `rally run` is on unless it says otherwise: that of the first attention device.

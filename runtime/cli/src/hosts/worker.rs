@@ -1,5 +1,6 @@
 //! `rally worker`: one host of a deployment. It loads its devices, listens, and runs its lanes for whoever coordinates.
 
+use super::faults::FaultArgs;
 use super::meeting::refused;
 use super::{Hosts, KeyArgs, seconds};
 use crate::Format;
@@ -20,7 +21,6 @@ use rally_transport::{Transport, probe};
 use serde_json::json;
 use std::net::TcpStream;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// For the hosts of an epoch to find each other once the coordinator has found them.
@@ -44,6 +44,8 @@ pub struct WorkerArgs {
     /// unless given.
     #[arg(long, value_name = "S", value_parser = seconds)]
     wait_coordinator: Option<f64>,
+    #[command(flatten)]
+    faults: FaultArgs,
     /// Say what the way to each other host is worth, from here, and end. The others must run.
     #[arg(long)]
     check: bool,
@@ -62,7 +64,7 @@ pub fn run(args: &WorkerArgs) -> Result<ExitCode, CliError> {
     }
     let options = AssembleOptions { host: Some(hosts.own), ..AssembleOptions::default() };
     let parts = session::assemble(&deployment, options)?;
-    let hosts = hosts.with_plan_of(&deployment)?;
+    let hosts = hosts.with_plan_of(&deployment)?.with_faults(&args.faults, deployment.stage_graph())?;
     let address = &hosts.addresses[hosts.own];
     let doorman = Doorman::start(address, hosts.key.clone(), hosts.claims.clone()).or_mistake()?;
     let here = |device: &&rally_graph::stage_graph::Device| device.host == Some(hosts.own);
@@ -135,7 +137,7 @@ impl Worker {
             return Ok(parts);
         }
         let (own, names) = (self.hosts.own, self.hosts.names.clone());
-        let transport = Arc::new(transport);
+        let transport = self.hosts.transport(transport)?;
         let (present, keeps) = (epoch.present, self.kept_of == Some(run));
         let across = Across { host: own, coordinator: index, transport, names, vocab: self.vocab, present, keeps };
         parts.across = Some(across);

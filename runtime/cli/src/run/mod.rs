@@ -11,6 +11,7 @@ mod summary;
 use crate::Format;
 use crate::cost_args::{CostArgs, Costs};
 use crate::error::{Blame, CliError};
+use crate::hosts::faults::FaultArgs;
 use crate::hosts::{Hosts, KeyArgs, Meeting, seconds};
 use crate::identity::Identity;
 use crate::interrupt;
@@ -72,6 +73,8 @@ pub struct RunArgs {
     host: Option<String>,
     #[command(flatten)]
     key: KeyArgs,
+    #[command(flatten)]
+    faults: FaultArgs,
     /// In a graph with hosts: how long a host may be missing, at first or in the middle of a run, before the run fails.
     #[arg(long, value_name = "S", default_value_t = 30.0, value_parser = seconds)]
     wait_hosts: f64,
@@ -144,7 +147,7 @@ fn hosts(args: &RunArgs, deployment: &Deployment) -> Result<Option<Hosts>, CliEr
     if deployment.spec.hosts.is_empty() {
         return match &args.host {
             Some(host) => Err(CliError::Mistake(format!("--host {host}: this graph has no hosts"))),
-            None => Ok(None),
+            None => args.faults.refuse_without_hosts().map(|()| None),
         };
     }
     let first = Hosts::first_attention(deployment).unwrap_or_default();
@@ -152,7 +155,8 @@ fn hosts(args: &RunArgs, deployment: &Deployment) -> Result<Option<Hosts>, CliEr
     // Before anyone looks for a key: a graph that cannot run needs none.
     let own = deployment.spec.hosts.get_index_of(name.as_str());
     refuse_what_does_not_run(&deployment.spec, deployment.stage_graph(), own).or_mistake()?;
-    Hosts::open(deployment, name, &args.key)?.with_plan_of(deployment).map(Some)
+    let hosts = Hosts::open(deployment, name, &args.key)?.with_plan_of(deployment)?;
+    hosts.with_faults(&args.faults, deployment.stage_graph()).map(Some)
 }
 
 /// No output may be an input or another output.
@@ -160,6 +164,7 @@ fn refuse_files_used_twice(args: &RunArgs, deployment: &Deployment) -> Result<()
     FilesInUse::new(&args.session.graph, &deployment.weights_source)
         .reads("the --requests file", args.requests.as_deref())
         .reads("the --costs table", args.costs.path())
+        .reads("the --faults plan", args.faults.faults.as_deref())
         .writes("--journal", args.journal.journal.as_deref())
         .writes("--resume", args.journal.resume.as_deref())
         .writes("--out", args.out.as_deref())
