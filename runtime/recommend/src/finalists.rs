@@ -143,7 +143,7 @@ impl<'a> Finalists<'a> {
         let steps = |outcome: &Outcome| (self.rows(outcome) / step).round() as u32;
         let (mut good, mut bad): (Option<Finalist>, Option<(u32, f64)>) = (None, None);
         let mut tried = finalist.clone();
-        const TRIES: usize = 6;
+        const TRIES: usize = 8;
         for _ in 0..TRIES {
             let (here, took) = (steps(&tried.candidate.outcome), tried.simulated.tpot_s);
             match took <= self.tpot_s {
@@ -152,9 +152,10 @@ impl<'a> Finalists<'a> {
             }
             let Some((most, over_s)) = bad else { break };
             let known = good.as_ref().map(|good| (steps(&good.candidate.outcome), good.simulated.tpot_s));
-            // On the line through what is known: through nothing at all, that rows are all it takes.
-            let (least, under_s) = known.unwrap_or((0, 0.0));
-            if most - least <= 1 + least / 100 {
+            // On the line through what is known. As long as nothing holds, half the target is taken to be what no rows would take: too
+            // few rows are made more again.
+            let (least, under_s) = known.unwrap_or((0, 0.5 * self.tpot_s));
+            if most <= 1 || most - least <= 1 + least / 100 {
                 break;
             }
             let share = (self.tpot_s - under_s) / (over_s - under_s);

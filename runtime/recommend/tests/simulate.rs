@@ -202,3 +202,16 @@ fn search_two_and_two(workload: &Workload, on: &Hardware, target: f64) -> (f64, 
     }
     best
 }
+
+/// Where virtual lanes take much longer than arithmetic, rows are taken away until the target holds: H20 that attend, H800 behind them.
+#[test]
+fn a_finalist_that_is_far_off_is_given_fewer_rows() {
+    let workload = step_3(4096);
+    let pool = ["H20", "H800"].map(|name| Pool { hardware: hardware(name), count: 24 });
+    let found = search(&workload, &pool, 0.050).expect("specs are whole");
+    let finals = Finalists::new(&workload, &pool, 0.050).expect("rally has its stages").run(&found).expect("it runs");
+    println!("{:?}", finals.finalists.iter().map(|finalist| finalist.off()).collect::<Vec<_>>());
+    let best = finals.best.expect("fewer rows hold the target");
+    println!("{:?}", best.simulated);
+    assert!((0.045..=0.050).contains(&best.simulated.tpot_s), "{:?}", best.simulated);
+}

@@ -46,7 +46,7 @@ pub(super) fn text(question: &Question, answer: &Answer) -> String {
         out.push_str(&format!("{}\n", demanded(demand, answer)));
     }
     out.push_str(&format!("\n{}\n", verdict(question, answer)));
-    if let Some(finals) = &answer.finals {
+    if let Some(finals) = answer.finals.as_ref().filter(|finals| !finals.finalists.is_empty()) {
         out.push_str(&format!(
             "\nFinalists on virtual lanes, with the rows that arithmetic gave them\n\n{}",
             finalists(question, finals.finalists.iter())
