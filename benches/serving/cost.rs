@@ -244,17 +244,14 @@ fn thread_cpu_s() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
-/// CPU seconds of this process's threads of that name, by the system's ticks.
+/// CPU seconds of this process's threads of that name, as the scheduler counts them.
 fn cpu_of(name: &str) -> f64 {
-    // What every Linux has.
-    const TICKS_PER_S: f64 = 100.0;
-    let tasks = std::fs::read_dir("/proc/self/task").expect("Linux tells");
-    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
-    let ticks = stats.filter_map(|stat| {
-        let (own, rest) = stat.split_once('(')?.1.rsplit_once(") ")?;
-        // The 14th and 15th of all fields: user and system time.
-        let times = rest.split(' ').skip(11).take(2).filter_map(|word| word.parse::<f64>().ok());
-        own.starts_with(name).then(|| times.sum::<f64>())
-    });
-    ticks.sum::<f64>() / TICKS_PER_S
+    let tasks = std::fs::read_dir("/proc/self/task").expect("Linux tells").filter_map(Result::ok);
+    let of = |folder: std::path::PathBuf| {
+        let own = std::fs::read_to_string(folder.join("comm")).ok()?;
+        let times = std::fs::read_to_string(folder.join("schedstat")).ok()?;
+        // The first of three: nanoseconds on a core.
+        own.starts_with(name).then(|| times.split(' ').next()?.parse::<f64>().ok())?
+    };
+    tasks.filter_map(|task| of(task.path())).sum::<f64>() * 1e-9
 }
