@@ -418,14 +418,20 @@ fn patiently(
     wait: impl Fn(Duration) -> Result<Waited, Stopped>,
 ) -> Result<bool, LaneEnd> {
     let began = Instant::now();
-    let mut patience = hops.deadline();
+    let (mut patience, mut suspect) = (hops.deadline(), None);
     loop {
         match wait(patience)? {
             Waited::Overdue => {}
             waited => return Ok(waited != Waited::Not),
         }
-        if let Some((peer, why)) = hops.culprit(transport, hosts.len(), began.elapsed()) {
-            return Err(EngineError::HostLost { host: hosts[peer].clone(), why }.into());
+        let culprit = hops.culprit(transport, hosts.len(), began.elapsed());
+        let silent = culprit.as_ref().map(|(peer, _)| *peer);
+        match culprit {
+            Some((peer, why)) if suspect == silent => {
+                return Err(EngineError::HostLost { host: hosts[peer].clone(), why }.into());
+            }
+            // A host that was stopped itself finds everyone silent at first, and has yet to read what they said meanwhile.
+            _ => suspect = silent,
         }
         // Looked at again as often as a parked lane wakes.
         patience = Duration::ZERO;

@@ -75,7 +75,7 @@ pub struct RunArgs {
     key: KeyArgs,
     #[command(flatten)]
     faults: FaultArgs,
-    /// In a graph with hosts: how long a host may be missing, at first or in the middle of a run, before the run fails.
+    /// In a graph with hosts: how long to wait for one, at first for each, later for one without which the run cannot go on.
     #[arg(long, value_name = "S", default_value_t = 30.0, value_parser = seconds)]
     wait_hosts: f64,
     /// Output format.
