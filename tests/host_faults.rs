@@ -208,7 +208,8 @@ fn three_micro_batches_hide_the_links_and_one_hides_nothing() {
     const SLOT_MS: f64 = 60.0;
     const LINK_MS: f64 = SLOT_MS / 3.0;
     let deployment = Deployment::new(1, 1, Divided::Replicas);
-    let (steps, layers) = (4, 6);
+    // Filling and draining the pipeline is a link each way, whatever the number of steps.
+    let (steps, layers) = (8, 6);
     // No rows of a prompt beside those that decode: every step is alike.
     let line =
         |index: u32| json!({ "prompt_token_ids": [5 + index], "max_tokens": steps, "ignore_eos": true }).to_string();
