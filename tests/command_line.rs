@@ -167,7 +167,9 @@ fn deployment_files_use_flags_that_there_are() {
         let text = std::fs::read_to_string(root.join("deploy").join(file)).expect("it is there");
         let commands = text.lines().filter(|line| !line.trim_start().starts_with('#'));
         let words = commands.flat_map(|line| line.split(|c: char| c.is_whitespace() || "'\",[]".contains(c)));
-        for flag in words.filter(|word| word.len() > 2 && word.starts_with("--")) {
+        for flag in
+            words.filter(|word| word.strip_prefix("--").is_some_and(|name| name.starts_with(char::is_alphabetic)))
+        {
             assert!(help.contains(&format!("{flag} ")), "{file} uses {flag}");
             flags += 1;
         }
