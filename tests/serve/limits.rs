@@ -168,8 +168,12 @@ fn a_client_that_asks_for_little_is_not_shut_out_by_one_that_asks_for_much() {
         held.push(send("much", 1900, 8));
         server.until("they are decoded", |server| server.metric("rally_num_requests_running") == running);
     }
-    let mut waits: Vec<_> = (0..4).map(|_| send("much", 1900, 4)).collect();
-    server.until("all of them wait", |server| server.metric("rally_num_requests_waiting") >= 16.0);
+    let mut waits = Vec::new();
+    for waiting in (4..=16).step_by(4).map(f64::from) {
+        // One after the other, or another one would be the youngest.
+        waits.push(send("much", 1900, 4));
+        server.until("all of them wait", |server| server.metric("rally_num_requests_waiting") >= waiting);
+    }
     assert_eq!(reply(send("much", 1, 1)).status, 429, "nobody makes room for itself");
     let little = send("little", 2, 1);
     // The youngest of them, as a whole.
