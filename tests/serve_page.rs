@@ -57,6 +57,10 @@ fn a_prompt_is_asked_and_answered_by_keyboard_alone() {
 fn an_answer_is_seen_while_it_comes_and_escape_stops_it() {
     let server = Serving::start(&[]);
     let mut browser = open(&server);
+    // Others keep the server busy, or the answer would be over before anyone could look.
+    let long = http::completion(json!({ "prompt": "Nora", "max_tokens": 1900, "ignore_eos": true, "n": 8 }));
+    let others: Vec<_> = (0..7).map(|_| server.send("/v1/completions", &long)).collect();
+    server.until("others are decoded", |server| server.metric("rally_num_requests_running") == 56.0);
     browser.value("document.getElementById('max').value = '2000'; document.getElementById('prompt').focus()");
     browser.press("Enter", 13, "\r", 2);
     // It grows in more than one piece before it is over.
@@ -65,9 +69,10 @@ fn an_answer_is_seen_while_it_comes_and_escape_stops_it() {
     let first = browser.number(length);
     browser.await_true(&format!("{length} > {first}"));
     assert_eq!(browser.value("document.getElementById('told').textContent"), "", "it is not over");
-    browser.await_true("Number(document.getElementById('running').textContent) > 0");
     browser.press("Escape", 27, "", 0);
     browser.await_true("document.getElementById('told').textContent === 'Stopped.'");
+    browser.await_true("Number(document.getElementById('running').textContent) > 0");
+    drop(others);
     server.until_empty();
     browser.await_true("document.getElementById('running').textContent === '0'");
     is_quiet(&browser, &server);

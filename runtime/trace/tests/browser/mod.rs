@@ -131,7 +131,11 @@ impl Browser {
     /// Lets the page draw until `expression` holds.
     pub fn await_true(&mut self, expression: &str) {
         let deadline = std::time::Instant::now() + PATIENCE;
-        while self.value(&format!("new Promise(done => requestAnimationFrame(() => done({expression})))")) != true {
+        // A frame may never come: not after the device was changed, and on no page that is not seen.
+        let look = format!(
+            "new Promise(done => {{ const look = () => done({expression}); requestAnimationFrame(look); setTimeout(look, 200) }})"
+        );
+        while self.value(&look) != true {
             assert!(std::time::Instant::now() < deadline, "never: {expression}; faults: {:?}", self.faults);
         }
     }
