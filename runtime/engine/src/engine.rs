@@ -306,13 +306,13 @@ impl Engine {
     }
 
     /// Makes the step planner keep to a time per token, in seconds: sequences wait and prompts are read in smaller pieces where a
-    /// step would take longer ([`StepPlanner::keep_tpot`]).
+    /// step would take longer ([`rally_schedule::planner::StepPlanner::keep_tpot`]).
     pub fn keep_tpot(&self, target_s: f64) {
         self.control.keep_tpot(target_s);
     }
 
     /// Lets sequences that begin alike share KV pages from now on: on one device, what one has read no other reads
-    /// ([`StepPlanner::reuse_prefixes`]). No bit of an answer changes where a row's bits do not depend on the batch that it is in, as
+    /// ([`rally_schedule::planner::StepPlanner::reuse_prefixes`]). No bit of an answer changes where a row's bits do not depend on the batch that it is in, as
     /// on CPUs.
     pub fn reuse_prefixes(&self) {
         self.control.reuse_prefixes();

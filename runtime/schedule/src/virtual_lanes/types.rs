@@ -34,7 +34,7 @@ pub struct VirtualTask<'a> {
     pub load: Load,
     /// Rows that a token is sampled after; of a sampling stage, else 0.
     pub sampled: usize,
-    /// Whether another micro-batch has just used the same weights ([`NearBy`]).
+    /// Whether another micro-batch has just used the same weights ([`super::NearBy`]).
     pub warm: bool,
 }
 
