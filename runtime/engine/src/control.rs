@@ -426,38 +426,39 @@ impl Steps for Control {
     }
 }
 
+/// For tests: of one lane, with nothing to do.
+#[cfg(test)]
+pub(crate) fn idle() -> (Arc<Control>, crate::outbox::Inbox) {
+    use crate::toy::{Setup, policy};
+    let parts = Setup { split: false, ..Setup::simple(policy(false), 1) }.parts();
+    let (events, inbox) = crate::outbox::outbox(parts.planner.sequences).expect("a thread can be had");
+    let planner = StepPlanner::new(parts.planner);
+    let clock = RunClock::start();
+    let figures = Arc::new(RunFigures::new(clock.clone(), &parts.plan, &parts.graph, &planner, &[0]));
+    let surroundings = Surroundings {
+        sync: Arc::new(LaneSync::new(1, 1, false)),
+        events,
+        clock,
+        counters: 0,
+        figures,
+        work: None,
+        fixed: None,
+        followers: None,
+        away: Vec::new(),
+        in_flight: Vec::new(),
+    };
+    (Arc::new(Control::new(planner, &parts.plan, surroundings)), inbox)
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::outbox::{Inbox, outbox};
-    use crate::toy::{Setup, policy, request};
-
-    fn control() -> (Arc<Control>, Inbox) {
-        let parts = Setup { split: false, ..Setup::simple(policy(false), 1) }.parts();
-        let (events, inbox) = outbox(parts.planner.sequences).expect("a thread can be had");
-        let planner = StepPlanner::new(parts.planner);
-        let clock = RunClock::start();
-        let figures = Arc::new(RunFigures::new(clock.clone(), &parts.plan, &parts.graph, &planner, &[0]));
-        let sync = Arc::new(LaneSync::new(1, 1, false));
-        let surroundings = Surroundings {
-            sync,
-            events,
-            clock,
-            counters: 0,
-            figures,
-            work: None,
-            fixed: None,
-            followers: None,
-            away: Vec::new(),
-            in_flight: Vec::new(),
-        };
-        (Arc::new(Control::new(planner, &parts.plan, surroundings)), inbox)
-    }
+    use crate::toy::request;
 
     /// Nothing that a stage does can bring a lane down while it plans; should our own code, then everyone else still gets through.
     #[test]
     fn a_panic_under_the_planners_lock_locks_nobody_out() {
-        let (control, inbox) = control();
+        let (control, inbox) = idle();
         let broken = Arc::clone(&control);
         let panicked = std::thread::spawn(move || {
             let _state = lock(&broken.state);

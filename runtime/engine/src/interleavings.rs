@@ -6,20 +6,17 @@
 //! RUSTFLAGS="--cfg loom" cargo test --release -p rally-engine --lib interleavings
 //! ```
 
-use crate::clock::RunClock;
-use crate::control::{Control, RunEvent, Surroundings};
+use crate::control::{Control, RunEvent, idle};
 use crate::engine::EngineError;
-use crate::figures::RunFigures;
-use crate::outbox::{Inbox, outbox};
 use crate::primitives::{AtomicU64, Mutex, Ordering};
 use crate::slot::{self, Header, Slot};
 use crate::steps::{StepEnd, Steps};
 use crate::sync::{LaneSync, Stopped};
-use crate::toy::{Setup, policy, request};
+use crate::toy::request;
 use loom::thread;
 use rally_graph::spec::WireDtype;
 use rally_schedule::batch::DeviceBatch;
-use rally_schedule::planner::{StepPlanner, SubmitError};
+use rally_schedule::planner::SubmitError;
 use std::sync::Arc;
 
 /// Runs `model` through its interleavings; `switches`: at most so many where a thread is taken off that could go on. Without it, all.
@@ -190,28 +187,6 @@ fn a_slot_is_never_held_twice() {
         }
         receiver.join().expect("no panic");
     });
-}
-
-/// One micro-batch on one device, before its first step.
-fn idle() -> (Arc<Control>, Inbox) {
-    let parts = Setup { split: false, ..Setup::simple(policy(false), 1) }.parts();
-    let (outbox, inbox) = outbox(parts.planner.sequences).expect("a thread can be had");
-    let planner = StepPlanner::new(parts.planner);
-    let clock = RunClock::start();
-    let figures = Arc::new(RunFigures::new(clock.clone(), &parts.plan, &parts.graph, &planner, &[0]));
-    let surroundings = Surroundings {
-        sync: lanes(1),
-        events: outbox,
-        clock,
-        counters: 0,
-        figures,
-        work: None,
-        fixed: None,
-        followers: None,
-        away: Vec::new(),
-        in_flight: Vec::new(),
-    };
-    (Arc::new(Control::new(planner, &parts.plan, surroundings)), inbox)
 }
 
 /// The end of an empty step, as a lane has it: returns the rows of the next one.

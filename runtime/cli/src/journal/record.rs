@@ -5,7 +5,8 @@
 //! and how far the output has got, in the order in which they happened.
 
 use crate::requests::RequestId;
-use rally_engine::schedule::batch::{SamplingParams, SequenceRequest, TokenDetail};
+use rally_engine::hosts::samples::{read_sample, read_sampling, write_sample, write_sampling};
+use rally_engine::schedule::batch::SequenceRequest;
 use rally_engine::schedule::planner::FinishReason;
 use rally_engine::stage::Sample;
 use rally_transport::codec::{CodecError, Reader, Writer};
@@ -176,7 +177,7 @@ impl Record {
         let record = match reader.u8("a record")? {
             1 => Self::Begin(decode_origin(&mut reader)?),
             2 => Self::Request(Box::new(decode_request(&mut reader)?)),
-            3 => Self::Token { index: reader.u64("a token's index")?, sample: decode_sample(&mut reader)? },
+            3 => Self::Token { index: reader.u64("a token's index")?, sample: read_sample(&mut reader, None)? },
             4 => Self::End { request: reader.count(MOST_REQUESTS, "a request")?, reason: decode_reason(&mut reader)? },
             5 => Self::Printed(Position {
                 requests: reader.count(MOST_REQUESTS, "a number of requests")?,
@@ -257,11 +258,9 @@ pub(super) fn encode_request(request: &JournaledRequest) -> Vec<u8> {
             writer.u32(*token);
         }
     }
-    let SamplingParams { temperature, top_k, top_p, min_p, seed } = sequence.sampling;
     writer.u64(sequence.max_new_tokens as u64);
-    writer.f32(temperature).u32(top_k).f32(top_p).f32(min_p).u64(seed);
-    writer.u8(u8::from(sequence.detail.logprobs.is_some())).u32(sequence.detail.logprobs.unwrap_or(0));
-    writer.u8(u8::from(sequence.detail.logits)).count(stops.len());
+    write_sampling(&mut writer, &sequence.sampling, &sequence.detail);
+    writer.count(stops.len());
     for stop in stops {
         writer.text(stop);
     }
@@ -275,16 +274,7 @@ fn decode_request(reader: &mut Reader<'_>) -> Result<JournaledRequest, CodecErro
     let prompt = decode_tokens(reader)?;
     let stop_token_ids = decode_tokens(reader)?;
     let max_new_tokens = usize::try_from(reader.u64("a number of tokens")?).unwrap_or(usize::MAX);
-    let sampling = SamplingParams {
-        temperature: reader.f32("a temperature")?,
-        top_k: reader.u32("top_k")?,
-        top_p: reader.f32("top_p")?,
-        min_p: reader.f32("min_p")?,
-        seed: reader.u64("a seed")?,
-    };
-    let wanted = reader.flag("whether log probabilities are wanted")?;
-    let logprobs = Some(reader.u32("a number of log probabilities")?).filter(|_| wanted);
-    let detail = TokenDetail { logprobs, logits: reader.flag("whether logits are wanted")? };
+    let (sampling, detail) = read_sampling(reader)?;
     let stops = reader.length(4, "a number of stop strings")?;
     let stop = |reader: &mut Reader<'_>| Ok(reader.text(MOST_TEXT_BYTES, "a stop string")?.to_owned());
     let stops = (0..stops).map(|_| stop(reader)).collect::<Result<_, CodecError>>()?;
@@ -300,45 +290,9 @@ fn decode_tokens(reader: &mut Reader<'_>) -> Result<Arc<[u32]>, CodecError> {
 
 /// [`Record::Token`] without a copy of the sample.
 pub(super) fn encode_token(index: u64, sample: &Sample) -> Vec<u8> {
-    let Sample { sequence, token, logprobs, logits } = sample;
     let mut writer = Writer::with_capacity(64);
-    writer.u8(3).u64(index).u64(*sequence).u32(*token).u8(u8::from(logprobs.is_some()));
-    if let Some((chosen, top)) = logprobs {
-        writer.f32(*chosen).count(top.len());
-        for (token, logprob) in top {
-            writer.u32(*token).f32(*logprob);
-        }
-    }
-    writer.u8(u8::from(logits.is_some()));
-    if let Some(logits) = logits {
-        writer.count(logits.len());
-        for logit in logits {
-            writer.f32(*logit);
-        }
-    }
+    write_sample(writer.u8(3).u64(index), sample);
     frame(&writer.finish())
-}
-
-fn decode_sample(reader: &mut Reader<'_>) -> Result<Sample, CodecError> {
-    let sequence = reader.u64("a request")?;
-    let token = reader.u32("a token")?;
-    let logprobs = match reader.flag("whether there are log probabilities")? {
-        false => None,
-        true => {
-            let chosen = reader.f32("a log probability")?;
-            let count = reader.length(8, "a number of log probabilities")?;
-            let pair = |reader: &mut Reader<'_>| Ok((reader.u32("a token")?, reader.f32("a log probability")?));
-            Some((chosen, (0..count).map(|_| pair(reader)).collect::<Result<_, CodecError>>()?))
-        }
-    };
-    let logits = match reader.flag("whether there are logits")? {
-        false => None,
-        true => {
-            let count = reader.length(4, "a number of logits")?;
-            Some((0..count).map(|_| reader.f32("a logit")).collect::<Result<_, CodecError>>()?)
-        }
-    };
-    Ok(Sample { sequence, token, logprobs, logits })
 }
 
 /// Furthest that a tail which is no record is searched for records.

@@ -1,9 +1,10 @@
 //! What hosts say to each other beside rows, and how it looks on the wire. What is read is held against the sizes of the run
 //! before anyone works with it.
 
+use super::samples::{read_sample, read_sampling, write_sample, write_sampling};
 use crate::stage::Sample;
 use crate::steps::StepEnd;
-use rally_schedule::batch::{DeviceBatch, GroupInput, RowGroup, SampleSpec, SamplingParams, TokenDetail};
+use rally_schedule::batch::{DeviceBatch, GroupInput, RowGroup, SampleSpec};
 use rally_schedule::planner::PlannerConfig;
 use rally_transport::codec::{CodecError, Reader, Writer};
 use std::ops::Range;
@@ -164,9 +165,7 @@ pub(crate) fn encode_planned(micro_batch: usize, step: u64, device: usize, batch
         writer.count(group.first_position).u8(u8::from(group.input == GroupInput::LastSampled));
         writer.count(group.pages.start).count(group.pages.end).u8(u8::from(group.sample.is_some()));
         let Some(SampleSpec { token_index, params, detail }) = &group.sample else { continue };
-        writer.u64(*token_index).f32(params.temperature).u32(params.top_k).f32(params.top_p).f32(params.min_p);
-        writer.u64(params.seed).u8(u8::from(detail.logprobs.is_some())).u32(detail.logprobs.unwrap_or(0));
-        writer.u8(u8::from(detail.logits));
+        write_sampling(writer.u64(*token_index), params, detail);
     }
     for list in [&batch.token_ids, &batch.pages] {
         writer.count(list.len());
@@ -226,16 +225,7 @@ fn decode_range(reader: &mut Reader<'_>) -> Result<Range<usize>, CodecError> {
 
 fn decode_sample_spec(reader: &mut Reader<'_>) -> Result<SampleSpec, CodecError> {
     let token_index = reader.u64("a token's index")?;
-    let params = SamplingParams {
-        temperature: reader.f32("a temperature")?,
-        top_k: reader.u32("top_k")?,
-        top_p: reader.f32("top_p")?,
-        min_p: reader.f32("min_p")?,
-        seed: reader.u64("a seed")?,
-    };
-    let wanted = reader.flag("whether log probabilities are wanted")?;
-    let logprobs = Some(reader.u32("a number of log probabilities")?).filter(|_| wanted);
-    let detail = TokenDetail { logprobs, logits: reader.flag("whether logits are wanted")? };
+    let (params, detail) = read_sampling(reader)?;
     Ok(SampleSpec { token_index, params, detail })
 }
 
@@ -245,50 +235,12 @@ pub(crate) fn encode_step_ended(end: StepEnd, samples: &[Sample]) -> Vec<u8> {
     let StepEnd { micro_batch, device, cycle, next } = end;
     writer.u8(4).count(micro_batch).count(device).u64(cycle).u64(next).count(samples.len());
     for sample in samples {
-        writer.u64(sample.sequence).u32(sample.token).u8(u8::from(sample.logprobs.is_some()));
-        if let Some((chosen, top)) = &sample.logprobs {
-            writer.f32(*chosen).count(top.len());
-            for (token, logprob) in top {
-                writer.u32(*token).f32(*logprob);
-            }
-        }
-        writer.u8(u8::from(sample.logits.is_some()));
-        if let Some(logits) = &sample.logits {
-            writer.count(logits.len());
-            for logit in logits {
-                writer.f32(*logit);
-            }
-        }
+        write_sample(&mut writer, sample);
     }
     writer.finish()
 }
 
 fn decode_samples(reader: &mut Reader<'_>, bounds: &Bounds) -> Result<Vec<Sample>, CodecError> {
     let count = reader.length(14, "a number of samples")?;
-    (0..count).map(|_| decode_sample(reader, bounds)).collect()
-}
-
-fn decode_sample(reader: &mut Reader<'_>, bounds: &Bounds) -> Result<Sample, CodecError> {
-    let sequence = reader.u64("a sequence")?;
-    let token = below(reader, bounds.vocab, "a token")? as u32;
-    let logprobs = match reader.flag("whether there are log probabilities")? {
-        false => None,
-        true => {
-            let chosen = reader.f32("a log probability")?;
-            let count = reader.length(8, "a number of log probabilities")?;
-            let pair = |reader: &mut Reader<'_>| Ok((reader.u32("a token")?, reader.f32("a log probability")?));
-            Some((chosen, (0..count).map(|_| pair(reader)).collect::<Result<_, CodecError>>()?))
-        }
-    };
-    let logits = match reader.flag("whether there are logits")? {
-        false => None,
-        true => {
-            let count = reader.length(4, "a number of logits")?;
-            if count != bounds.vocab {
-                return Err(CodecError { what: "as many logits as there are tokens", at: 0 });
-            }
-            Some((0..count).map(|_| reader.f32("a logit")).collect::<Result<_, _>>()?)
-        }
-    };
-    Ok(Sample { sequence, token, logprobs, logits })
+    (0..count).map(|_| read_sample(reader, Some(bounds.vocab))).collect()
 }

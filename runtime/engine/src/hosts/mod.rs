@@ -13,6 +13,7 @@ mod crossings;
 mod follower;
 mod hops;
 pub mod messages;
+pub mod samples;
 mod switchboard;
 
 pub(crate) use coordinator::{Followers, Planning, count_ends};
