@@ -96,7 +96,7 @@ impl Front {
             figures: engine.figures(),
             limits: StepPlanner::new(planner),
             waiting,
-            state: Mutex::new(State::new(meter, planner.sequences)),
+            state: Mutex::new(State::new(meter, planner.sequences, waiting.most)),
         });
         let (stop, stopped) = bounded(0);
         let (fails, failed) = bounded(1);

@@ -53,13 +53,13 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Of a run that decodes `sequences` at once.
-    pub(super) fn new(meter: RequestMeter, sequences: usize) -> Self {
+    /// Of a run that decodes `sequences` at once, for which at most `waiting` wait: of three in four of them the order stays open.
+    pub(super) fn new(meter: RequestMeter, sequences: usize, waiting: usize) -> Self {
         Self {
             updates: HashMap::new(),
             queue: Queue::default(),
             ahead: HashMap::new(),
-            window: (FEWEST_AHEAD, sequences.max(FEWEST_AHEAD)),
+            window: (FEWEST_AHEAD, sequences.min(waiting / 4).max(FEWEST_AHEAD)),
             admitted: 0,
             admissions_per_s: 0.0,
             looked: Instant::now(),
