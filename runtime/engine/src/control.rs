@@ -417,11 +417,15 @@ impl Steps for Control {
     }
 
     fn fail(&self, error: EngineError) {
-        // The owner first: what others then say of it is no news.
-        self.break_off(error.clone());
+        // What others say of the first is no news.
+        if std::mem::replace(&mut lock(&self.state).failed, true) {
+            return;
+        }
+        // Before the owner hears, who may close the connections at once.
         if let Some(followers) = &self.followers {
             followers.failed(&error);
         }
+        self.break_off(error);
         self.abort();
     }
 }
@@ -429,6 +433,12 @@ impl Steps for Control {
 /// For tests: of one lane, with nothing to do.
 #[cfg(test)]
 pub(crate) fn idle() -> (Arc<Control>, crate::outbox::Inbox) {
+    idle_with(None)
+}
+
+/// The same with hosts that follow.
+#[cfg(test)]
+pub(crate) fn idle_with(followers: Option<Followers>) -> (Arc<Control>, crate::outbox::Inbox) {
     use crate::toy::{Setup, policy};
     let parts = Setup { split: false, ..Setup::simple(policy(false), 1) }.parts();
     let (events, inbox) = crate::outbox::outbox(parts.planner.sequences).expect("a thread can be had");
@@ -443,7 +453,7 @@ pub(crate) fn idle() -> (Arc<Control>, crate::outbox::Inbox) {
         figures,
         work: None,
         fixed: None,
-        followers: None,
+        followers,
         away: Vec::new(),
         in_flight: Vec::new(),
     };
@@ -453,7 +463,69 @@ pub(crate) fn idle() -> (Arc<Control>, crate::outbox::Inbox) {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::toy::request;
+    use crate::hosts::Signals;
+    use crate::toy::{Setup, policy, request};
+    use rally_transport::{Event, Peer, Polled, Registration, Stamp, Transport, TransportError};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Takes long to send, and counts what it has sent.
+    #[derive(Default)]
+    struct Slow(AtomicUsize);
+
+    impl Transport for Slow {
+        fn register(&self, _: Vec<Registration>) {}
+
+        fn post(&self, _: usize, _: Stamp) {}
+
+        fn send(&self, _: Peer, _: Vec<u8>) {
+            std::thread::sleep(Duration::from_millis(20));
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+
+        fn receive(&self, _: Peer) -> Result<Vec<u8>, TransportError> {
+            Err(TransportError::Unconnected)
+        }
+
+        fn finish(&self) {}
+
+        fn lanes(&self) -> usize {
+            0
+        }
+
+        fn poll(&self, _: usize, _: &mut dyn FnMut(Event)) -> Polled {
+            Polled::Ended
+        }
+
+        fn peer_down(&self, _: Peer, _: &str) {}
+    }
+
+    /// Who owns the run closes the connections when it hears of a failure, and hosts are to have been told by then. What they say
+    /// of it is no second one.
+    #[test]
+    fn hosts_hear_of_a_failure_before_the_owner_and_of_one_only() {
+        let parts = Setup { split: false, ..Setup::simple(policy(false), 1) }.parts();
+        let transport = Arc::new(Slow::default());
+        let followers = Followers {
+            transport: Arc::clone(&transport) as Arc<dyn Transport>,
+            sync: Arc::new(LaneSync::new(1, 1, false)),
+            signals: Arc::new(Signals::new(&parts.plan, parts.graph.layers, 0)),
+            clock: RunClock::start(),
+            hosts: vec![None],
+            names: vec!["a0".into(), "f0".into(), "f1".into()],
+            peers: vec![1, 2],
+            lanes: Vec::new(),
+        };
+        let (control, inbox) = idle_with(Some(followers));
+        let failing = Arc::clone(&control);
+        let fails = std::thread::spawn(move || failing.fail(EngineError::EndedEarly));
+        assert!(matches!(inbox.events.recv(), Ok(RunEvent::Failed(EngineError::EndedEarly))));
+        assert_eq!(transport.0.load(Ordering::SeqCst), 2);
+        fails.join().expect("nothing panics in it");
+        control.fail(EngineError::BrokenOff);
+        assert_eq!(transport.0.load(Ordering::SeqCst), 2);
+        drop(control);
+        assert!(inbox.events.recv().is_err());
+    }
 
     /// Nothing that a stage does can bring a lane down while it plans; should our own code, then everyone else still gets through.
     #[test]
