@@ -48,18 +48,10 @@ fn shape(dense_width: usize) -> ModelShape {
         head_dim: 64,
         query_rank: 256,
         dense_width,
-        expert_width: 64,
-        shared_width: 64,
-        experts: 4,
-        top_k: 2,
-        norm_expert_weight: false,
-        layers: vec![LayerKind::Dense; 4],
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
         max_positions: 2048,
         tie_word_embeddings: true,
-        eos_token_ids: Vec::new(),
         weight_format: WeightFormat::Bf16,
+        ..ModelShape::toy(vec![LayerKind::Dense; 4])
     }
 }
 

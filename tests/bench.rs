@@ -307,8 +307,7 @@ fn an_interrupt_keeps_what_was_measured() {
         assert!(lines.read_line(&mut line).expect("stderr can be read") > 0, "it ended before it measured");
     }
     std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill is there");
-    assert!(killed.success());
+    binary::signal(child.id(), "-INT");
     let mut stdout = String::new();
     child.stdout.take().expect("stdout is a pipe").read_to_string(&mut stdout).expect("read");
     assert_eq!(child.wait().expect("it ends").code(), Some(130));

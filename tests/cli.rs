@@ -253,8 +253,7 @@ fn long_run(more: &[&str]) -> (std::process::Child, PathBuf, tempfile::TempDir) 
 #[test]
 fn an_interrupt_keeps_what_there_is() {
     let (mut child, out, _folder) = long_run(&[]);
-    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill is there");
-    assert!(killed.success());
+    binary::signal(child.id(), "-INT");
     assert_eq!(child.wait().expect("it ends").code(), Some(130));
     let results = read_lines(&out);
     assert_eq!(results[0]["finish_reason"], "cancelled");
@@ -270,8 +269,7 @@ fn an_interrupt_keeps_what_there_is() {
 fn a_closed_pipe_is_an_error() {
     let (mut child, out, _folder) = long_run(&[]);
     drop(child.stdout.take());
-    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill is there");
-    assert!(killed.success());
+    binary::signal(child.id(), "-INT");
     assert_eq!(child.wait().expect("it ends").code(), Some(1));
     assert!(!out.exists(), "no result file of a run that failed");
 }

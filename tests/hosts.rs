@@ -11,7 +11,6 @@ use hosts::{Deployment, Divided, Process};
 use serde_json::json;
 use std::io::Write;
 use std::net::TcpStream;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 #[track_caller]
@@ -153,15 +152,11 @@ fn a_host_that_stalls_is_given_up_and_changes_nothing_when_it_wakes() {
     let deployment = Deployment::new(1, 2, Divided::Experts);
     let workers = deployment.workers();
     let run = in_the_middle(&deployment, "across", &workers, &[]);
-    let signal = |name: &str| {
-        let sent = Command::new("kill").args([name, &workers[1].id().to_string()]).status();
-        assert!(sent.expect("there is a kill").success());
-    };
-    signal("-STOP");
+    binary::signal(workers[1].id(), "-STOP");
     let stopped = Instant::now();
     run.says("is lost");
     let told = stopped.elapsed();
-    signal("-CONT");
+    binary::signal(workers[1].id(), "-CONT");
     run.good_end();
     deployment.assert_same("alone", "across");
     assert!(told < Duration::from_secs(8), "{told:?}");
@@ -173,16 +168,12 @@ fn a_replica_that_stalls_for_five_seconds_holds_nobody_up() {
     let deployment = Deployment::new(2, 2, Divided::Replicas);
     let workers = deployment.workers();
     let run = in_the_middle(&deployment, "across", &workers, &[]);
-    let signal = |name: &str| {
-        let sent = Command::new("kill").args([name, &workers[2].id().to_string()]).status();
-        assert!(sent.expect("there is a kill").success());
-    };
-    signal("-STOP");
+    binary::signal(workers[2].id(), "-STOP");
     let stopped = Instant::now();
     run.says("the run goes on without it");
     let told = stopped.elapsed();
     std::thread::sleep(Duration::from_secs(5).saturating_sub(stopped.elapsed()));
-    signal("-CONT");
+    binary::signal(workers[2].id(), "-CONT");
     workers[2].says("have given this host up");
     run.good_end();
     deployment.assert_same("alone", "across");

@@ -195,8 +195,7 @@ fn an_interrupted_profile_goes_on() {
         assert!(lines.read_line(&mut line).expect("stderr can be read") > 0, "it ended before it was interrupted");
     }
     std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill is there");
-    assert!(killed.success());
+    binary::signal(child.id(), "-INT");
     assert_eq!(child.wait().expect("it ends").code(), Some(130));
     assert!(!out.exists(), "no table before it is whole");
     let kept = points(&partial);

@@ -275,8 +275,7 @@ fn an_interrupted_run_goes_on() {
     while length(&journal) < first + 500 {
         std::thread::sleep(Duration::from_micros(200));
     }
-    let sent = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
-    assert!(sent.expect("there is a kill").success());
+    binary::signal(child.id(), "-TERM");
     let output = child.wait_with_output().expect("it is ours");
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{said}");

@@ -36,6 +36,13 @@ pub fn refused(arguments: &[&str], said: &str) {
     assert!(output.stdout.is_empty(), "{arguments:?} printed {}", text(&output.stdout));
 }
 
+/// Sends a process a signal, by its number and the signal's name: `-INT`.
+#[track_caller]
+pub fn signal(process: u32, name: &str) {
+    let sent = Command::new("kill").args([name, &process.to_string()]).status();
+    assert!(sent.expect("there is a `kill`").success());
+}
+
 /// What was printed.
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()

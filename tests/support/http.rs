@@ -158,8 +158,7 @@ impl Serving {
     }
 
     pub fn signal(&self, name: &str) {
-        let done = Command::new("kill").args([name, &self.child.id().to_string()]).status();
-        assert!(done.expect("`kill` is there").success());
+        crate::binary::signal(self.child.id(), name);
     }
 
     /// Waits for its end.
