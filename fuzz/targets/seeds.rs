@@ -377,6 +377,8 @@ fn hosts() -> Vec<Vec<u8>> {
         Message::Planned { micro_batch: 1, step: 4, device: 0, batch },
         Message::StepEnded { micro_batch: 1, device: 1, cycle: 4, next: 5, samples: vec![sample] },
         Message::Failed { reason: "é".into(), lost: Some(1) },
+        Message::Leaving,
+        Message::Needed,
     ];
     let hello = [&b"rallyv1\n"[..], &1u32.to_le_bytes(), &[7; 32]].concat();
     let mut seeds = vec![hello, Frame::Rows { key, stamp, bytes: 64 }.encode().to_vec()];

@@ -40,7 +40,7 @@ pub struct Deployment {
 }
 
 /// Ports that were free a moment ago.
-fn free_ports(count: usize) -> Vec<u16> {
+pub fn free_ports(count: usize) -> Vec<u16> {
     let listeners: Vec<TcpListener> =
         (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port can be had")).collect();
     listeners.iter().map(|listener| listener.local_addr().expect("it listens").port()).collect()
@@ -111,6 +111,14 @@ impl Deployment {
         let (across, alone) = (write("graph.json", &graph(true)), write("alone.json", &graph(false)));
         let key = write("rally.key", &json!("a key that only these hosts have"));
         Self { folder, graph: across, alone, key, hosts, addresses }
+    }
+
+    /// Changes the graph with hosts.
+    pub fn edit(&self, change: impl FnOnce(&mut Value)) {
+        let text = std::fs::read_to_string(&self.graph).expect("it was written");
+        let mut graph = serde_json::from_str(&text).expect("it was written as JSON");
+        change(&mut graph);
+        std::fs::write(&self.graph, graph.to_string()).expect("the folder takes files");
     }
 
     /// A path for a file of the test.

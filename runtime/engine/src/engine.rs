@@ -59,6 +59,12 @@ pub enum EngineError {
         /// What was noticed.
         why: String,
     },
+    /// A host of the deployment was asked to leave, and the others have all that it has.
+    #[error("host `{host}` leaves")]
+    HostLeaves {
+        /// Its name.
+        host: String,
+    },
     /// A host of the deployment says that its part of the run failed.
     #[error("on host `{host}`: {message}")]
     HostFailed {
@@ -432,6 +438,8 @@ fn meet_hosts(
             ends,
             names: across.names.clone(),
             hosts: followers.hosts.clone(),
+            graph: Arc::clone(&parts.graph),
+            present: across.present.clone(),
         }),
     ));
     across.transport.register(slots);

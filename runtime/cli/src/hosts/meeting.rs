@@ -90,9 +90,13 @@ impl Meeting {
         &self.hosts.names[host]
     }
 
-    /// A host was lost, or could not be had. Returns whether the run can go on without it.
+    /// A host was lost, or left, or could not be had. Returns whether the run can go on without it.
     pub fn lost(&mut self, error: &EngineError) -> Result<bool, CliError> {
-        let EngineError::HostLost { host, why } = error else { return Err(CliError::Failure(error.to_string())) };
+        let (host, why) = match error {
+            EngineError::HostLost { host, why } => (host, why.as_str()),
+            EngineError::HostLeaves { host } => (host, "it has left"),
+            error => return Err(CliError::Failure(error.to_string())),
+        };
         match self.hosts.index_of(host) {
             // Others do not hear this host: they are asked again.
             Some(host) if host == self.hosts.own => Ok(true),

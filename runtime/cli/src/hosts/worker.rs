@@ -5,10 +5,11 @@ use super::meeting::refused;
 use super::{Hosts, KeyArgs, seconds};
 use crate::Format;
 use crate::error::{Blame, CliError};
+use crate::interrupt;
 use crate::output::print;
 use crate::session::{self, SessionArgs};
 use clap::Args;
-use crossbeam::channel::RecvTimeoutError;
+use crossbeam::channel::{Receiver, after, bounded, never, select};
 use rally_engine::hosts::messages::{Bounds, Message};
 use rally_engine::hosts::{Across, Followed, follow, neighbours};
 use rally_engine::{EngineError, EngineParts};
@@ -27,6 +28,8 @@ use std::time::{Duration, Instant};
 const FORMING: Duration = Duration::from_secs(3);
 /// Between two tries to reach a host.
 const AGAIN: Duration = Duration::from_millis(20);
+/// A host that leaves stays for so long between two epochs of a run: the next one may need it.
+const BETWEEN: Duration = Duration::from_secs(10);
 /// Hosts of epochs that have not begun here yet; older ones are forgotten.
 const MOST_EARLY: usize = 32;
 
@@ -72,10 +75,19 @@ pub fn run(args: &WorkerArgs) -> Result<ExitCode, CliError> {
     eprintln!("host `{}` on {} has {}, and waits for a run", args.host, doorman.address(), devices.join(", "));
     let patience = args.wait_coordinator.map(Duration::from_secs_f64);
     let vocab = deployment.shape.vocab;
-    let mut worker = Worker { hosts, vocab, doorman, early: Vec::new(), next: None, kept_of: None, patience };
+    let interrupts = interrupt::channel()?;
+    interrupt::begin_work();
+    let leaving = Leaving { interrupts, asked: false, may: true };
+    let mut worker = Worker { hosts, vocab, doorman, early: Vec::new(), next: None, kept_of: None, patience, leaving };
     let mut parts = Some(parts);
     loop {
         let left = worker.serve(parts.take().expect("the parts come back from every run"))?;
+        if worker.leaving.is_due() {
+            // Nobody finds this host any more, whatever its devices still take.
+            drop(worker);
+            eprintln!("host `{}` has left", args.host);
+            return Ok(ExitCode::SUCCESS);
+        }
         parts = Some(match whole(&left, worker.hosts.own) {
             true => left,
             false => {
@@ -107,13 +119,42 @@ struct Worker {
     kept_of: Option<u64>,
     /// How long to wait for a coordinator, if not for ever.
     patience: Option<Duration>,
+    leaving: Leaving,
+}
+
+/// A host's leaving: SIGTERM or Ctrl-C asks for it, and it goes when nothing needs it any more.
+struct Leaving {
+    interrupts: Receiver<()>,
+    asked: bool,
+    /// No run has this host in its next epoch.
+    may: bool,
+}
+
+impl Leaving {
+    fn is_due(&self) -> bool {
+        self.asked && self.may
+    }
+
+    /// From which the wish comes to an epoch: one that was there before is there at once.
+    fn wish(&self) -> Receiver<()> {
+        if !self.asked {
+            return self.interrupts.clone();
+        }
+        let (sender, wish) = bounded(1);
+        // It has room for one.
+        let _ = sender.send(());
+        wish
+    }
 }
 
 impl Worker {
-    /// One membership epoch, from its coordinator's coming to its end.
+    /// One membership epoch, from its coordinator's coming to its end; none where this host leaves.
     fn serve(&mut self, mut parts: EngineParts) -> Result<EngineParts, CliError> {
-        self.doorman.works_for(None);
-        let Guest { claims, stream } = self.await_coordinator()?;
+        // A run that goes on has this host's word until then.
+        if !self.leaving.asked {
+            self.doorman.works_for(None);
+        }
+        let Some(Guest { claims, stream }) = self.await_coordinator()? else { return Ok(parts) };
         self.doorman.works_for(Some(claims.clone()));
         let (name, run) = (claims.host, claims.incarnation);
         let Some(index) = self.hosts.index_of(&name) else { return Ok(parts) };
@@ -142,13 +183,21 @@ impl Worker {
         let across = Across { host: own, coordinator: index, transport, names, vocab: self.vocab, present, keeps };
         parts.across = Some(across);
         tracing::info!(coordinator = name, "a run begins");
-        let (mut parts, Followed { begun, ended }) = follow(parts);
+        let (mut parts, Followed { begun, leaves, ended }) = follow(parts, &self.leaving.wish());
         parts.across = None;
+        self.leaving.asked |= leaves;
+        self.leaving.may = match &ended {
+            Ok(()) => true,
+            // Told so by the others; whatever else went wrong, the run may go on with this host.
+            Err(EngineError::HostLost { host, .. }) => *host == self.hosts.names[own],
+            Err(_) => false,
+        };
         if begun {
             self.kept_of = Some(run);
         }
         match ended {
             Ok(()) => tracing::info!(coordinator = name, "the run is over"),
+            Err(_) if self.leaving.is_due() => tracing::info!(coordinator = name, "the run goes on without this host"),
             Err(EngineError::HostLost { host, why }) if host == self.hosts.names[own] => {
                 tracing::warn!(coordinator = name, why, "the others have given this host up");
             }
@@ -163,13 +212,16 @@ impl Worker {
         present.len() == self.hosts.names.len() && present[self.hosts.own] && present[coordinator]
     }
 
-    /// The coordinator that came last: those before it have given up.
-    fn await_coordinator(&mut self) -> Result<Guest, CliError> {
+    /// The coordinator that came last: those before it have given up. None where this host leaves.
+    fn await_coordinator(&mut self) -> Result<Option<Guest>, CliError> {
         let mut found = self.next.take();
         let until = self.patience.map(|patience| Instant::now() + patience);
         loop {
             let guest = match &found {
-                None => self.await_anyone(until)?,
+                None => match self.await_anyone(until)? {
+                    Some(guest) => guest,
+                    None => return Ok(None),
+                },
                 Some(_) => match self.doorman.guests().try_recv() {
                     Ok(guest) => guest,
                     Err(_) => break,
@@ -180,21 +232,30 @@ impl Worker {
                 _ => self.keep(guest),
             }
         }
-        found.ok_or_else(|| CliError::Failure("nobody coordinates".into()))
+        Ok(found)
     }
 
-    fn await_anyone(&self, until: Option<Instant>) -> Result<Guest, CliError> {
-        let guests = self.doorman.guests();
-        let came = match until {
-            None => guests.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(until) => guests.recv_deadline(until),
-        };
-        came.map_err(|error| match (error, self.patience) {
-            (RecvTimeoutError::Timeout, Some(patience)) => {
-                CliError::Failure(format!("no coordinator has come for {} s", patience.as_secs_f64()))
+    /// None where this host leaves: nobody needs it, or whoever did does not come again.
+    fn await_anyone(&mut self, until: Option<Instant>) -> Result<Option<Guest>, CliError> {
+        let left = |until: Instant| after(until.saturating_duration_since(Instant::now()));
+        let (guests, too_late) = (self.doorman.guests().clone(), until.map_or_else(never, left));
+        loop {
+            if self.leaving.is_due() {
+                return Ok(None);
             }
-            _ => CliError::Failure("the doorman has left".into()),
-        })
+            let between = if self.leaving.asked { after(BETWEEN) } else { never() };
+            select! {
+                recv(guests) -> guest => {
+                    return guest.map(Some).map_err(|_| CliError::Failure("the doorman has left".into()));
+                }
+                recv(self.leaving.interrupts) -> _ => self.leaving.asked = true,
+                recv(between) -> _ => self.leaving.may = true,
+                recv(too_late) -> _ => {
+                    let seconds = self.patience.unwrap_or_default().as_secs_f64();
+                    return Err(CliError::Failure(format!("no coordinator has come for {seconds} s")));
+                }
+            }
+        }
     }
 
     fn keep(&mut self, guest: Guest) {

@@ -1,14 +1,15 @@
 //! The coordinator's side: steps out to the hosts that follow, their ends back to the planner.
 
-use super::Signals;
 use super::messages::{Bounds, Message, encode_planned};
 use super::switchboard::{Hears, StepEnded};
+use super::{Signals, missed};
 use crate::clock::RunClock;
 use crate::control::Control;
 use crate::engine::EngineError;
 use crate::steps::Steps;
 use crate::sync::LaneSync;
 use crossbeam::channel::{Receiver, Sender};
+use rally_graph::stage_graph::StageGraph;
 use rally_schedule::batch::DeviceBatch;
 use rally_transport::{Peer, Transport};
 use std::sync::Arc;
@@ -80,11 +81,18 @@ impl Followers {
         self.tell(&Message::Finish { cycle });
     }
 
+    /// `peer` is not let go.
+    fn needs(&self, peer: Peer) {
+        self.transport.send(peer, Message::Needed.encode());
+    }
+
     /// The run has failed.
     pub(crate) fn failed(&self, error: &EngineError) {
         // Who is lost is told as that: hosts tell it on, and whoever hears of it from two sides must hear the same.
+        let index = |host: &String| self.names.iter().position(|name| name == host);
         let (reason, lost) = match error {
-            EngineError::HostLost { host, why } => (why.clone(), self.names.iter().position(|name| name == host)),
+            EngineError::HostLost { host, why } => (why.clone(), index(host)),
+            EngineError::HostLeaves { host } => ("it leaves".into(), index(host)),
             error => (error.to_string(), None),
         };
         self.tell(&Message::Failed { reason, lost });
@@ -99,6 +107,9 @@ pub(crate) struct Planning {
     pub(crate) names: Vec<String>,
     /// By attention device, the host it is on if that is another one.
     pub(crate) hosts: Vec<Option<Peer>>,
+    pub(crate) graph: Arc<StageGraph>,
+    /// By host: whether it takes part.
+    pub(crate) present: Vec<bool>,
 }
 
 impl Hears for Planning {
@@ -118,6 +129,19 @@ impl Hears for Planning {
         }
         // Nobody takes it where the run is over.
         let _ = self.ends.send(ended);
+    }
+
+    /// Whoever can be done without is let go, by an end of this epoch; the next one begins without it.
+    fn leaves(&self, peer: Peer) {
+        let present: Vec<bool> = (0..self.present.len()).map(|host| self.present[host] && host != peer).collect();
+        let host = self.names[peer].clone();
+        if missed(&self.graph, &present).is_empty() {
+            return self.fails(EngineError::HostLeaves { host });
+        }
+        tracing::warn!(host, "it was asked to leave, and stays: nobody else has what it has");
+        if let Some(followers) = self.control.followers() {
+            followers.needs(peer);
+        }
     }
 
     fn fails(&self, error: EngineError) {

@@ -9,6 +9,7 @@ use crate::lane::{Lane, LaneRemains};
 use crate::stage::Sample;
 use crate::steps::{StepEnd, Steps};
 use crate::sync::LaneSync;
+use crossbeam::channel::{Receiver, Sender, bounded, select};
 use rally_schedule::batch::DeviceBatch;
 use rally_transport::{Peer, Transport};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -90,17 +91,24 @@ impl Hears for Following {
         });
     }
 
+    fn leaves(&self, peer: Peer) {
+        self.fail(EngineError::HostLost {
+            host: self.names[peer].clone(),
+            why: "it told a host that follows that it leaves, which only the coordinator is told".into(),
+        });
+    }
+
     fn fails(&self, error: EngineError) {
         self.fail(error);
     }
 }
 
 /// Runs this host's lanes for a membership epoch, until the coordinator ends it or something fails. Gives the parts back, for the
-/// next one; stages of a lane that panicked are gone.
-pub fn follow(mut parts: EngineParts) -> (EngineParts, Followed) {
-    let mut begun = false;
-    let ended = run(&mut parts, &mut begun);
-    (parts, Followed { begun, ended })
+/// next one; stages of a lane that panicked are gone. Once something comes from `leave` the coordinator is asked to go on without this host.
+pub fn follow(mut parts: EngineParts, leave: &Receiver<()>) -> (EngineParts, Followed) {
+    let (mut begun, mut leaves) = (false, false);
+    let ended = run(&mut parts, leave, (&mut begun, &mut leaves));
+    (parts, Followed { begun, leaves, ended })
 }
 
 /// An epoch that a host has followed.
@@ -108,11 +116,17 @@ pub fn follow(mut parts: EngineParts) -> (EngineParts, Followed) {
 pub struct Followed {
     /// All hosts were ready: what was in this host's devices before may be overwritten.
     pub begun: bool,
+    /// This host was asked to leave.
+    pub leaves: bool,
     /// [`EngineError::HostLost`] and [`EngineError::HostFailed`] where others are to blame; what a run fails with where this host is.
     pub ended: Result<(), EngineError>,
 }
 
-fn run(parts: &mut EngineParts, begun: &mut bool) -> Result<(), EngineError> {
+fn run(
+    parts: &mut EngineParts,
+    leave: &Receiver<()>,
+    (begun, leaves): (&mut bool, &mut bool),
+) -> Result<(), EngineError> {
     let across = parts.across.clone().expect("a host that follows is one of several");
     let bounds = across.bounds(parts);
     let mut made = None;
@@ -141,11 +155,22 @@ fn run(parts: &mut EngineParts, begun: &mut bool) -> Result<(), EngineError> {
     };
     *begun = true;
     let plan = Arc::clone(&parts.plan);
-    let ends: Vec<LaneRemains> = match spawn(lanes, &plan, &*following) {
-        Ok(handles) => handles.into_iter().filter_map(|handle| handle.join().ok()).collect(),
-        // Told already, and all that started has ended.
-        Err(_) => Vec::new(),
-    };
+    let (going, over) = bounded(0);
+    let ends: Vec<LaneRemains> = std::thread::scope(|scope| {
+        let ask = || await_leave(&across, leave, &over);
+        let asking = std::thread::Builder::new().name("leave".into()).spawn_scoped(scope, ask);
+        let ends = match spawn(lanes, &plan, &*following) {
+            Ok(handles) => handles.into_iter().filter_map(|handle| handle.join().ok()).collect(),
+            // Told already, and all that started has ended.
+            Err(_) => Vec::new(),
+        };
+        drop::<Sender<()>>(going);
+        match asking {
+            Ok(asking) => *leaves = asking.join().unwrap_or(false),
+            Err(error) => tracing::warn!(%error, "this host cannot be asked to leave this run"),
+        }
+        ends
+    });
     give_back(parts, ends);
     across.transport.finish();
     if lock(&following.fault).is_some() {
@@ -153,6 +178,17 @@ fn run(parts: &mut EngineParts, begun: &mut bool) -> Result<(), EngineError> {
     }
     polling.into_iter().for_each(|thread| drop(thread.join()));
     lock(&following.fault).take().map_or(Ok(()), Err)
+}
+
+/// Asks the coordinator to go on without this host once that is wanted. Returns whether it was, before the epoch was `over`.
+fn await_leave(across: &Across, leave: &Receiver<()>, over: &Receiver<()>) -> bool {
+    select! {
+        recv(leave) -> asked => asked.is_ok_and(|()| {
+            across.transport.send(across.coordinator, Message::Leaving.encode());
+            true
+        }),
+        recv(over) -> _ => false,
+    }
 }
 
 /// Says that this host is ready, and waits until all are.

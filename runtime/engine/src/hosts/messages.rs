@@ -65,6 +65,10 @@ pub enum Message {
         /// The host that was lost, if that is why.
         lost: Option<usize>,
     },
+    /// A host to the coordinator: it was asked to leave.
+    Leaving,
+    /// Coordinator to a host that wants to leave: nobody else has what it has, and the run needs it.
+    Needed,
 }
 
 /// What messages must keep to.
@@ -103,6 +107,12 @@ impl Message {
                     end -= 1;
                 }
                 writer.u8(6).text(&reason[..end]).count(lost.map_or(0, |host| host + 1));
+            }
+            Self::Leaving => {
+                writer.u8(8);
+            }
+            Self::Needed => {
+                writer.u8(9);
             }
             Self::Epoch { present } => {
                 writer.u8(7).count(present.len());
@@ -144,6 +154,8 @@ impl Message {
                     present: (0..hosts).map(|_| reader.flag("whether a host is there")).collect::<Result<_, _>>()?,
                 }
             }
+            8 => Self::Leaving,
+            9 => Self::Needed,
             _ => return Err(CodecError { what: "a message", at: 0 }),
         };
         reader.end("the end of a message")?;

@@ -20,6 +20,8 @@ pub(crate) trait Hears: Send + Sync {
     fn planned(&self, peer: Peer, micro_batch: usize, device: usize, batch: DeviceBatch) -> bool;
     /// A lane of `peer` is through with a step.
     fn step_ended(&self, peer: Peer, ended: StepEnded);
+    /// `peer` was asked to leave.
+    fn leaves(&self, peer: Peer);
     /// It is over for this run.
     fn fails(&self, error: EngineError);
 }
@@ -127,6 +129,10 @@ impl Switchboard {
             Message::Planned { .. } | Message::StepEnded { .. } => {
                 tracing::debug!(host = self.name(peer), "what it told of a step came again, or late, and was dropped");
             }
+            Message::Leaving => self.hears.leaves(peer),
+            Message::Needed => {
+                tracing::warn!("nobody else has what this host has: it leaves once the run is over");
+            }
             Message::Finish { cycle } => self.sync.finish_after(cycle),
             Message::Failed { reason, lost } => {
                 let lost = lost.and_then(|lost| self.names.get(lost)).cloned();
@@ -190,6 +196,10 @@ mod tests {
         fn step_ended(&self, peer: Peer, ended: StepEnded) {
             let StepEnd { micro_batch, device, next, .. } = ended.end;
             self.note(format!("{peer} ended {micro_batch} on {device}, {next} follows"));
+        }
+
+        fn leaves(&self, peer: Peer) {
+            self.note(format!("{peer} leaves"));
         }
 
         fn fails(&self, error: EngineError) {
