@@ -20,6 +20,14 @@ use block::Block;
 /// Positions of a tile; part of the result's definition.
 const TILE: usize = 64;
 
+/// Positions whose keys are transposed together: whole cache lines are written.
+const GROUP: usize = 16;
+
+/// Numbers from one key to the next on their way: a line more than they are, so that they do not share cache sets.
+fn key_stride(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(TRANSPOSED) + LANES
+}
+
 /// Heads that a thread's part of a row is a multiple of: what a register tile computes together.
 const HEAD_GRANULE: usize = 6;
 
@@ -52,7 +60,7 @@ impl AttentionScratch {
 struct Workspace {
     /// `[queries, head_dim]`, multiplied by the softmax scale.
     queries: AlignedBuffer<f32>,
-    /// `[TRANSPOSED, padded head_dim]`: keys on their way to be transposed.
+    /// `[GROUP, padded head_dim]`: keys on their way to be transposed.
     rows: AlignedBuffer<f32>,
     /// `[padded head_dim, TILE]`: a tile's keys, transposed so that lanes are positions.
     keys: AlignedBuffer<f32>,
@@ -64,7 +72,7 @@ struct Workspace {
     sums: AlignedBuffer<f32>,
     /// `[queries, LANES]`: denominators so far.
     totals: AlignedBuffer<f32>,
-    /// `[queries]`: largest score so far, and the factor that moves sums to a new one.
+    /// `[queries]`: largest score so far, and the factor that moves sums to a new one; of factors there is room for a vector more.
     maxima: AlignedBuffer<f32>,
     factors: AlignedBuffer<f32>,
 }
@@ -73,14 +81,14 @@ impl Workspace {
     fn prepare(&mut self, queries: usize, head_dim: usize, value_stride: usize) {
         self.queries.grow(queries * head_dim);
         let padded = head_dim.next_multiple_of(TRANSPOSED);
-        self.rows.grow(TRANSPOSED * padded);
+        self.rows.grow(GROUP * key_stride(head_dim));
         self.keys.grow(padded * TILE);
         self.values.grow(TILE * value_stride);
         self.scores.grow(queries * TILE);
         self.sums.grow(queries * value_stride);
         self.totals.grow(queries * LANES);
         self.maxima.grow(queries);
-        self.factors.grow(queries);
+        self.factors.grow(queries + LANES);
     }
 }
 

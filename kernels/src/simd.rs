@@ -7,6 +7,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use crate::activation::{EXP_LEAST, EXP_LN_2, EXP_MOST, EXP_POLYNOMIAL, EXP_SHIFT};
 use crate::isa::Isa;
 use portable::Portable;
 
@@ -40,6 +41,32 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn mul(left: Self::Vector, right: Self::Vector) -> Self::Vector;
     /// `left * right + sum`, rounded once where the set can.
     unsafe fn fma(left: Self::Vector, right: Self::Vector, sum: Self::Vector) -> Self::Vector;
+    unsafe fn sub(left: Self::Vector, right: Self::Vector) -> Self::Vector;
+    /// By lane the left number if it is larger, or else the right one: a NaN on the left loses, one on the right stays.
+    unsafe fn larger(left: Self::Vector, right: Self::Vector) -> Self::Vector;
+    /// By lane the left number if it is smaller, or else the right one.
+    unsafe fn smaller(left: Self::Vector, right: Self::Vector) -> Self::Vector;
+    /// `value · 2^n`, rounded once, for values between 1/2 and 2 (or NaN); `shifted` is `n` + 1.5 · 2^23, with n between −152 and 130.
+    unsafe fn times_power_of_2(value: Self::Vector, shifted: Self::Vector) -> Self::Vector;
+    /// [`exp`](crate::activation::exp) of every lane, to the bit.
+    #[inline(always)]
+    unsafe fn exp(x: Self::Vector) -> Self::Vector {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let x = Self::smaller(Self::splat(EXP_MOST), Self::larger(Self::splat(EXP_LEAST), x));
+            let shift = Self::splat(EXP_SHIFT);
+            let shifted = Self::add(Self::mul(x, Self::splat(std::f32::consts::LOG2_E)), shift);
+            let n = Self::sub(shifted, shift);
+            let r = Self::sub(x, Self::mul(n, Self::splat(EXP_LN_2[0])));
+            let r = Self::sub(r, Self::mul(n, Self::splat(EXP_LN_2[1])));
+            let mut polynomial = Self::splat(EXP_POLYNOMIAL[0]);
+            for factor in &EXP_POLYNOMIAL[1..] {
+                polynomial = Self::add(Self::mul(polynomial, r), Self::splat(*factor));
+            }
+            let value = Self::add(Self::mul(polynomial, Self::mul(r, r)), r);
+            Self::times_power_of_2(Self::add(value, Self::splat(1.0)), shifted)
+        }
+    }
     /// Sixteen bf16 bit patterns, widened.
     unsafe fn load_bf16(from: *const u16) -> Self::Vector;
     /// Sixteen e4m3 codes, widened; exact, NaN included.
@@ -68,6 +95,8 @@ pub(crate) trait Simd: Copy + 'static {
             }
         }
     }
+    /// The largest lane, if none is NaN.
+    unsafe fn largest(value: Self::Vector) -> f32;
     /// Sum of the lanes in the fixed order: lane i with i + 8, then i + 4, i + 2, i + 1.
     unsafe fn reduce(value: Self::Vector) -> f32;
     /// [`Simd::reduce`] of four vectors: the same sums, with fewer instructions where the set has a way.

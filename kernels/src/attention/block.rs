@@ -2,12 +2,14 @@
 
 use std::ops::Range;
 
-use super::product::Product;
-use super::{TILE, Workspace};
-use crate::activation::exp;
+use super::product::{AS_THEY_ARE, NONE, Product, SCALED};
+use super::{GROUP, TILE, Workspace, key_stride};
 use crate::kv::KvPool;
 use crate::memory::SharedMut;
 use crate::simd::{Kernel, LANES, Simd, TRANSPOSED};
+
+/// Elements of keys that all queries pass by at once: with a tile's positions 32 KiB, which a first-level cache keeps.
+const KEY_BLOCK: usize = 128;
 
 /// Some heads of some consecutive rows of one sequence.
 pub(super) struct Block<'a> {
@@ -85,7 +87,7 @@ impl Block<'_> {
                 // SAFETY: the caller's promise; the queries are some of the workspace's.
                 unsafe {
                     self.score_tile::<S>(queries.clone(), head_dim);
-                    self.softmax_tile(queries.clone(), len);
+                    self.softmax_tile::<S>(queries.clone(), len);
                     self.weigh_tile::<S>(queries, len, value_stride);
                 }
             }
@@ -102,22 +104,24 @@ impl Block<'_> {
     #[inline(always)]
     unsafe fn load_tile<S: Simd>(&mut self, start: usize, len: usize, head_dim: usize, value_stride: usize) {
         let (pool, workspace) = (self.pool, &mut *self.workspace);
-        let padded = head_dim.next_multiple_of(TRANSPOSED);
-        for group in (0..len).step_by(TRANSPOSED) {
-            for offset in group..len.min(group + TRANSPOSED) {
+        let (padded, stride) = (head_dim.next_multiple_of(TRANSPOSED), key_stride(head_dim));
+        for group in (0..len).step_by(GROUP) {
+            for offset in group..len.min(group + GROUP) {
                 let position = start + offset;
                 let page = self.pages[position / pool.page_tokens()];
                 let row = pool.row(page, position % pool.page_tokens());
-                let key = &mut workspace.rows[(offset - group) * padded..];
+                let key = &mut workspace.rows[(offset - group) * stride..];
                 pool.keys().read(row, &mut key[..head_dim]);
                 let values = &mut workspace.values[offset * value_stride..];
                 pool.values().read(row, &mut values[..pool.value_width()]);
             }
-            // SAFETY: `rows` holds TRANSPOSED rows of `padded`, `keys` `padded` rows of TILE.
+            // SAFETY: `rows` holds GROUP rows of `padded`, `keys` `padded` rows of TILE.
             unsafe {
                 for j in (0..padded).step_by(TRANSPOSED) {
-                    let from = workspace.rows.as_ptr().add(j);
-                    S::transpose_8(from, padded, workspace.keys.as_mut_ptr().add(j * TILE + group), TILE);
+                    for half in (0..GROUP).step_by(TRANSPOSED) {
+                        let from = workspace.rows.as_ptr().add(half * stride + j);
+                        S::transpose_8(from, stride, workspace.keys.as_mut_ptr().add(j * TILE + group + half), TILE);
+                    }
                 }
             }
         }
@@ -131,42 +135,73 @@ impl Block<'_> {
     #[inline(always)]
     unsafe fn score_tile<S: Simd>(&mut self, queries: Range<usize>, head_dim: usize) {
         let workspace = &mut *self.workspace;
-        let product = Product {
-            weights: workspace.queries[queries.start * head_dim..].as_ptr(),
-            weight_stride: head_dim,
-            rows: workspace.keys.as_ptr(),
-            row_stride: TILE,
-            len: head_dim,
-            factors: std::ptr::null(),
-            sums: workspace.scores[queries.start * TILE..].as_mut_ptr(),
-            sum_stride: TILE,
-        };
-        // SAFETY: `queries` is [queries, head_dim], `keys` [head_dim, TILE], `scores` [queries, TILE].
-        unsafe { product.run::<S, false>(queries.len(), TILE) };
+        for start in (0..head_dim).step_by(KEY_BLOCK) {
+            let product = Product {
+                weights: workspace.queries[queries.start * head_dim + start..].as_ptr(),
+                weight_stride: head_dim,
+                rows: workspace.keys[start * TILE..].as_ptr(),
+                row_stride: TILE,
+                len: KEY_BLOCK.min(head_dim - start),
+                factors: std::ptr::null(),
+                sums: workspace.scores[queries.start * TILE..].as_mut_ptr(),
+                sum_stride: TILE,
+            };
+            // SAFETY: `queries` is [queries, head_dim], `keys` [head_dim, TILE], `scores` [queries, TILE].
+            unsafe {
+                match start {
+                    0 => product.run::<S, NONE>(queries.len(), TILE),
+                    _ => product.run::<S, AS_THEY_ARE>(queries.len(), TILE),
+                }
+            }
+        }
     }
 
     /// Turns scores into exponentials relative to the running maximum, and updates maxima, factors and totals.
+    ///
+    /// # Safety
+    ///
+    /// The machine has the set of `S`; the workspace is prepared for at least `queries.end` queries, and `len` is at most a tile.
     #[inline(always)]
-    fn softmax_tile(&mut self, queries: Range<usize>, len: usize) {
+    unsafe fn softmax_tile<S: Simd>(&mut self, queries: Range<usize>, len: usize) {
         let workspace = &mut *self.workspace;
-        for query in queries {
-            let scores: &mut [f32; TILE] = (&mut workspace.scores[query * TILE..(query + 1) * TILE])
-                .try_into()
-                .expect("a query's scores are one tile");
+        for query in queries.clone() {
+            let scores = &mut workspace.scores[query * TILE..(query + 1) * TILE];
             // Positions past the context weigh e^-inf = 0.
             scores[len..].fill(f32::NEG_INFINITY);
+            // SAFETY: a tile is whole vectors.
+            let largest = unsafe {
+                let mut lanes = S::splat(f32::NEG_INFINITY);
+                for start in (0..TILE).step_by(LANES) {
+                    // A NaN loses here; the exponentials carry it on.
+                    lanes = S::larger(S::load(scores.as_ptr().add(start)), lanes);
+                }
+                S::largest(lanes)
+            };
             let before = workspace.maxima[query];
-            let maximum = larger(before, largest(scores));
+            let maximum = if largest > before { largest } else { before };
             workspace.maxima[query] = maximum;
-            let factor = exp(before - maximum);
-            workspace.factors[query] = factor;
-            let totals = &mut workspace.totals[query * LANES..(query + 1) * LANES];
-            for score in scores.iter_mut() {
-                *score = exp(*score - maximum);
+            workspace.factors[query] = before - maximum;
+        }
+        // SAFETY: `factors` has room for a vector from any query; what is beyond `queries` is set anew before it is read.
+        unsafe {
+            for query in queries.clone().step_by(LANES) {
+                let factors = workspace.factors.as_mut_ptr().add(query);
+                S::store(factors, S::exp(S::load(factors)));
             }
-            totals.iter_mut().for_each(|total| *total *= factor);
-            for vector in scores.as_chunks::<LANES>().0 {
-                totals.iter_mut().zip(vector).for_each(|(total, weight)| *total += weight);
+        }
+        for query in queries {
+            // SAFETY: a query has a tile of scores and a vector of totals.
+            unsafe {
+                let (maximum, factor) = (S::splat(workspace.maxima[query]), S::splat(workspace.factors[query]));
+                let scores = workspace.scores.as_mut_ptr().add(query * TILE);
+                let totals = workspace.totals.as_mut_ptr().add(query * LANES);
+                let mut total = S::mul(S::load(totals), factor);
+                for start in (0..TILE).step_by(LANES) {
+                    let weights = S::exp(S::sub(S::load(scores.add(start)), maximum));
+                    S::store(scores.add(start), weights);
+                    total = S::add(total, weights);
+                }
+                S::store(totals, total);
             }
         }
     }
@@ -190,7 +225,7 @@ impl Block<'_> {
             sum_stride: value_stride,
         };
         // SAFETY: `scores` is [queries, TILE], `values` [TILE, value_stride], `sums` [queries, value_stride].
-        unsafe { product.run::<S, true>(queries.len(), value_stride) };
+        unsafe { product.run::<S, SCALED>(queries.len(), value_stride) };
     }
 
     /// Divides by the softmax's denominators and writes the output.
@@ -216,21 +251,4 @@ impl Block<'_> {
             }
         }
     }
-}
-
-/// The larger number; a NaN on the right loses (the exponentials carry it on).
-#[inline(always)]
-fn larger(left: f32, right: f32) -> f32 {
-    if right > left { right } else { left }
-}
-
-#[inline(always)]
-fn largest(scores: &[f32; TILE]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for vector in scores.as_chunks::<LANES>().0 {
-        for (lane, &score) in lanes.iter_mut().zip(vector) {
-            *lane = larger(*lane, score);
-        }
-    }
-    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
 }

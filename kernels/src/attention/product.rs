@@ -5,7 +5,12 @@
 
 use crate::simd::{LANES, Simd};
 
-/// `sums[h, c] = (sums[h, c] · factors[h] or 0) + Σ_k weights[h, k] · rows[k, c]`, k in order.
+/// What sums begin with: zero, what is there, or that times a factor.
+pub(super) const NONE: u8 = 0;
+pub(super) const AS_THEY_ARE: u8 = 1;
+pub(super) const SCALED: u8 = 2;
+
+/// `sums[h, c] = (0, sums[h, c] or sums[h, c] · factors[h]) + Σ_k weights[h, k] · rows[k, c]`, k in order.
 #[derive(Clone, Copy)]
 pub(super) struct Product {
     /// `[heads, len]`.
@@ -15,7 +20,7 @@ pub(super) struct Product {
     pub rows: *const f32,
     pub row_stride: usize,
     pub len: usize,
-    /// `[heads]`; not read unless sums are kept.
+    /// `[heads]`; read where sums are scaled.
     pub factors: *const f32,
     /// `[heads, columns]`.
     pub sums: *mut f32,
@@ -27,19 +32,19 @@ impl Product {
     ///
     /// The machine has the set of `S`, the pointers are valid for the shapes above, and `columns` is whole vectors.
     #[inline(always)]
-    pub(super) unsafe fn run<S: Simd, const KEEP: bool>(self, heads: usize, columns: usize) {
+    pub(super) unsafe fn run<S: Simd, const FROM: u8>(self, heads: usize, columns: usize) {
         let mut column = 0;
         // SAFETY: passed on. Blocks fill the registers, and a block of rows stays in the first-level cache while all
         // heads use it.
         unsafe {
             if S::ACCUMULATORS >= 24 {
                 while column + 4 * LANES <= columns {
-                    self.heads::<S, KEEP, 4>(heads, column);
+                    self.heads::<S, FROM, 4>(heads, column);
                     column += 4 * LANES;
                 }
             }
             while column < columns {
-                self.heads::<S, KEEP, 1>(heads, column);
+                self.heads::<S, FROM, 1>(heads, column);
                 column += LANES;
             }
         }
@@ -49,21 +54,21 @@ impl Product {
     ///
     /// As `run`, for C vectors from `column`.
     #[inline(always)]
-    unsafe fn heads<S: Simd, const KEEP: bool, const C: usize>(self, heads: usize, column: usize) {
+    unsafe fn heads<S: Simd, const FROM: u8, const C: usize>(self, heads: usize, column: usize) {
         let mut head = 0;
         // SAFETY: heads stay below `heads`.
         unsafe {
             while head + 6 <= heads {
-                self.block::<S, KEEP, 6, C>(head, column);
+                self.block::<S, FROM, 6, C>(head, column);
                 head += 6;
             }
             match heads - head {
                 0 => {}
-                1 => self.block::<S, KEEP, 1, C>(head, column),
-                2 => self.block::<S, KEEP, 2, C>(head, column),
-                3 => self.block::<S, KEEP, 3, C>(head, column),
-                4 => self.block::<S, KEEP, 4, C>(head, column),
-                _ => self.block::<S, KEEP, 5, C>(head, column),
+                1 => self.block::<S, FROM, 1, C>(head, column),
+                2 => self.block::<S, FROM, 2, C>(head, column),
+                3 => self.block::<S, FROM, 3, C>(head, column),
+                4 => self.block::<S, FROM, 4, C>(head, column),
+                _ => self.block::<S, FROM, 5, C>(head, column),
             }
         }
     }
@@ -72,15 +77,17 @@ impl Product {
     ///
     /// As `run`, for H heads from `head` and C vectors from `column`.
     #[inline(always)]
-    unsafe fn block<S: Simd, const KEEP: bool, const H: usize, const C: usize>(self, head: usize, column: usize) {
+    unsafe fn block<S: Simd, const FROM: u8, const H: usize, const C: usize>(self, head: usize, column: usize) {
         // SAFETY: all indices lie within the shapes.
         unsafe {
             let mut accumulators = [[S::splat(0.0); C]; H];
-            if KEEP {
+            if FROM != NONE {
                 for (h, accumulators) in accumulators.iter_mut().enumerate() {
-                    let factor = S::splat(*self.factors.add(head + h));
                     for (c, accumulator) in accumulators.iter_mut().enumerate() {
-                        *accumulator = S::mul(S::load(self.at(head + h, column + c * LANES)), factor);
+                        *accumulator = S::load(self.at(head + h, column + c * LANES));
+                        if FROM == SCALED {
+                            *accumulator = S::mul(*accumulator, S::splat(*self.factors.add(head + h)));
+                        }
                     }
                 }
             }

@@ -1,6 +1,7 @@
 //! Sixteen lanes as an array: what the compiler makes of it. Products are rounded before they are added.
 
 use super::{LANES, Simd};
+use crate::activation::times_power_of_2;
 use crate::dtype::{bf16_to_f32, e4m3_to_f32};
 
 /// The set every machine has.
@@ -41,6 +42,31 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn fma(left: Self::Vector, right: Self::Vector, sum: Self::Vector) -> Self::Vector {
         std::array::from_fn(|lane| left[lane] * right[lane] + sum[lane])
+    }
+
+    #[inline(always)]
+    unsafe fn sub(left: Self::Vector, right: Self::Vector) -> Self::Vector {
+        std::array::from_fn(|lane| left[lane] - right[lane])
+    }
+
+    #[inline(always)]
+    unsafe fn larger(left: Self::Vector, right: Self::Vector) -> Self::Vector {
+        std::array::from_fn(|lane| if left[lane] > right[lane] { left[lane] } else { right[lane] })
+    }
+
+    #[inline(always)]
+    unsafe fn smaller(left: Self::Vector, right: Self::Vector) -> Self::Vector {
+        std::array::from_fn(|lane| if left[lane] < right[lane] { left[lane] } else { right[lane] })
+    }
+
+    #[inline(always)]
+    unsafe fn times_power_of_2(value: Self::Vector, shifted: Self::Vector) -> Self::Vector {
+        std::array::from_fn(|lane| times_power_of_2(value[lane], shifted[lane]))
+    }
+
+    #[inline(always)]
+    unsafe fn largest(value: Self::Vector) -> f32 {
+        value.into_iter().reduce(|left, right| if left > right { left } else { right }).unwrap_or(f32::NAN)
     }
 
     #[inline(always)]

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd};
+use crate::activation::EXP_SHIFT;
 use crate::dtype::E4M3_VALUES;
 
 /// AVX-512 F, BW, DQ, VL, VBMI.
@@ -145,6 +146,40 @@ unsafe fn reduce_8(value: __m256) -> f32 {
     }
 }
 
+/// The largest of eight lanes, if none is NaN.
+///
+/// # Safety
+///
+/// AVX2.
+#[inline(always)]
+unsafe fn largest_of_8(value: __m256) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let four = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps::<1>(value));
+        let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        let one = _mm_max_ss(two, _mm_shuffle_ps::<1>(two, two));
+        _mm_cvtss_f32(one)
+    }
+}
+
+/// [`crate::activation::times_power_of_2`] of eight lanes.
+///
+/// # Safety
+///
+/// AVX2.
+#[inline(always)]
+unsafe fn times_power_of_2_of_8(value: __m256, shifted: __m256) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let n = _mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(EXP_SHIFT.to_bits() as i32));
+        let half = _mm256_srai_epi32::<1>(n);
+        let bias = _mm256_set1_epi32(127);
+        let first = _mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias));
+        let second = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias));
+        _mm256_mul_ps(_mm256_mul_ps(value, _mm256_castsi256_ps(first)), _mm256_castsi256_ps(second))
+    }
+}
+
 // SAFETY of every block below: the trait's contract (instruction set present, pointers valid for 16 elements).
 impl Simd for Avx512 {
     type Vector = __m512;
@@ -184,6 +219,31 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn fma(left: __m512, right: __m512, sum: __m512) -> __m512 {
         unsafe { _mm512_fmadd_ps(left, right, sum) }
+    }
+
+    #[inline(always)]
+    unsafe fn sub(left: __m512, right: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(left, right) }
+    }
+
+    #[inline(always)]
+    unsafe fn larger(left: __m512, right: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(left, right) }
+    }
+
+    #[inline(always)]
+    unsafe fn smaller(left: __m512, right: __m512) -> __m512 {
+        unsafe { _mm512_min_ps(left, right) }
+    }
+
+    #[inline(always)]
+    unsafe fn times_power_of_2(value: __m512, shifted: __m512) -> __m512 {
+        unsafe { _mm512_scalef_ps(value, _mm512_sub_ps(shifted, _mm512_set1_ps(EXP_SHIFT))) }
+    }
+
+    #[inline(always)]
+    unsafe fn largest(value: __m512) -> f32 {
+        unsafe { largest_of_8(_mm256_max_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps::<1>(value))) }
     }
 
     #[inline(always)]
@@ -293,6 +353,31 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn fma(left: [__m256; 2], right: [__m256; 2], sum: [__m256; 2]) -> [__m256; 2] {
         unsafe { [_mm256_fmadd_ps(left[0], right[0], sum[0]), _mm256_fmadd_ps(left[1], right[1], sum[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn sub(left: [__m256; 2], right: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_sub_ps(left[0], right[0]), _mm256_sub_ps(left[1], right[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn larger(left: [__m256; 2], right: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_max_ps(left[0], right[0]), _mm256_max_ps(left[1], right[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn smaller(left: [__m256; 2], right: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_min_ps(left[0], right[0]), _mm256_min_ps(left[1], right[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn times_power_of_2(value: [__m256; 2], shifted: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [times_power_of_2_of_8(value[0], shifted[0]), times_power_of_2_of_8(value[1], shifted[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn largest(value: [__m256; 2]) -> f32 {
+        unsafe { largest_of_8(_mm256_max_ps(value[0], value[1])) }
     }
 
     #[inline(always)]
