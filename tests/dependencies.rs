@@ -88,3 +88,24 @@ fn metrics_are_made_in_one_crate() {
         assert_eq!(users, ["rally-metrics"], "{facade}");
     }
 }
+
+/// Every package with each set of features that it is built with, where dependencies of these kinds count.
+fn features(kinds: &str) -> BTreeSet<String> {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--workspace", "--offline", "--edges", kinds, "--prefix", "none", "--format", "{p}: {f}"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo can be run by a test that cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("cargo prints text");
+    text.lines().map(|line| line.trim_end_matches(" (*)").to_owned()).collect()
+}
+
+/// What is run is what was tested, and nothing is built twice: tests' own dependencies turn no feature on below the others.
+#[test]
+fn tests_change_no_feature() {
+    let (run, tested) = (features("normal,build"), features("normal,build,dev"));
+    assert!(run.len() > 200, "{run:#?}");
+    let others: Vec<&String> = run.difference(&tested).collect();
+    assert!(others.is_empty(), "built otherwise for `cargo run` than for `cargo test`: {others:#?}");
+}

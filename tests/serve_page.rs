@@ -3,7 +3,7 @@
 
 #[path = "support/binary.rs"]
 mod binary;
-#[path = "../runtime/trace/tests/browser/mod.rs"]
+#[path = "support/browser.rs"]
 mod browser;
 #[path = "support/http.rs"]
 mod http;

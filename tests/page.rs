@@ -1,7 +1,9 @@
-//! The page in a real browser: it draws, zooms, moves, shows numbers, breaks out of nothing, asks the network for nothing, and
+//! Trace pages in a real browser: it draws, zooms, moves, shows numbers, breaks out of nothing, asks the network for nothing, and
 //! bears the largest trace that a run keeps.
 
+#[path = "support/browser.rs"]
 mod browser;
+#[path = "../runtime/trace/tests/toy/mod.rs"]
 mod toy;
 
 use browser::Browser;
