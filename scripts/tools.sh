@@ -10,9 +10,22 @@ openai_version=3.57.0
 schemathesis_version=4.32.5
 clients=${CARGO_TARGET_DIR:-$PWD/target}/clients
 
-# What the distribution brings (Debian 12 or later): the programs, and the packages they are in.
-programs=(chromium promtool)
-packages=(chromium prometheus)
+# NIXL's library with UCX, of which only the wheel is taken: it needs neither Python packages nor a card. The crate of the same version
+# is built with g++ and libclang.
+nixl_version=1.5.1
+nixl=${CARGO_TARGET_DIR:-$PWD/target}/nixl
+
+# What the distribution brings (Debian 12 or later): the programs, and the packages they are in; libclang has no program.
+programs=(chromium promtool g++)
+packages=(chromium prometheus g++ libclang-dev)
+
+# Prints where the library is.
+nixl_library() { find "$nixl" -name libnixl_capi.so 2> /dev/null | grep .; }
+
+has_nixl() {
+  nixl_library > /dev/null && ls /usr/lib/llvm-*/lib/libclang*.so > /dev/null 2>&1 &&
+    [ "$("$nixl/bin/python" -c 'from importlib.metadata import version; print(version("nixl-cu12"))' 2> /dev/null)" = "$nixl_version" ]
+}
 
 has_programs() { local program; for program in "${programs[@]}"; do command -v "$program" > /dev/null || return 1; done; }
 

@@ -15,7 +15,7 @@ const ALLOWED: [(&str, &[&str]); 16] = [
     ("rally-schedule", &["rally-graph"]),
     ("rally-predict", &["rally-schedule", "rally-graph", "rally-load", "rally-cost"]),
     ("rally-metrics", &[]),
-    ("rally-transport", &[]),
+    ("rally-transport", &["rally-ffi"]),
     ("rally-engine", &["rally-schedule", "rally-graph", "rally-kernels", "rally-metrics", "rally-transport"]),
     ("rally-trace", &["rally-schedule", "rally-graph"]),
     ("rally-serve", &["rally-engine", "rally-stages", "rally-metrics"]),

@@ -224,6 +224,21 @@ fn hosts_that_do_other_work_are_refused_with_both_values() {
     deployment.run(&requests, "across", &[]).good_end();
 }
 
+/// A build without NIXL checks such a graph, and says how to get one that runs it.
+#[cfg(not(feature = "nixl"))]
+#[test]
+fn rows_over_an_engine_that_was_not_built_are_refused_before_anything_is_loaded() {
+    let deployment = Deployment::over("nixl", 1, 1, Divided::Replicas);
+    for command in [deployment.command("worker", &["--host", "f0"]), deployment.command("run", &["--prompt", "x"])] {
+        let (code, said) = Process::start(command).end();
+        assert_eq!(code, Some(2), "{said}");
+        for part in ["transfer `a2f` goes over `nixl`", "--features nixl", "`\"transport\": \"tcp\"`"] {
+            assert!(said.contains(part), "`{part}` is not in: {said}");
+        }
+    }
+    binary::good(&["check", path_text(&deployment.graph)]);
+}
+
 #[test]
 fn strangers_at_a_hosts_port_harm_no_run() {
     let deployment = Deployment::new(1, 1, Divided::Replicas);

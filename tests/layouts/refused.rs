@@ -57,7 +57,7 @@ fn rails_into_a_group_that_copies_share() {
 }
 
 /// Every device of `graph` on a host of its group's name.
-fn on_hosts(graph: &mut Value, transport: &str) {
+fn on_hosts(graph: &mut Value) {
     let names: Vec<String> = graph["devices"].as_object().expect("devices by name").keys().cloned().collect();
     graph["hosts"] = names.iter().enumerate().fold(json!({}), |mut hosts, (index, name)| {
         hosts[name] = json!({ "address": format!("10.0.0.1:{}", 7000 + index) });
@@ -65,7 +65,7 @@ fn on_hosts(graph: &mut Value, transport: &str) {
     });
     names.iter().for_each(|name| graph["devices"][name]["host"] = json!(name));
     for stage in layers(graph).iter_mut().filter(|stage| stage["kind"] == "transfer") {
-        stage["transport"] = json!(transport);
+        stage["transport"] = json!("tcp");
     }
 }
 
@@ -80,21 +80,14 @@ fn check_on_a_host(graph: &Value, host: Option<usize>, want: &str) {
 #[test]
 fn hosts_where_nobody_says_which_one_this_is() {
     let mut graph = graph(two_and_two());
-    on_hosts(&mut graph, "tcp");
+    on_hosts(&mut graph);
     check_on_a_host(&graph, None, "a graph with hosts (`");
-}
-
-#[test]
-fn hosts_over_an_engine_that_is_not_there() {
-    let mut graph = graph(two_and_two());
-    on_hosts(&mut graph, "nixl");
-    check_on_a_host(&graph, Some(0), "over `nixl`");
 }
 
 #[test]
 fn copied_experts_on_different_hosts() {
     let mut graph = graph(two_and_two());
-    on_hosts(&mut graph, "tcp");
+    on_hosts(&mut graph);
     let experts = layers(&mut graph).iter_mut().find(|stage| stage["kind"] == "expert_ffn").expect("it is there");
     let count = 8;
     let all: Vec<usize> = (0..count).collect();

@@ -49,6 +49,11 @@ pub fn free_ports(count: usize) -> Vec<u16> {
 impl Deployment {
     /// `attention` and `ffn` devices, f32 on every wire.
     pub fn new(attention: usize, ffn: usize, divided: Divided) -> Self {
+        Self::over("tcp", attention, ffn, divided)
+    }
+
+    /// The same, with rows over this transport.
+    pub fn over(transport: &str, attention: usize, ffn: usize, divided: Divided) -> Self {
         let folder = tempfile::tempdir().expect("a folder can be had");
         let name = |prefix: &str, count: usize| (0..count).map(|i| format!("{prefix}{i}")).collect::<Vec<_>>();
         let (a, f) = (name("a", attention), name("f", ffn));
@@ -71,7 +76,7 @@ impl Deployment {
             let transfer = |id: &str, from: &[String], to: &[String]| {
                 let mut stage = json!({ "kind": "transfer", "id": id, "from": from, "to": to, "dtype": "f32" });
                 if across {
-                    stage["transport"] = json!("tcp");
+                    stage["transport"] = json!(transport);
                 }
                 stage
             };

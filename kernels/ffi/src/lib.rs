@@ -1,6 +1,9 @@
-//! Calls into the operating system that need `unsafe`: memory mapping (and, later, `dlopen`).
+//! Calls into the operating system and into libraries that need `unsafe`: memory mapping, and what NIXL needs.
 //!
 //! Owns read-only file mappings. Knows nothing of checkpoints, tensors or devices.
+
+#[cfg(feature = "nixl")]
+pub mod nixl;
 
 use std::fs::File;
 use std::io;

@@ -8,6 +8,7 @@ use std::fs;
 use std::process::ExitCode;
 
 mod cuda;
+mod nixl;
 
 /// Arguments of `rally doctor`.
 #[derive(Debug, clap::Args)]
@@ -34,6 +35,7 @@ struct Finding {
 pub fn run(args: &DoctorArgs) -> Result<ExitCode, CliError> {
     let mut findings = vec![processor(), cores(), vector_units(), memory(), huge_pages()];
     findings.extend(cuda::findings());
+    findings.push(nixl::finding());
     match args.format {
         crate::Format::Json => {
             print(&format!("{}\n", serde_json::json!({ "rally": env!("CARGO_PKG_VERSION"), "findings": findings })))?

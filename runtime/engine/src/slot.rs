@@ -219,6 +219,13 @@ impl Slot {
         [self.rows.as_ptr() as usize, self.expert_ids.as_ptr() as usize, self.expert_weights.as_ptr() as usize]
     }
 
+    /// Address and bytes of rows, expert ids and weights; they stay where they are.
+    pub(crate) fn place(&self) -> [(usize, usize); 3] {
+        let [rows, ids, weights] = self.first_lines();
+        let bytes = |count: usize| count * size_of::<u32>();
+        [(rows, self.rows.len()), (ids, bytes(self.expert_ids.len())), (weights, bytes(self.expert_weights.len()))]
+    }
+
     /// Shows what it holds as bytes: rows, expert ids, weights; `lengths` of them.
     pub(crate) fn read_parts(
         &self,

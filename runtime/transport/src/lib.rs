@@ -1,5 +1,5 @@
-//! How rows and words get from host to host: the transport trait, its implementation over TCP, and the handshake that both ends
-//! of a connection go through first.
+//! How rows and words get from host to host: the transport trait, its implementations over TCP and over NIXL, and the handshake that
+//! both ends of a connection go through first.
 //!
 //! It knows slots by their keys and moves their bytes; what is in them, and who waits for them, is the engine's business. It plans
 //! nothing and retries nothing: whatever goes wrong with a peer is told once, as [`Event::Down`], and the peer is gone for the rest of
@@ -13,6 +13,7 @@ pub mod frame;
 pub mod handshake;
 pub mod key;
 pub mod link;
+pub mod nixl;
 pub mod probe;
 pub mod tcp;
 pub mod transport;

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Step and layer.
-type Place = (u64, u32);
+pub(crate) type Turn = (u64, u32);
 
 /// One end of all of a host's connections in a membership epoch.
 #[derive(Default)]
@@ -30,7 +30,7 @@ pub struct Tcp {
     /// What peers may fill.
     incoming: OnceLock<HashMap<SlotKey, usize>>,
     /// By slot, step and layer of the last rows that came: what comes again, or late, is dropped.
-    latest: OnceLock<Vec<Mutex<Option<Place>>>>,
+    latest: OnceLock<Vec<Mutex<Option<Turn>>>>,
 }
 
 impl Tcp {
@@ -44,12 +44,32 @@ impl Tcp {
         Ok(())
     }
 
+    /// Whom there are connections to, by lane.
+    #[cfg(feature = "nixl")]
+    pub(crate) fn peers(&self) -> impl Iterator<Item = Peer> {
+        self.links.iter().map(|link| link.peer)
+    }
+
+    /// What was registered.
+    #[cfg(feature = "nixl")]
+    pub(crate) fn registered(&self) -> &[Registration] {
+        self.slots.get().map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// [`Transport::finish`] for one peer.
+    #[cfg(feature = "nixl")]
+    pub(crate) fn finish_one(&self, peer: Peer) {
+        if let Some(link) = self.link(peer) {
+            link.finish();
+        }
+    }
+
     fn link(&self, peer: Peer) -> Option<&Link> {
         self.links.iter().find(|link| link.peer == peer)
     }
 
     /// The slot that `key` means, if `peer` may fill it.
-    fn slot(&self, peer: Peer, key: SlotKey) -> Option<(usize, &Registration)> {
+    pub(crate) fn slot(&self, peer: Peer, key: SlotKey) -> Option<(usize, &Registration)> {
         let slot = *self.incoming.get()?.get(&key)?;
         let registration = self.slots.get()?.get(slot)?;
         (registration.peer == peer).then_some((slot, registration))
@@ -89,7 +109,7 @@ impl Tcp {
     }
 
     /// Whether rows are of a later step or layer than all before them in their slot.
-    fn is_news(&self, slot: usize, stamp: &Stamp) -> bool {
+    pub(crate) fn is_news(&self, slot: usize, stamp: &Stamp) -> bool {
         let Some(latest) = self.latest.get().and_then(|latest| latest.get(slot)) else { return false };
         let mut latest = latest.lock().unwrap_or_else(PoisonError::into_inner);
         let news = latest.is_none_or(|latest| (stamp.step, stamp.layer) > latest);

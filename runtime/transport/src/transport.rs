@@ -42,6 +42,9 @@ pub struct Stamp {
 /// Parts of a slot that lie apart in memory: rows, expert ids, expert weights.
 pub const PARTS: usize = 3;
 
+/// Address and bytes of each part.
+pub type Place = [(usize, usize); PARTS];
+
 /// A slot's memory, as a transport sees it. It stays where it is for the whole of an epoch.
 pub trait SlotMemory: Send + Sync {
     /// Bytes of each part for what `stamp` says; `None` if that is more than there is room for.
@@ -52,6 +55,12 @@ pub trait SlotMemory: Send + Sync {
     /// # Errors
     /// `take`'s own; [`io::ErrorKind::WouldBlock`] if someone else has the slot, which only a wrong plan lets happen.
     fn read(&self, stamp: &Stamp, take: &mut dyn FnMut([&[u8]; PARTS]) -> io::Result<()>) -> io::Result<()>;
+
+    /// Where each part begins and how many bytes there is room for, if an engine may read and write there by itself. The plan orders
+    /// that with what lanes do: a slot is not touched before the answer to it is in.
+    fn place(&self) -> Option<Place> {
+        None
+    }
 
     /// Lets `fill` write the parts, as long as `stamp` says, and notes the stamp.
     ///
@@ -154,6 +163,9 @@ pub enum TransportError {
     Unconnected,
 }
 
+/// Messages that begin with this byte or a larger one are what two transports have to say to each other.
+pub const FIRST_ASIDE: u8 = 0xf0;
+
 /// Moves slots and messages to other hosts.
 ///
 /// Posting and sending return at once; what becomes of them is told by [`Transport::poll`]. An implementation has one or more
@@ -165,7 +177,8 @@ pub trait Transport: Send + Sync {
     /// Begins to write a slot, registered as going out, to its peer. A peer that is gone takes nothing, and says nothing.
     fn post(&self, slot: usize, stamp: Stamp);
 
-    /// Begins to send a message, in order with what else goes to that peer.
+    /// Begins to send a message, in order with the other messages to that peer. Its first byte is below
+    /// [`FIRST_ASIDE`]: what begins otherwise is between transports.
     fn send(&self, peer: Peer, message: Vec<u8>);
 
     /// Waits for the next message of a peer: only before polling begins, when no rows can come yet.

@@ -1,58 +1,18 @@
 //! Frames and rows over real connections: what is sent arrives in its slot, and what cannot be ends the connection and names why.
 
+#[path = "support/slots.rs"]
+mod slots;
+
 use proptest::prelude::*;
 use rally_transport::frame::{Frame, FrameError, HEADER_BYTES};
 use rally_transport::link::DEADLINE;
 use rally_transport::tcp::Tcp;
-use rally_transport::transport::PARTS;
 use rally_transport::{Direction, Event, Polled, Registration, SlotKey, SlotMemory, Stamp, Transport, TransportError};
-use std::io::{self, Read, Write};
+use slots::Bytes;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
-
-const ROW_BYTES: usize = 12;
-
-/// A slot of rows of 12 bytes, with 4 bytes of experts and 4 of weights.
-struct Bytes {
-    rows: usize,
-    parts: Mutex<(Stamp, [Vec<u8>; PARTS])>,
-}
-
-impl Bytes {
-    fn new(rows: usize) -> Arc<Self> {
-        let parts = [vec![0; rows * ROW_BYTES], vec![0; rows * 4], vec![0; rows * 4]];
-        Arc::new(Self { rows, parts: Mutex::new((Stamp::default(), parts)) })
-    }
-
-    fn parts(&self) -> std::sync::MutexGuard<'_, (Stamp, [Vec<u8>; PARTS])> {
-        // What was sent can have arrived before the thread that sent it has let go.
-        self.parts.lock().expect("nobody panics with it")
-    }
-}
-
-impl SlotMemory for Bytes {
-    fn lengths(&self, stamp: &Stamp) -> Option<[usize; PARTS]> {
-        let rows = stamp.rows as usize;
-        let routed = if stamp.routed { rows * 4 } else { 0 };
-        (rows <= self.rows).then_some([rows * ROW_BYTES, routed, routed])
-    }
-
-    fn read(&self, stamp: &Stamp, take: &mut dyn FnMut([&[u8]; PARTS]) -> io::Result<()>) -> io::Result<()> {
-        let [a, b, c] = self.lengths(stamp).expect("it fits");
-        let (_, parts) = &*self.parts();
-        take([&parts[0][..a], &parts[1][..b], &parts[2][..c]])
-    }
-
-    fn write(&self, stamp: &Stamp, fill: &mut dyn FnMut([&mut [u8]; PARTS]) -> io::Result<()>) -> io::Result<()> {
-        let [a, b, c] = self.lengths(stamp).expect("it fits");
-        let Ok(mut guard) = self.parts.try_lock() else { return Err(io::ErrorKind::WouldBlock.into()) };
-        let (noted, [rows, ids, weights]) = &mut *guard;
-        fill([&mut rows[..a], &mut ids[..b], &mut weights[..c]])?;
-        *noted = *stamp;
-        Ok(())
-    }
-}
 
 fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port can be had");

@@ -1,7 +1,7 @@
 //! From an unrolled graph to the parts of a run: plan, load each device's weights, make its stages.
 
 use super::devices::{self, Making};
-use super::runnable::{refuse_exchanges_across_hosts, refuse_fields, refuse_transports, refuse_ways};
+use super::runnable::{refuse_exchanges_across_hosts, refuse_fields, refuse_ways};
 use crate::checkpoint::WeightSource;
 use crate::kinds::{self, StageRegistry};
 use rally_engine::schedule::planner::PlannerConfig;
@@ -107,8 +107,7 @@ pub fn refuse_what_does_not_run(
 ) -> Result<(), AssembleError> {
     refuse_fields(spec, host)?;
     refuse_ways(graph, &graph.devices_of_role(Role::Embed))?;
-    refuse_exchanges_across_hosts(graph)?;
-    refuse_transports(graph)
+    refuse_exchanges_across_hosts(graph)
 }
 
 /// Puts a deployment together. `spec` must have been validated, and `graph` made from it.

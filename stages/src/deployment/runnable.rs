@@ -2,7 +2,7 @@
 
 use super::assemble::AssembleError;
 use rally_graph::routes::{Exchanges, FfnLayout, Rails};
-use rally_graph::spec::{ComputeDtype, DeploymentSpec, TransportKind};
+use rally_graph::spec::{ComputeDtype, DeploymentSpec};
 use rally_graph::stage_graph::{DeviceIndex, Payload, ResolvedStage, ResolvedTransfer, StageGraph};
 
 fn refuse<T>(what: String) -> Result<T, AssembleError> {
@@ -18,15 +18,6 @@ pub(super) fn refuse_fields(spec: &DeploymentSpec, host: Option<usize>) -> Resul
         return refuse(format!("a graph with hosts (`{host}`) other than by `rally run` and `rally worker`"));
     }
     Ok(())
-}
-
-/// Refuses transfers between hosts by an engine that is not there.
-pub(super) fn refuse_transports(graph: &StageGraph) -> Result<(), AssembleError> {
-    let nixl = |stage: &&ResolvedStage| stage.spec.transport == Some(TransportKind::Nixl);
-    match graph.stages.iter().find(nixl).filter(|_| !graph.hosts.is_empty()) {
-        Some(stage) => refuse(format!("transfer `{}` over `nixl` (`\"transport\": \"tcp\"` is there)", stage.id)),
-        None => Ok(()),
-    }
 }
 
 /// Refuses copied experts whose holders are on different hosts: their exchange does not cross.

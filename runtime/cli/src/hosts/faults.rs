@@ -1,13 +1,11 @@
 //! `--faults F.json`: what is to go wrong in this process, on purpose.
 
 use super::Hosts;
-use crate::error::{Blame, CliError};
+use crate::error::CliError;
 use crate::input::{mistake, read_named};
 use clap::Args;
 use rally_graph::stage_graph::StageGraph;
-use rally_transport::Transport;
 use rally_transport::faults::{FaultPlan, Faults, ProcessFault};
-use rally_transport::tcp::Tcp;
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -64,15 +62,6 @@ impl Hosts {
         );
         self.faults = Some(Arc::new(faults));
         Ok(self)
-    }
-
-    /// An epoch's transport, with the faults there are.
-    pub fn transport(&self, tcp: Tcp) -> Result<Arc<dyn Transport>, CliError> {
-        let transport: Arc<dyn Transport> = Arc::new(tcp);
-        match &self.faults {
-            Some(faults) => faults.wrap(transport).or_failure(),
-            None => Ok(transport),
-        }
     }
 }
 

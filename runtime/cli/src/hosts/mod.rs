@@ -3,6 +3,7 @@
 mod absent;
 pub mod faults;
 mod meeting;
+mod transport;
 pub mod worker;
 
 pub use meeting::Meeting;
@@ -17,6 +18,7 @@ use rally_transport::handshake::{Claims, Hash, HostRole, random_u64};
 use rally_transport::key::SharedKey;
 use std::path::PathBuf;
 use std::sync::Arc;
+use transport::OverNixl;
 
 /// Names the file with the key where no flag does.
 const KEY_VARIABLE: &str = "RALLY_KEY_FILE";
@@ -62,6 +64,8 @@ pub struct Hosts {
     claims: Claims,
     /// What is to go wrong here on purpose.
     faults: Option<Arc<Faults>>,
+    /// What carries rows besides TCP.
+    nixl: Option<Arc<OverNixl>>,
 }
 
 impl Hosts {
@@ -76,6 +80,8 @@ impl Hosts {
                 false => format!("this graph has no host `{name}`, but {known}"),
             }));
         };
+        let addresses: Vec<String> = hosts.values().map(|host| host.address.clone()).collect();
+        let nixl = OverNixl::of(deployment.stage_graph(), &addresses[own])?.map(Arc::new);
         let claims = Claims {
             host: name.into(),
             to: String::new(),
@@ -86,8 +92,7 @@ impl Hosts {
             epoch: 0,
             incarnation: random_u64().or_failure()?,
         };
-        let addresses = hosts.values().map(|host| host.address.clone()).collect();
-        Ok(Self { own, names, addresses, key: key.read()?, claims, faults: None })
+        Ok(Self { own, names, addresses, key: key.read()?, claims, faults: None, nixl })
     }
 
     /// The host that `rally run` is on unless it says otherwise: that of the first attention device.

@@ -8,7 +8,7 @@ use rally_graph::plan::Plan;
 use rally_graph::spec::WireDtype;
 use rally_graph::stage_graph::{DeviceIndex, StageGraph};
 use rally_kernels::wire;
-use rally_transport::transport::PARTS;
+use rally_transport::transport::{PARTS, Place};
 use rally_transport::{Direction, Peer, Registration, SlotKey, SlotMemory, Stamp};
 use std::collections::HashMap;
 use std::io;
@@ -34,6 +34,11 @@ impl SlotMemory for Crossing {
     fn read(&self, stamp: &Stamp, take: &mut dyn FnMut([&[u8]; PARTS]) -> io::Result<()>) -> io::Result<()> {
         let lengths = self.lengths(stamp).ok_or(io::ErrorKind::InvalidInput)?;
         lend(&self.slot)?.read_parts(lengths, take)
+    }
+
+    fn place(&self) -> Option<Place> {
+        let slot = self.slot.lock().ok()?;
+        (!slot.stays()).then(|| slot.place())
     }
 
     fn write(&self, stamp: &Stamp, fill: &mut dyn FnMut([&mut [u8]; PARTS]) -> io::Result<()>) -> io::Result<()> {

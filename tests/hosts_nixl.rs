@@ -1,0 +1,112 @@
+//! Hosts whose rows go over NIXL, each a real process: the same tokens and logits as in one process, and a run that goes on when one is
+//! lost. NIXL's library must be there (`RALLY_NIXL`).
+
+#[path = "support/binary.rs"]
+mod binary;
+#[path = "support/hosts.rs"]
+mod hosts;
+
+use hosts::{Deployment, Divided, Process};
+use std::time::{Duration, Instant};
+
+#[track_caller]
+fn as_in_one_process(attention: usize, ffn: usize, divided: Divided) {
+    let deployment = Deployment::over("nixl", attention, ffn, divided);
+    let requests = deployment.requests(9, 12);
+    deployment.run_alone(&requests, "alone");
+    let _workers = deployment.workers();
+    for name in ["across", "again"] {
+        deployment.run(&requests, name, &[]).good_end();
+        deployment.assert_same("alone", name);
+    }
+}
+
+#[test]
+fn one_attention_host_and_one_ffn_host() {
+    as_in_one_process(1, 1, Divided::Replicas);
+}
+
+#[test]
+fn two_attention_hosts_and_experts_on_two() {
+    as_in_one_process(2, 2, Divided::Experts);
+}
+
+#[test]
+fn three_attention_hosts_and_two_copies_of_the_ffn() {
+    as_in_one_process(3, 2, Divided::Replicas);
+}
+
+#[test]
+fn one_attention_host_and_experts_on_three() {
+    as_in_one_process(1, 3, Divided::Experts);
+}
+
+/// Starts a run that is long enough to be disturbed, and returns once its hosts are at it.
+fn in_the_middle(deployment: &Deployment, workers: &[Process]) -> Process {
+    let requests = deployment.requests(12, 160);
+    deployment.run_alone(&requests, "alone");
+    let run = deployment.run(&requests, "across", &[]);
+    workers.iter().for_each(|worker| drop(worker.says("a run begins")));
+    std::thread::sleep(Duration::from_millis(50 + u64::from(run.id()) % 150));
+    run
+}
+
+/// Killed as with `kill -9` in the middle of its writes: told, the run goes on without it or waits, and it comes back under another name.
+#[track_caller]
+fn survives(divided: Divided, victim: usize, said: &str) {
+    let deployment = Deployment::over("nixl", 2, 2, divided);
+    let mut workers = deployment.workers();
+    let run = in_the_middle(&deployment, &workers);
+    let host = &deployment.hosts[1 + victim];
+    workers[victim].kill();
+    let killed = Instant::now();
+    let told = run.says(&format!("host `{host}` is lost"));
+    assert!(told.contains(said), "{told}");
+    assert!(killed.elapsed() < Duration::from_secs(2), "{:?}", killed.elapsed());
+    let _back = deployment.worker(host);
+    run.good_end();
+    deployment.assert_same("alone", "across");
+}
+
+#[test]
+fn an_attention_host_that_dies_changes_no_token() {
+    survives(Divided::Experts, 0, "the run goes on without it");
+}
+
+#[test]
+fn an_ffn_host_that_dies_changes_no_token_where_it_has_a_replica() {
+    survives(Divided::Replicas, 1, "the run goes on without it");
+}
+
+#[test]
+fn an_ffn_host_that_dies_and_comes_back_changes_no_token() {
+    survives(Divided::Experts, 2, "the run waits for it");
+}
+
+/// A write to a process that is stopped never ends by itself.
+#[test]
+fn a_host_that_stalls_is_given_up_and_changes_nothing_when_it_wakes() {
+    let deployment = Deployment::over("nixl", 1, 2, Divided::Replicas);
+    let workers = deployment.workers();
+    let run = in_the_middle(&deployment, &workers);
+    binary::signal(workers[1].id(), "-STOP");
+    let stopped = Instant::now();
+    run.says("the run goes on without it");
+    let told = stopped.elapsed();
+    std::thread::sleep(Duration::from_secs(5).saturating_sub(stopped.elapsed()));
+    binary::signal(workers[1].id(), "-CONT");
+    run.good_end();
+    deployment.assert_same("alone", "across");
+    assert!(told < Duration::from_secs(8), "{told:?}");
+}
+
+/// Without its library a host says what is missing, and does not die of it.
+#[test]
+fn without_the_library_a_host_says_so() {
+    let deployment = Deployment::over("nixl", 1, 1, Divided::Replicas);
+    let mut command = deployment.command("worker", &["--host", "f0"]);
+    command.env("RALLY_NIXL", deployment.file("no-such-library.so"));
+    let (code, said) = Process::start(command).end();
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("transfer `a2f` goes over `nixl`") && said.contains("RALLY_NIXL"), "{said}");
+}
