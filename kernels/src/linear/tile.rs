@@ -122,12 +122,20 @@ impl Product<'_> {
                 // SAFETY: columns stay within the range, which lies within the matrix.
                 unsafe {
                     while column + C <= columns.end {
-                        // What comes next: the same inputs of the next columns, the panel's next inputs, the next panel.
-                        let soon = match (column + 2 * C <= columns.end, start + BLOCK < width) {
-                            _ if panel == C => weights.at(column, start).wrapping_add(C * weights.stride),
-                            (true, _) => weights.at(column + C, start),
-                            (false, true) => weights.at(columns.start, start + BLOCK),
-                            (false, false) => weights.at(columns.start, 0).wrapping_add(panel * weights.stride),
+                        // What comes next: the same inputs of later columns, the panel's next inputs, the next panel.
+                        let soon = if panel == C {
+                            weights.at(column, start).wrapping_add(C * weights.stride)
+                        } else {
+                            // Memory takes about as long to answer as one tile takes.
+                            let later = column + 2 * C;
+                            let over = later.saturating_sub(columns.end) * weights.stride;
+                            match (later + C <= columns.end, start + BLOCK < width) {
+                                (true, _) => weights.at(later, start),
+                                (false, true) => weights.at(columns.start, start + BLOCK).wrapping_add(over),
+                                (false, false) => {
+                                    weights.at(columns.start, 0).wrapping_add(panel * weights.stride + over)
+                                }
+                            }
                         };
                         self.strip::<S, F, R, C>(column, start, len, soon, weights);
                         column += C;
