@@ -104,7 +104,9 @@ fn busy(layout: &Layout, folder: &str, arrivals: &[Arrival], one_in: u64, seed: 
 /// What must change no bit, at its plainest: the sharding and the wires stay, one attention device broadcasts one sequence.
 fn plainest(layout: &Layout) -> Layout {
     let places = layout.places.as_ref().map(Places::plainest);
-    let wires = Layout { a2f: layout.a2f, f2a: layout.f2a, kv: layout.kv, ..Layout::default() };
+    // Room for the longest alone: memory that nothing is kept in costs time as well.
+    let kv_tokens = 64 * places.as_ref().map_or(1, |places| places.a.iter().sum());
+    let wires = Layout { a2f: layout.a2f, f2a: layout.f2a, kv: layout.kv, kv_tokens, ..Layout::default() };
     Layout { places, router_on_ffn: layout.router_on_ffn, policy: "sequential", micro_batches: 1, ..wires }
 }
 

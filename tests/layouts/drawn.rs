@@ -15,7 +15,8 @@ fn plainest(layout: &Layout) -> Layout {
         rows: 64,
         page_tokens: 64,
         sequences: 64,
-        kv_tokens: 16384,
+        // A page for the longest: memory that nothing is kept in costs time as well.
+        kv_tokens: 64 * layout.places.as_ref().map_or(1, |places| places.plainest().a.iter().sum()),
         places: layout.places.as_ref().map(Places::plainest),
         ..layout.clone()
     }
