@@ -43,6 +43,10 @@ impl Machine for Counting {
         self.mfa_ctas
     }
 
+    fn cache_bytes(&self) -> usize {
+        0
+    }
+
     fn free_bytes(&self) -> Result<Option<usize>, CudaError> {
         Ok(None)
     }

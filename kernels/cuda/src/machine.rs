@@ -31,6 +31,9 @@ pub enum Machines {
     StandIn,
 }
 
+/// What the stand-in is called.
+pub(crate) const STAND_IN: &str = "this processor standing in for a CUDA device";
+
 /// The environment variable that [`Machines::from_environment`] reads.
 pub const VARIABLE: &str = "RALLY_CUDA";
 
@@ -47,6 +50,17 @@ impl Machines {
     pub fn from_environment() -> Machines {
         let wanted = std::env::var(VARIABLE);
         if wanted.as_deref() == Ok("stand-in") { Machines::StandIn } else { Machines::Cards }
+    }
+
+    /// What there are, for people: the cards' names in order.
+    ///
+    /// # Errors
+    /// What [`crate::probe::cards`] says.
+    pub fn names(self) -> Result<Vec<String>, CudaError> {
+        match self {
+            Machines::StandIn => Ok(vec![STAND_IN.into()]),
+            Machines::Cards => Ok(crate::probe::cards()?.into_iter().map(|card| card.name).collect()),
+        }
     }
 
     /// A machine for the `index`-th device of a deployment; devices take the cards in turn.
@@ -86,6 +100,9 @@ pub trait Machine: Debug + Send + Sync {
     fn mfa_ctas(&self) -> usize {
         0
     }
+
+    /// Bytes that its second-level cache holds; of the processor, what its own may.
+    fn cache_bytes(&self) -> usize;
 
     /// Bytes of memory free now; absent where nobody counts them.
     ///
@@ -310,6 +327,10 @@ impl Machine for Card {
     fn mfa_ctas(&self) -> usize {
         let card = self.device.card();
         if card.is_hopper() { card.multiprocessors as usize } else { 0 }
+    }
+
+    fn cache_bytes(&self) -> usize {
+        self.device.card().l2_bytes
     }
 
     fn free_bytes(&self) -> Result<Option<usize>, CudaError> {

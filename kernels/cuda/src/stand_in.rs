@@ -6,7 +6,7 @@ mod compile;
 mod queue;
 
 use crate::error::CudaError;
-use crate::machine::{Launch, Machine, Mark, Place, Replay};
+use crate::machine::{Launch, Machine, Mark, Place, Replay, STAND_IN};
 use crate::memory::{Arena, DeviceSlice, Keeper, Reserve};
 use crate::source::Source;
 use compile::{Function, Libraries};
@@ -51,7 +51,12 @@ impl Drop for Block {
 
 impl Machine for StandIn {
     fn name(&self) -> String {
-        "this processor standing in for a CUDA device".into()
+        STAND_IN.into()
+    }
+
+    fn cache_bytes(&self) -> usize {
+        // Of a core: those that are shared, others work in as well.
+        1 << 20
     }
 
     fn free_bytes(&self) -> Result<Option<usize>, CudaError> {

@@ -23,6 +23,9 @@ pub struct Identity {
 pub struct ModelIdentity {
     family: String,
     layers: usize,
+    /// Those of them that there are, where a graph takes a part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    part: Option<String>,
     hidden: usize,
     experts: usize,
     vocab: usize,
@@ -57,7 +60,7 @@ impl Identity {
     pub fn differences(&self, table: &CostTable) -> Vec<String> {
         let (machine, model, graph) = (json!(self.machine), json!(self.model), json!(self.graph));
         let parts: [(&str, &Value, &Value, &[&str]); 3] = [
-            ("machine", &table.machine, &machine, &["cpu", "cores", "simd", "rally", "profile"]),
+            ("machine", &table.machine, &machine, &["cpu", "cores", "simd", "cuda", "rally", "profile"]),
             ("model", &table.model, &model, &MODEL_KEYS),
             ("graph", &table.graph, &graph, &["stages_hash"]),
         ];
@@ -88,7 +91,9 @@ impl ModelIdentity {
         let shape = &deployment.shape;
         Self {
             family: shape.family.to_string(),
-            layers: shape.layers.len(),
+            // Layers alike cost alike: a part of them stands for the whole.
+            layers: deployment.model_layers,
+            part: deployment.part().map(Into::into),
             hidden: shape.hidden,
             experts: shape.experts,
             vocab: shape.vocab,

@@ -17,6 +17,7 @@ pub mod journal;
 mod load_args;
 pub mod logging;
 mod machine;
+mod measured;
 pub mod observe;
 pub mod output;
 pub mod predict;

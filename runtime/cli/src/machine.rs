@@ -1,6 +1,7 @@
 //! What a result was measured on.
 
 use crate::doctor;
+use rally_graph::spec::{Backend, DeploymentSpec};
 use rally_kernels::isa::Isa;
 use serde::Serialize;
 use std::fmt;
@@ -20,6 +21,9 @@ pub struct Machine {
     pub os: String,
     /// Processes that wanted to run in the minute before, this one aside: what a noisy neighbour looks like.
     pub load_average: Option<f64>,
+    /// CUDA cards, where a deployment works on them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cuda: Vec<String>,
     /// Version of rally.
     pub rally: &'static str,
     /// `release` or `debug`.
@@ -37,10 +41,29 @@ impl Machine {
             memory_bytes: doctor::memory_bytes(),
             os: format!("{}{release}", std::env::consts::OS),
             load_average: read("/proc/loadavg").and_then(|text| text.split(' ').next()?.parse().ok()),
+            cuda: Vec::new(),
             rally: env!("CARGO_PKG_VERSION"),
             profile: if cfg!(debug_assertions) { "debug" } else { "release" },
         }
     }
+
+    /// The one that runs this, its cards among what it is if one of `specs` has devices on them.
+    pub fn with<'a>(specs: impl IntoIterator<Item = &'a DeploymentSpec>) -> Self {
+        let on_cuda = |spec: &DeploymentSpec| spec.devices.values().any(|device| device.backend == Backend::Cuda);
+        let cuda = if specs.into_iter().any(on_cuda) { cards() } else { Vec::new() };
+        Self { cuda, ..Self::here() }
+    }
+}
+
+/// None if there are none: whoever opens them says why.
+#[cfg(feature = "cuda")]
+fn cards() -> Vec<String> {
+    rally_stages::deployment::Machines::from_environment().names().unwrap_or_default()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cards() -> Vec<String> {
+    Vec::new()
 }
 
 fn read(path: &str) -> Option<String> {
@@ -52,6 +75,9 @@ impl fmt::Display for Machine {
         write!(formatter, "{}, {} cores, {}", self.cpu, self.cores, self.simd)?;
         if let Some(bytes) = self.memory_bytes {
             write!(formatter, ", {:.1} GiB", bytes as f64 / (1u64 << 30) as f64)?;
+        }
+        for card in &self.cuda {
+            write!(formatter, ", {card}")?;
         }
         write!(formatter, ", {}; rally {} ({})", self.os, self.rally, self.profile)?;
         match self.load_average {

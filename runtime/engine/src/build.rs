@@ -239,6 +239,9 @@ fn build_lane(
         ),
         remote,
         unused: None,
+        sweeps: false,
+        sweep_due: false,
+        turns: None,
         work: shared.work.clone(),
         probe: parts.probe.clone(),
         across: parts.across.as_ref().map(|across| LaneAcross {

@@ -3,7 +3,7 @@
 use crate::engine::EngineError;
 use crate::exchange::{Exchange, Legs};
 use crate::hosts::{Hops, Signals};
-use crate::remote::{Moment, RemoteValues};
+use crate::remote::{Moment, Parcel, RemoteValues};
 use crate::slot::Header;
 use crate::span::{Begin, LaneReport, Recorder, Span};
 use crate::stage::{Probe, Sample, Stage, TaskContext};
@@ -19,7 +19,7 @@ use rally_graph::stage_graph::{Payload, StageGraph};
 use rally_kernels::team::Team;
 use rally_schedule::batch::DeviceBatch;
 use rally_transport::Transport;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What a lane knows about one position of its list beyond the plan.
@@ -77,6 +77,11 @@ pub(crate) struct Lane {
     pub(crate) remote: Option<Box<dyn RemoteValues>>,
     /// A moment that was noted and is of no use.
     pub(crate) unused: Option<Moment>,
+    /// Whether cycles begin with nothing in the caches of such a device, and whether this one still has to.
+    pub(crate) sweeps: bool,
+    pub(crate) sweep_due: bool,
+    /// The end of the last task of any such device, where they take turns.
+    pub(crate) turns: Option<Turns>,
     /// By micro-batch.
     pub(crate) batches: Vec<DeviceBatch>,
     /// Index among the attention devices.
@@ -95,6 +100,10 @@ pub(crate) struct Lane {
     /// Present where there are other hosts.
     pub(crate) across: Option<LaneAcross>,
 }
+
+/// What whoever is next waits for. Held from before a task until it has been told: turns are taken in the order of telling, in which no
+/// task waits for a later one.
+pub(crate) type Turns = Arc<Mutex<Option<Parcel>>>;
 
 /// What a lane needs for other hosts.
 pub(crate) struct LaneAcross {
@@ -166,6 +175,7 @@ impl Lane {
         let mut cycle = 0;
         self.recorder.mark();
         loop {
+            self.sweep_due = self.sweeps;
             for (position, task) in tasks.iter().enumerate() {
                 if let Err(end) = self.turn(&plan, cycle, position, task) {
                     return end;
@@ -204,7 +214,9 @@ impl Lane {
         }
         let start_ns = self.recorder.begin(position as u32);
         let done = cycle * plan.lanes[self.index].tasks.len() as u64 + position as u64 + 1;
-        let from = self.note(position)?;
+        let turns = self.turns.clone().filter(|_| self.remote.is_some());
+        let turn = turns.as_ref().map(|turns| turns.lock().unwrap_or_else(PoisonError::into_inner));
+        let from = self.note(position, turn.as_deref())?;
         let Moved { rows, effort, bytes } = self.execute(plan, position, task, step)?;
         let work = self.work.as_ref().filter(|_| plan.table.tasks[task.task].computes());
         let span = (rows > 0).then(|| {
@@ -224,6 +236,9 @@ impl Lane {
                             self.unused = Some(moment);
                         }
                     }
+                }
+                if let Some(mut turn) = turn {
+                    *turn = Some(remote.end_turn().map_err(EngineError::Remote)?);
                 }
                 self.hear(self.positions[position].ends_step)?;
                 None
@@ -254,11 +269,21 @@ impl Lane {
     }
 
     /// Where the device works later than it is told to: lets it wait for the rows of the task at `at`, and notes when it begins.
-    fn note(&mut self, at: usize) -> Result<Option<Begin>, EngineError> {
+    fn note(&mut self, at: usize, turn: Option<&Option<Parcel>>) -> Result<Option<Begin>, EngineError> {
         let Some(remote) = &mut self.remote else { return Ok(None) };
         let waits = Transfer::expect(&mut **remote, &self.positions[at].moves)?;
+        if let Some(before) = turn {
+            remote.await_turn(before.as_ref())?;
+        }
+        let sweeps = std::mem::take(&mut self.sweep_due);
+        if sweeps {
+            remote.sweep()?;
+        }
+        // What it waited for, or was told beside its tasks, is none of the next one's time.
+        let apart = sweeps || turn.is_some();
         // Two moments with nothing between them are microseconds apart: one will do where the device is still at work.
         if !waits
+            && !apart
             && let Some(last) = self.recorder.told_last()
             && !remote.is_over(last)?
         {

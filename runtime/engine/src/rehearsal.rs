@@ -7,6 +7,7 @@
 use crate::build::{Prepared, prepare};
 use crate::control::RunEvent;
 use crate::engine::{EngineError, EngineParts, give_back};
+use crate::lane::Turns;
 use crate::span::LaneReport;
 use rally_schedule::batch::DeviceBatch;
 use std::time::{Duration, Instant};
@@ -20,6 +21,11 @@ pub struct Effort {
     pub time: Duration,
     /// But never more than these.
     pub most: u64,
+    /// Whether devices with memory of their own begin every cycle with nothing in their caches: what a step of a few layers would find
+    /// there, one of all layers would not.
+    pub cold: bool,
+    /// Whether such devices take turns, task by task: several on one card are then timed as if each had a card of its own.
+    pub in_turn: bool,
 }
 
 /// What every step works on.
@@ -39,7 +45,7 @@ impl FixedBatches {
                 batch.clone_from(fixed);
             }
         }
-        let Effort { least, time, most } = self.effort;
+        let Effort { least, time, most, .. } = self.effort;
         cycle >= most || (cycle >= least && self.begun.elapsed() >= time)
     }
 }
@@ -55,7 +61,11 @@ pub fn rehearse(
     effort: Effort,
 ) -> Result<Vec<LaneReport>, EngineError> {
     let fixed = FixedBatches { batches, effort, begun: Instant::now() };
-    let Prepared { lanes, control, inbox, .. } = prepare(parts, Some(fixed), None)?;
+    let Prepared { mut lanes, control, inbox, .. } = prepare(parts, Some(fixed), None)?;
+    let turns = effort.in_turn.then(Turns::default);
+    for lane in &mut lanes {
+        (lane.sweeps, lane.turns) = (effort.cold, turns.clone());
+    }
     let names: Vec<String> = lanes.iter().map(|lane| parts.plan.lanes[lane.index].name.clone()).collect();
     let ends = std::thread::scope(|scope| {
         let mut running = Vec::new();

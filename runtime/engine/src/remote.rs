@@ -108,6 +108,15 @@ pub trait RemoteValues: Send {
     /// When a moment was, on the host's clock, if it has been: then it is forgotten.
     fn when(&mut self, moment: Moment) -> Result<Option<Instant>, StageError>;
 
+    /// Writes over more memory than the device's caches hold, so that what its stages read next comes from afar.
+    fn sweep(&mut self) -> Result<(), StageError>;
+
+    /// Lets all that the device is told from now on wait until whoever left `before` has ended its turn.
+    fn await_turn(&mut self, before: Option<&Parcel>) -> Result<(), StageError>;
+
+    /// The end of a turn, behind all that the device was told so far: for whose turn is next.
+    fn end_turn(&mut self) -> Result<Parcel, StageError>;
+
     /// Copies all that there is of a micro-batch's `values.rows` rows to `values`, for a probe.
     fn fetch(&mut self, micro_batch: usize, values: &mut Values) -> Result<(), StageError>;
 }

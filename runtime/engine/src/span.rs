@@ -245,13 +245,27 @@ impl Recorder {
     /// Of that the lane's own part lasts until it turned to the task, if that was so late; what follows is waiting for the lane that
     /// it had to wait for, on the host or on the device, if there was one.
     fn late_span(&mut self, late: &Late, start: Option<Instant>, end: Instant) -> Span {
-        let (now_ns, now) = (self.mark(), Instant::now());
+        let (now_ns, now) = self.both_clocks();
         let ns = |at: Instant| now_ns.saturating_sub(now.saturating_duration_since(at).as_nanos() as u64);
         let end_ns = ns(end).max(self.last_ns);
         let start_ns = start.map_or(self.last_ns, ns).clamp(self.last_ns, end_ns);
         let ready_ns = late.span.ready_ns.clamp(self.last_ns, start_ns);
         let admission_ns = late.span.admission_ns.min(ready_ns - self.last_ns);
         Span { admission_ns, ready_ns, start_ns, end_ns, ..late.span }
+    }
+
+    /// The same moment on the run's clock and on the system's. The system may look elsewhere between two looks at a clock: then once more.
+    fn both_clocks(&mut self) -> (u64, Instant) {
+        const NEAR_NS: u64 = 1_000;
+        const TRIES: usize = 16;
+        for _ in 0..TRIES {
+            let before_ns = self.mark();
+            let now = Instant::now();
+            if self.mark() - before_ns <= NEAR_NS {
+                return (before_ns, now);
+            }
+        }
+        (self.mark(), Instant::now())
     }
 
     pub(crate) fn into_report(mut self) -> LaneReport {

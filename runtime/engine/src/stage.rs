@@ -20,6 +20,26 @@ pub trait Stage: Send {
         Vec::new()
     }
 
+    /// Lets rows choose these experts from the next task on, whatever they would be routed to: `[rows, top_k]` ids, of which the first
+    /// of a row gets the most; several that layers and micro-batches take in turn, and rows beyond begin again. None: as they are
+    /// routed. For whoever measures. Returns whether the stage does that; one that leaves its choice in [`TaskContext::values`] need not, since
+    /// it can be written over there.
+    ///
+    /// # Errors
+    /// A device's own.
+    fn choose(&mut self, _choices: &[Vec<u32>]) -> Result<bool, StageError> {
+        Ok(false)
+    }
+
+    /// Writes something to all that the stage keeps of sequences, as if they had been read: for whoever measures. Returns whether the stage
+    /// does that; for one that does not, rows are run.
+    ///
+    /// # Errors
+    /// A device's own.
+    fn pretend(&mut self) -> Result<bool, StageError> {
+        Ok(false)
+    }
+
     /// Experts of a layer, for a stage that routes: its lane then counts the tokens of each. The ids it leaves in
     /// [`Values::expert_ids`] are all below.
     fn routed_experts(&self) -> usize {

@@ -3,6 +3,8 @@
 //! A shape is made from a checkpoint's `config.json` by `rally-stages`; tests make it by hand. A graph file never holds
 //! sizes of its own, so the same file runs a tiny model and the real one.
 
+use std::ops::RangeInclusive;
+
 /// Which FFN a layer has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LayerKind {
@@ -69,7 +71,20 @@ pub struct ModelShape {
     pub weight_format: WeightFormat,
 }
 
+/// What a selection of layers says (`3`, or `3..6` inclusive); `None` if the text is none.
+pub fn layer_range(text: &str) -> Option<RangeInclusive<usize>> {
+    let (first, last) = text.split_once("..").unwrap_or((text, text));
+    let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    (first <= last).then_some(first..=last)
+}
+
 impl ModelShape {
+    /// The same with these of its layers alone, counted from 0; `None` if it has not all of them.
+    pub fn of_layers(self, range: RangeInclusive<usize>) -> Option<Self> {
+        let layers = self.layers.get(range)?.to_vec();
+        Some(Self { layers, ..self })
+    }
+
     /// A model of these layers whose other sizes are the least that make sense, with 4096 positions. For stages that compute
     /// something of their own instead of a model: tests, benchmarks of scheduling, a first stage of one's own.
     pub fn toy(layers: Vec<LayerKind>) -> Self {

@@ -60,6 +60,9 @@ pub struct ModelConfigSource {
     pub config: String,
     /// `random:SEED`.
     pub weights: String,
+    /// Layers of it that there are, such as `3` or `3..5` (inclusive), counted from 0 in the graph; all if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<String>,
 }
 
 /// Precision of arithmetic. The CPU computes in f32 whatever the weights are stored as.

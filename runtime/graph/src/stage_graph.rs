@@ -5,9 +5,9 @@
 //! refused comes back as a [`BuildError`], never as a panic.
 
 use crate::kinds::{KindRegistry, Role, StageKindInfo};
-use crate::model::{LayerKind, ModelShape};
+use crate::model::{LayerKind, ModelShape, layer_range};
 use crate::placement::ExpertPlacement;
-use crate::shard::ShardCounts;
+use crate::shard::{ShardCounts, part};
 use crate::spec::{Backend, DeploymentSpec, OneOrMany, Routing, StageEntry, StageSpec, WireDtype};
 use petgraph::graph::{DiGraph, NodeIndex};
 
@@ -76,6 +76,20 @@ impl ResolvedStage {
         let place = self.devices.iter().position(|other| *other == device).unwrap_or(0);
         let placed = ExpertPlacement::of(&self.spec, layer, experts, counts.experts);
         placed.held_by(counts.position(place).expert).to_vec()
+    }
+
+    /// Inner columns that `device`, one of the stage's, has of each expert of `width` columns.
+    pub fn expert_columns(&self, device: DeviceIndex, width: usize) -> usize {
+        let counts = ShardCounts::of(self.spec.shard.as_ref());
+        let place = self.devices.iter().position(|other| *other == device).unwrap_or(0);
+        part(width, counts.tensor, counts.position(place).tensor).len()
+    }
+
+    /// Whether `device`, one of the stage's, has a part of the shared expert, which goes with the first routed ones.
+    pub fn has_shared_expert(&self, device: DeviceIndex) -> bool {
+        let counts = ShardCounts::of(self.spec.shard.as_ref());
+        let place = self.devices.iter().position(|other| *other == device).unwrap_or(0);
+        counts.position(place).expert == 0
     }
 }
 
@@ -249,12 +263,7 @@ pub fn selector_takes(selector: &str, layer: usize, kind: LayerKind) -> Option<b
         "all" => Some(true),
         "moe" => Some(kind == LayerKind::Moe),
         "dense" => Some(kind == LayerKind::Dense),
-        text => {
-            let (first, last) = text.split_once("..").unwrap_or((text, text));
-            let first: usize = first.trim().parse().ok()?;
-            let last: usize = last.trim().parse().ok()?;
-            (first <= last).then_some((first..=last).contains(&layer))
-        }
+        text => layer_range(text).map(|range| range.contains(&layer)),
     }
 }
 

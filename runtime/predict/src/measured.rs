@@ -1,125 +1,141 @@
-//! Stage times that were measured on a card with rally's own kernels, for the shapes of Step-3.
+//! Stage times that were measured on a card for the shapes of one model: with rally's own kernels, each part alone, or by `rally profile`.
 //!
-//! Only what was measured is here: attention's core, an undivided output projection with the others, what an attention layer takes beside
-//! them, and experts as two ways of sharding have them. What a deployment has beside that follows from the card's figures, and is named.
+//! Only what was measured is here: attention with its output projection undivided, and experts as some ways of sharding have them. What a
+//! deployment has beside that follows from the card's figures, and is named.
 
+mod parts;
+mod profiled;
+
+use parts::PartTimes;
+use profiled::ProfiledTimes;
 use rally_cost::Dtype;
 use rally_graph::model::ModelShape;
-use serde::Deserialize;
-use std::collections::BTreeMap;
+use rally_schedule::cost_table::CostTable;
 use std::sync::LazyLock;
 
 /// Measured times of one card.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StageTimes {
     /// The card, as the library of hardware calls it.
     pub hardware: String,
     /// Where and how they were measured.
     pub source: String,
-    shape: Shape,
-    core: BTreeMap<String, Vec<CorePoint>>,
-    projections: Vec<Point>,
-    beside_us: f64,
-    /// What `beside_us` is, for readers of the file.
-    pub beside_note: String,
-    experts: Vec<Shard>,
+    times: Times,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Shape {
-    hidden: usize,
-    heads: usize,
-    head_dim: usize,
-    query_rank: usize,
-    expert_width: usize,
+#[derive(Clone, Debug, PartialEq)]
+enum Times {
+    Parts(PartTimes),
+    Profiled(ProfiledTimes),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CorePoint {
-    sequences: u64,
-    context: u64,
-    us: f64,
+/// Which measured times stand for figures.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum MeasuredCards {
+    /// None.
+    #[default]
+    None,
+    /// Those that come with rally.
+    BuiltIn,
+    /// Those of one card.
+    Of(&'static StageTimes),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Point {
-    rows: u64,
-    us: f64,
-}
+impl MeasuredCards {
+    /// Those of the card with this name.
+    pub fn of(self, hardware: &str) -> Option<&'static StageTimes> {
+        self.all().find(|measured| measured.hardware.eq_ignore_ascii_case(hardware))
+    }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Shard {
-    experts: usize,
-    width: usize,
-    points: Vec<Point>,
+    /// All of them.
+    pub fn all(self) -> impl Iterator<Item = &'static StageTimes> {
+        let built_in: &[StageTimes] = if matches!(self, Self::BuiltIn) { &ALL } else { &[] };
+        let other = match self {
+            Self::Of(times) => Some(times),
+            Self::None | Self::BuiltIn => None,
+        };
+        built_in.iter().chain(other)
+    }
+
+    /// Whether there are any.
+    pub fn are_any(self) -> bool {
+        self.all().next().is_some()
+    }
 }
 
 /// Cards that have been measured.
 static ALL: LazyLock<Vec<StageTimes>> = LazyLock::new(|| {
-    [include_str!("measured/h200.json")].map(|text| serde_json::from_str(text).expect("a test reads it")).into()
+    let built_in = [include_str!("measured/h200.json")];
+    built_in.map(|text| parts::read(text).expect("a test reads it")).into()
 });
 
 impl StageTimes {
-    /// Of the card with this name, if it was measured.
+    /// Of the card with this name, if it was measured by those who made rally.
     pub fn of(hardware: &str) -> Option<&'static Self> {
-        ALL.iter().find(|measured| measured.hardware.eq_ignore_ascii_case(hardware))
+        MeasuredCards::BuiltIn.of(hardware)
     }
 
-    /// Names of the cards there are.
-    pub fn names() -> impl Iterator<Item = &'static str> {
-        ALL.iter().map(|measured| measured.hardware.as_str())
+    /// Of a table that `rally profile` wrote on a card that the library calls `hardware`; `source` says where it is from. `None` if
+    /// there is nothing in it that stands for figures.
+    pub fn of_table(hardware: &str, source: String, table: &CostTable) -> Option<Self> {
+        let times = Times::Profiled(ProfiledTimes::of(table)?);
+        Some(Self { hardware: hardware.into(), source, times })
+    }
+
+    /// Kept until the process ends: a command reads one.
+    pub fn kept(self) -> &'static Self {
+        Box::leak(Box::new(self))
     }
 
     /// Whether these are times of a model of this shape.
     pub fn fits(&self, shape: &ModelShape) -> bool {
-        let ModelShape { hidden, heads, head_dim, query_rank, expert_width, .. } = *shape;
-        self.shape == Shape { hidden, heads, head_dim, query_rank, expert_width }
+        match &self.times {
+            Times::Parts(parts) => parts.fits(shape),
+            Times::Profiled(profiled) => profiled.fits(shape),
+        }
     }
 
     /// Seconds of one layer's attention of `rows` sequences that attend to `context` positions in all, its output projection undivided.
     /// `None` for a cache in a type that was not measured.
     pub fn attention_s(&self, rows: f64, context: f64, kv: Dtype) -> Option<f64> {
-        let points = self.core.get(kv.name())?;
-        let mut by_context: Vec<(f64, f64)> =
-            points.iter().map(|point| ((point.sequences * point.context) as f64, point.us)).collect();
-        // Of equal contexts in different shapes the slower one stands, unless it is the very shape.
-        let same = |point: &&CorePoint| {
-            let at = (point.sequences * point.context) as f64;
-            (point.sequences as f64 - rows).abs() < 0.5 && (at - context).abs() < 0.01 * at
-        };
-        by_context.sort_by(|left, right| left.0.total_cmp(&right.0).then(right.1.total_cmp(&left.1)));
-        by_context.dedup_by_key(|point| point.0);
-        let core = points.iter().find(same).map_or_else(|| interpolated(&by_context, context), |point| point.us);
-        Some((core + interpolated(&line(&self.projections), rows) + self.beside_us) * 1e-6)
+        match &self.times {
+            Times::Parts(parts) => parts.attention_s(rows, context, kv),
+            Times::Profiled(profiled) => profiled.attention_s(rows, context, kv),
+        }
     }
 
-    /// Seconds of the routed experts of one layer on a device that holds `experts` of them, `width` columns of each, when `rows` rows
+    /// Seconds of the experts of one layer on a device that holds `experts` of them, `width` columns of each, when `rows` rows
     /// choose among all. `None` for a shard that was not measured.
     pub fn experts_s(&self, experts: usize, width: usize, rows: f64) -> Option<f64> {
-        let shard = self.experts.iter().find(|shard| (shard.experts, shard.width) == (experts, width))?;
-        Some(interpolated(&line(&shard.points), rows) * 1e-6)
+        match &self.times {
+            Times::Parts(parts) => parts.experts_s(experts, width, rows),
+            Times::Profiled(profiled) => profiled.experts_s(experts, width, rows),
+        }
     }
-}
 
-fn line(points: &[Point]) -> Vec<(f64, f64)> {
-    points.iter().map(|point| (point.rows as f64, point.us)).collect()
-}
+    /// Whether those seconds have a shared expert's part in them.
+    pub fn has_shared(&self, experts: usize, width: usize) -> bool {
+        match &self.times {
+            Times::Parts(_) => false,
+            Times::Profiled(profiled) => profiled.has_shared(experts, width),
+        }
+    }
 
-/// On the line between neighbours; as at the least point below it, as between the last two beyond. `points` ascend, two at least.
-fn interpolated(points: &[(f64, f64)], at: f64) -> f64 {
-    let above = points.partition_point(|point| point.0 < at).clamp(1, points.len() - 1);
-    let ((x0, y0), (x1, y1)) = (points[above - 1], points[above]);
-    (y0 + (y1 - y0) * (at - x0) / (x1 - x0)).max(points[0].1)
+    /// Shards of experts that there are: how many, and columns of each.
+    pub fn shards(&self) -> Vec<(usize, usize)> {
+        match &self.times {
+            Times::Parts(parts) => parts.shards(),
+            Times::Profiled(profiled) => profiled.shards(),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rally_graph::model::LayerKind;
+    use rally_graph::spec::WireDtype;
+    use rally_schedule::cost_table::{CostAxis, CostPart, CostPoint, StageCost, VERSION};
 
     #[test]
     fn measured_points_are_given_back_and_nothing_else_is_claimed() {
@@ -137,6 +153,75 @@ mod tests {
         // Few rows take no less than the fewest that were measured.
         near(h200.experts_s(24, 640, 1.0), 112.0);
         assert_eq!(StageTimes::of("H800"), None);
+    }
+
+    fn profiled(device: &str, kind: &str, shard: (usize, usize, bool), points: &[(usize, usize, f64)]) -> StageCost {
+        let attends = kind == "mfa_attention";
+        StageCost {
+            stage: kind.into(),
+            kind: kind.into(),
+            part: CostPart::Compute,
+            device: device.into(),
+            warm: false,
+            axis: if attends { CostAxis::Context } else { CostAxis::Experts },
+            experts: shard.0,
+            routed_share: if attends { 0.0 } else { 3.0 / 48.0 },
+            width: shard.1,
+            shared: shard.2,
+            kv_dtype: attends.then_some(WireDtype::Fp8E4m3),
+            points: points
+                .iter()
+                .map(|(rows, along, seconds)| CostPoint {
+                    rows: *rows,
+                    along: *along,
+                    seconds: *seconds,
+                    mean_s: *seconds,
+                    p10_s: *seconds,
+                    p90_s: *seconds,
+                    samples: 8,
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_profile_s_points_are_given_back() {
+        let attention = [(64, 1000, 1e-4), (64, 3000, 2e-4), (128, 1000, 2e-4), (128, 3000, 4e-4)];
+        let experts = [(64, 24, 1e-4), (128, 24, 3e-4)];
+        let with_shared = [(64, 24, 9e-4), (128, 24, 9e-4)];
+        let table = CostTable {
+            version: VERSION,
+            machine: serde_json::Value::Null,
+            model: serde_json::json!({ "hidden": 7168, "experts": 48, "layers": 61 }),
+            graph: serde_json::Value::Null,
+            stages: vec![
+                profiled("attn", "mfa_attention", (0, 0, false), &attention),
+                profiled("f0.0", "expert_ffn", (24, 640, true), &with_shared),
+                profiled("f1.0", "expert_ffn", (24, 640, false), &experts),
+                profiled("g.0", "expert_ffn", (48, 640, true), &with_shared),
+                StageCost { warm: true, ..profiled("h.0", "expert_ffn", (12, 640, true), &with_shared) },
+            ],
+        };
+        let times = StageTimes::of_table("H100", "a table".into(), &table).expect("there are some");
+        let near = |got: Option<f64>, s: f64| assert!(got.is_some_and(|got| (got - s).abs() < 1e-9), "{got:?} {s}");
+        near(times.attention_s(64.0, 64.0 * 2000.0, Dtype::Fp8), 1.5e-4);
+        near(times.attention_s(96.5, 96.5 * 1000.0, Dtype::Fp8), 1e-4 + 32.5 / 64.0 * 1e-4);
+        assert_eq!(times.attention_s(64.0, 1.0, Dtype::Bf16), None, "a cache in another type was not measured");
+        // The device without a shared expert stands for the shard, and one that has it says so.
+        near(times.experts_s(24, 640, 96.0), 2e-4);
+        assert!(!times.has_shared(24, 640) && times.has_shared(48, 640));
+        assert_eq!((times.experts_s(12, 640, 1.0), times.shards()), (None, vec![(24, 640), (48, 640)]));
+        let mut shape = ModelShape { hidden: 7168, experts: 48, ..ModelShape::toy(vec![LayerKind::Moe; 61]) };
+        assert!(times.fits(&shape));
+        shape.layers.pop();
+        assert!(!times.fits(&shape));
+        // A projection that is divided is another stage.
+        let mut divided = CostTable { stages: table.stages[..1].to_vec(), ..table.clone() };
+        divided.stages.push(StageCost { part: CostPart::Second, ..table.stages[0].clone() });
+        assert_eq!(StageTimes::of_table("H100", String::new(), &divided), None);
+        let cards = MeasuredCards::Of(times.kept());
+        assert!(cards.of("h100").is_some() && cards.of("H200").is_none() && cards.are_any());
+        assert!(MeasuredCards::BuiltIn.of("h200").is_some() && !MeasuredCards::None.are_any());
     }
 
     /// A whole layer was measured beside its parts: 278 and 669 µs of 64 sequences.

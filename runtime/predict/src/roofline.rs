@@ -291,7 +291,7 @@ fn of_task(
     let width = rally_graph::shard::part(shape.expert_width, counts.tensor, position.tensor).len();
     let part = match stage.kind.as_str() {
         "mfa_attention" if slices == 1 => match stage.spec.kv_dtype.unwrap_or_default() {
-            WireDtype::F32 => None,
+            WireDtype::F32 => Some(Part::Attention(Dtype::F32)),
             WireDtype::Bf16 => Some(Part::Attention(Dtype::Bf16)),
             WireDtype::Fp8E4m3 => Some(Part::Attention(Dtype::Fp8)),
         },
@@ -341,6 +341,7 @@ impl Durations for Roofline<'_> {
             // Attention was measured whole; a shared expert is none of the routed ones. What was measured has its launches.
             let beside = match part {
                 Part::Attention(_) => 0.0,
+                Part::Experts { experts, width } if measured.has_shared(experts, width) => 0.0,
                 Part::Experts { .. } => takes(figures.bytes * touched, 2.0 * rows * figures.values),
             };
             return seconds + beside;

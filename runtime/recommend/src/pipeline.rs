@@ -15,7 +15,7 @@ use crate::simulate::shape;
 use rally_cost::model::Ffn;
 use rally_cost::price::usd_per_mtok;
 use rally_cost::{Dtype, Hardware, Model, SpecError};
-use rally_predict::measured::StageTimes;
+use rally_predict::measured::{MeasuredCards, StageTimes};
 
 /// Share of an accelerator's memory, as sold, that weights and cache may take; the rest is for slots and workspaces. vLLM's default
 /// comes to 0.96 of it, since drivers report more than is sold; the report's 3A2F takes 0.903.
@@ -78,15 +78,22 @@ pub struct Workload {
     pub link_share: f64,
     /// Whether exchanges hide.
     pub fabric: Fabric,
-    /// Whether stage times that were measured on a card stand for efficiencies where they fit.
-    pub measured: bool,
+    /// Stage times that were measured on a card and stand for efficiencies where they fit.
+    pub measured: MeasuredCards,
 }
 
 impl Workload {
     /// One context for all, links at their full rate, rally's lanes.
     pub fn at(model: Model, context: u64) -> Self {
         let contexts = vec![(context, 1.0)];
-        Self { model, contexts, attention_dtype: None, link_share: 1.0, fabric: Fabric::OnLanes, measured: false }
+        Self {
+            model,
+            contexts,
+            attention_dtype: None,
+            link_share: 1.0,
+            fabric: Fabric::OnLanes,
+            measured: MeasuredCards::None,
+        }
     }
 
     /// A mean over the contexts.
@@ -105,14 +112,14 @@ impl Workload {
         self.mean(|tokens| self.model.kept_bytes(tokens))
     }
 
-    /// Takes measured stage times where a card has them and they are of this model's shapes. Whether there are any.
-    pub fn measure<'a>(&mut self, mut hardware: impl Iterator<Item = &'a Hardware>) -> bool {
+    /// Takes the stage times of `cards` where there are some of the hardware and they are of this model's shapes. Whether there are any.
+    pub fn measure<'a>(&mut self, cards: MeasuredCards, mut hardware: impl Iterator<Item = &'a Hardware>) -> bool {
         let shape = shape(&self.model);
         let fits = |hardware: &Hardware| {
-            StageTimes::of(&hardware.name).zip(shape.as_ref()).is_some_and(|(measured, shape)| measured.fits(shape))
+            cards.of(&hardware.name).zip(shape.as_ref()).is_some_and(|(measured, shape)| measured.fits(shape))
         };
-        self.measured = hardware.any(fits);
-        self.measured
+        self.measured = if hardware.any(fits) { cards } else { MeasuredCards::None };
+        self.measured.are_any()
     }
 
     /// Whether attention and routed experts of `layout` have times that were measured, wherever the card has any. What was not would be
@@ -146,7 +153,7 @@ impl Workload {
     }
 
     fn measured_on(&self, hardware: &Hardware) -> Option<&'static StageTimes> {
-        StageTimes::of(&hardware.name).filter(|_| self.measured)
+        self.measured.of(&hardware.name)
     }
 
     /// Time of one layer's attention of `rows` rows on one accelerator, its output projection divided by `o_proj`.
@@ -195,7 +202,8 @@ impl Workload {
                     let (held, width) = held(experts, expert_width, servers, tensor);
                     let routed = measured.experts_s(held, width, rows);
                     known &= routed.is_some();
-                    routed.unwrap_or(0.0) + dense(shared_width)
+                    let shared = if measured.has_shared(held, width) { 0.0 } else { dense(shared_width) };
+                    routed.unwrap_or(0.0) + shared
                 }
             });
             if known {

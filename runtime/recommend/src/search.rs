@@ -263,7 +263,7 @@ pub fn dead_zone(
         here.is_some_and(|here| later.fold(0.0, f64::max) <= here * 1.001) && index + 1 < outcomes.len()
     };
     let from = (0..outcomes.len()).find(ends).map(|index| {
-        let unknown = if workload.measured { "memory, or parts that were not measured" } else { "memory" };
+        let unknown = if workload.measured.are_any() { "memory, or parts that were not measured" } else { "memory" };
         let bound = outcomes[index + 1].as_ref().map_or(unknown, Outcome::bound);
         (index as u32 + 1, bound)
     });

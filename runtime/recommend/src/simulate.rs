@@ -163,7 +163,7 @@ impl<'a> Simulator<'a> {
         let efficiency: Vec<Efficiency> =
             hardware.iter().map(|hardware| self.efficiency(hardware, counted.overheads)).collect();
         let measured: Vec<Option<&'static StageTimes>> =
-            hardware.iter().map(|hardware| StageTimes::of(&hardware.name).filter(|_| self.workload.measured)).collect();
+            hardware.iter().map(|hardware| self.workload.measured.of(&hardware.name)).collect();
         let schedule = Schedule::from_spec(&spec.schedule)?;
         let simulation = Simulation {
             spec: &spec,

@@ -2,6 +2,7 @@
 
 use rally_cost::library::{hardware_named, model_named};
 use rally_cost::{Dtype, Hardware};
+use rally_predict::measured::MeasuredCards;
 use rally_recommend::finalists::Finalists;
 use rally_recommend::pipeline::{Fabric, Layout, Outcome, Workload};
 use rally_recommend::search::{Pool, search};
@@ -134,7 +135,7 @@ fn stage_times_that_were_measured_bound_what_is_recommended() {
     for kv in [Dtype::Bf16, Dtype::Fp8] {
         let mut measured = workload.clone();
         measured.model.keep_kv_in(kv);
-        assert!(measured.measure(std::iter::once(&h200)), "H200 was measured");
+        assert!(measured.measure(MeasuredCards::BuiltIn, std::iter::once(&h200)), "H200 was measured");
         // Attention of 128 sequences and the shard of 24 × 640 columns with 2,048 rows are longer than the slot of 273 µs that 6,144
         // sequences would need.
         let attention = measured.attention_s(&h200, 128.0, 1.0).expect("a peak");
@@ -163,8 +164,8 @@ fn stage_times_that_were_measured_bound_what_is_recommended() {
         assert!(best.simulated.tpot_s <= target && best.simulated.tgs() >= two.0, "{:?} {two:?}", best.simulated);
         // What figures alone would promise is more: the kernels are not at the roofline. Undivided likewise: measured stands beside
         // measured.
-        let figures =
-            search(&Workload { measured: false, ..measured.clone() }, &pool, target).expect("specs are whole");
+        let figures = search(&Workload { measured: MeasuredCards::None, ..measured.clone() }, &pool, target)
+            .expect("specs are whole");
         assert!(figures.best.expect("it holds").outcome.tgs() > best.simulated.tgs());
         let (known, assumed) = (found.undivided.expect("it holds").1, figures.undivided.expect("it holds").1);
         println!(

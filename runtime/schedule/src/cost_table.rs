@@ -5,6 +5,7 @@
 
 use crate::costs::StageCosts;
 use rally_graph::plan::{TaskRole, TaskTemplate};
+use rally_graph::spec::WireDtype;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -128,8 +129,21 @@ pub struct StageCost {
     pub experts: usize,
     /// Share of all experts that a row is routed to; 0 where that does not matter.
     pub routed_share: f64,
+    /// Inner columns of each of these experts that the device holds; 0 where that does not matter.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub width: usize,
+    /// Whether the device has a shared expert to do beside them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
+    /// What keys and values are kept in, of attention.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_dtype: Option<WireDtype>,
     /// Ascending in rows, then in `along`.
     pub points: Vec<CostPoint>,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// One point of the grid.

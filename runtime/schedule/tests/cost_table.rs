@@ -23,6 +23,9 @@ fn cost(kind: &str, axis: CostAxis, points: Vec<CostPoint>) -> StageCost {
         axis,
         experts: 8,
         routed_share: 0.25,
+        width: 0,
+        shared: false,
+        kv_dtype: None,
         points,
     }
 }

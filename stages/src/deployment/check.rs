@@ -8,11 +8,12 @@ use rally_engine::schedule::costs::StageCosts;
 use rally_graph::diagnostic::{Diagnostic, Reporter};
 use rally_graph::hardware::Machine;
 use rally_graph::kinds::KindRegistry;
-use rally_graph::model::ModelShape;
+use rally_graph::model::{ModelShape, layer_range};
 use rally_graph::parse::{MAX_BYTES, parse_graph};
 use rally_graph::source::Positions;
-use rally_graph::spec::{DeploymentSpec, ModelSource};
+use rally_graph::spec::{DeploymentSpec, ModelConfigSource, ModelSource};
 use rally_graph::validate::{Validation, validate};
+use rally_graph::words;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -42,6 +43,8 @@ pub struct Checked {
     pub spec: Option<DeploymentSpec>,
     /// Shapes of the model; absent where they cannot be read.
     pub shape: Option<ModelShape>,
+    /// Layers of the whole model, of which the graph may take a part; absent as `shape`.
+    pub model_layers: Option<usize>,
     /// The model's folder; absent where weights are made by a rule.
     pub model_folder: Option<PathBuf>,
     /// Every fault and warning, in the order of the file.
@@ -56,6 +59,7 @@ impl Checked {
             path: path.into(),
             spec: None,
             shape: None,
+            model_layers: None,
             model_folder: None,
             diagnostics: Vec::new(),
             positions: Positions::default(),
@@ -98,7 +102,14 @@ pub fn check_text(path: &Path, bytes: &[u8], choices: &Choices<'_>) -> Checked {
     let (config, model_folder) = locate_model(path, &spec, choices.model);
     checked.model_folder = model_folder;
     match load_model_shape(&config) {
-        Ok(shape) => checked.shape = Some(shape),
+        Ok(shape) => {
+            let all = shape.layers.len();
+            checked.model_layers = Some(all);
+            match part_of(shape, &spec, choices.model) {
+                Ok(shape) => checked.shape = Some(shape),
+                Err(asked) => checked.diagnostics.extend(no_such_layers(&checked.positions, &asked, all)),
+            }
+        }
         Err(error) => {
             let fault = model_fault(&checked.positions, &spec, choices.model, &error.to_string());
             let asked = |fault: &Diagnostic| choices.model.is_some() || !touched.covers(&fault.pointer);
@@ -131,6 +142,25 @@ fn locate_model(path: &Path, spec: &DeploymentSpec, model: Option<&Path>) -> (Pa
         (None, ModelSource::Folder(folder)) => (base.join(folder), Some(base.join(folder))),
         (None, ModelSource::Config(source)) => (base.join(&source.config), None),
     }
+}
+
+/// The layers that the graph asks for, all if it does not say; what it asked for if there are no such.
+fn part_of(shape: ModelShape, spec: &DeploymentSpec, model: Option<&Path>) -> Result<ModelShape, String> {
+    match &spec.model {
+        ModelSource::Config(ModelConfigSource { layers: Some(text), .. }) if model.is_none() => {
+            layer_range(text).and_then(|range| shape.of_layers(range)).ok_or_else(|| text.clone())
+        }
+        _ => Ok(shape),
+    }
+}
+
+fn no_such_layers(positions: &Positions, asked: &str, all: usize) -> Vec<Diagnostic> {
+    let mut reporter = Reporter::new(positions);
+    let message = format!("`{}` are no layers of this model, which has {all}", words::short(asked));
+    reporter
+        .error("no-such-layers", "/model/layers", message)
+        .with_help(format!("a number or an inclusive ascending range within `0..{}`", all.saturating_sub(1)));
+    reporter.finish()
 }
 
 fn model_fault(positions: &Positions, spec: &DeploymentSpec, model: Option<&Path>, error: &str) -> Vec<Diagnostic> {

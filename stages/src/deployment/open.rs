@@ -76,8 +76,10 @@ pub fn with_costs(
 pub struct Deployment {
     /// The graph.
     pub spec: DeploymentSpec,
-    /// Shapes of the model.
+    /// Shapes of the model, with the layers that the graph takes.
     pub shape: ModelShape,
+    /// Layers of the whole model.
+    pub model_layers: usize,
     /// Tokenizer, if the model has one.
     pub codec: Option<TextCodec>,
     /// The schedule.
@@ -125,6 +127,7 @@ impl Deployment {
             weights_source: String::new(),
             schedule_text: choices.schedule.map(Into::into),
             spec,
+            model_layers: checked.model_layers.unwrap_or(shape.layers.len()),
             shape,
             codec: None,
             schedule,
@@ -163,6 +166,12 @@ impl Deployment {
     /// Bytes of weights read so far, and about how many there are; absent for weights made from a seed.
     pub fn progress(&self) -> Option<(Arc<AtomicU64>, u64)> {
         self.progress.clone()
+    }
+
+    /// The layers of the model that the graph takes, as it says; `None`: all.
+    pub fn part(&self) -> Option<&str> {
+        let ModelSource::Config(source) = &self.spec.model else { return None };
+        source.layers.as_deref().filter(|_| self.shape.layers.len() < self.model_layers)
     }
 
     /// Which weights these are: deployments with the same id may share what they have read. (Weights made by a rule depend on

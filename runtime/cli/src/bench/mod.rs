@@ -110,7 +110,7 @@ struct Outputs {
 pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
     let mut contenders = contender::open_all(args)?;
     let load = make_load(args, &contenders)?;
-    let machine = Machine::here();
+    let machine = Machine::with(contenders.iter().map(|contender| &contender.deployment.spec));
     if let Some(costs) = args.costs.read()? {
         contender::measured_costs(&mut contenders, &costs, &machine, &load.load)?;
     }

@@ -2,9 +2,9 @@
 
 use super::Finding;
 
-/// What this version does with a card, whatever is installed.
+/// What a card is for.
 #[cfg(feature = "cuda")]
-const NOT_YET: &str = "graphs with `cuda` devices can be checked and shown; `rally run` does not use them yet";
+const RUNS: &str = "graphs with `cuda` devices run on its cards";
 
 #[cfg(feature = "cuda")]
 pub(super) fn findings() -> Vec<Finding> {
@@ -33,7 +33,7 @@ pub(super) fn findings() -> Vec<Finding> {
 #[cfg(feature = "cuda")]
 fn driver(version: Result<(i32, i32), rally_cuda::CudaError>) -> Finding {
     match version {
-        Ok((major, minor)) => ok("nvidia driver", format!("for CUDA {major}.{minor}"), NOT_YET),
+        Ok((major, minor)) => ok("nvidia driver", format!("for CUDA {major}.{minor}"), RUNS),
         Err(error) => missing("nvidia driver", &error),
     }
 }

@@ -4,11 +4,11 @@ use super::PredictArgs;
 use crate::error::{Blame, CliError};
 use crate::identity::ModelIdentity;
 use crate::input::{mistake, read_named};
+use crate::measured::{self, MeasuredFile};
 use clap::Args;
 use rally_cost::Hardware;
 use rally_cost::library::hardware_named;
 use rally_engine::schedule::cost_table::CostTable;
-use rally_graph::words;
 use rally_predict::measured::StageTimes;
 use rally_predict::roofline::Efficiency;
 use rally_stages::deployment::Deployment;
@@ -38,9 +38,10 @@ pub(super) struct EfficiencyArgs {
     /// Microseconds until the first byte is there, between hosts.
     #[arg(long, value_name = "US", default_value_t = Efficiency::default().latency_s * 1e6, value_parser = microseconds, conflicts_with = "profile")]
     latency_us: f64,
-    /// Take stage times that were measured with rally's kernels on a card (H200), where it has them; figures stand for the rest.
-    #[arg(long, conflicts_with = "profile")]
-    measured: bool,
+    /// Take stage times that were measured, where there are some; figures stand for the rest. Those of rally's fast kernels on an H200, or
+    /// of a table that `rally profile` wrote on a card; NAME if it is to stand for another card than its own.
+    #[arg(long, value_name = "[NAME:]F.json", num_args = 0..=1, require_equals = true, conflicts_with = "profile")]
+    measured: Option<Option<MeasuredFile>>,
     /// A row for several devices leaves its own once, and the network copies it.
     #[arg(long, conflicts_with = "profile")]
     multicast: bool,
@@ -106,17 +107,11 @@ impl Source {
             hardware.push(named[&name].clone());
         }
         let shares = vec![args.efficiency.efficiency(); hardware.len()];
-        let of = |hardware: &Hardware| {
-            StageTimes::of(&hardware.name)
-                .filter(|measured| args.efficiency.measured && measured.fits(&deployment.shape))
-        };
+        let cards = measured::cards(args.efficiency.measured.as_ref(), hardware.iter())?;
+        let of = |hardware: &Hardware| cards.of(&hardware.name).filter(|measured| measured.fits(&deployment.shape));
         let measured: Vec<Option<&'static StageTimes>> = hardware.iter().map(of).collect();
-        if args.efficiency.measured && measured.iter().all(Option::is_none) {
-            let cards: Vec<&str> = StageTimes::names().collect();
-            return Err(CliError::Mistake(format!(
-                "--measured: there are stage times of Step-3's shapes on {}, and this graph has neither",
-                words::list(&cards)
-            )));
+        if cards.are_any() && measured.iter().all(Option::is_none) {
+            return Err(measured::nothing_of(cards));
         }
         Ok(Self::Figures { hardware, shares, measured })
     }
@@ -152,9 +147,10 @@ impl Source {
         }
     }
 
-    /// Cores that lanes share, where durations are of a machine that has so many.
+    /// Cores that lanes share, where durations are of a machine that has so many. Times of cards take none.
     pub(super) fn cores(&self) -> Option<usize> {
         match self {
+            Self::Profile(_, table) if table.machine["cuda"].is_array() => None,
             Self::Profile(_, table) => table.machine["cores"].as_u64().and_then(|cores| usize::try_from(cores).ok()),
             Self::Figures { .. } => None,
         }
@@ -164,7 +160,9 @@ impl Source {
         match self {
             Self::Profile(path, table) => {
                 let cpu = table.machine["cpu"].as_str().unwrap_or("an unknown machine");
-                format!("durations from {}, measured on {cpu}", path.display())
+                let cards = table.machine["cuda"].as_array().into_iter().flatten().filter_map(Value::as_str);
+                let on: Vec<&str> = std::iter::once(cpu).chain(cards).collect();
+                format!("durations from {}, measured on {}", path.display(), on.join(", "))
             }
             Self::Figures { hardware, shares, measured } => {
                 let efficiency = shares.first().copied().unwrap_or_default();

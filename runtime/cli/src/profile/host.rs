@@ -54,6 +54,9 @@ pub fn measure(parts: EngineParts, rows: &[usize], mut add: impl FnMut(StageCost
             axis: CostAxis::None,
             experts: 0,
             routed_share: 0.0,
+            width: 0,
+            shared: false,
+            kv_dtype: None,
             points: Vec::new(),
         };
         if seconds.len() > WARM_UP as usize {

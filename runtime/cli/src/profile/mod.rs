@@ -2,6 +2,8 @@
 //!
 //! Stages are timed in turn on the real lanes, in the plan's order, on rows that are the same in every step (`rehearsal.rs` of the
 //! engine): so the table says what a stage takes in a run, with what lanes take from each other (memory bandwidth, caches) in it.
+//! Spans of CUDA lanes are the card's times, by events; of a part of a model, caches are swept between steps, and devices that share a
+//! card may take turns.
 //! What the host does between two steps is timed in a short run of its own (`host.rs`).
 
 mod grid;
@@ -25,6 +27,7 @@ use rally_engine::rehearsal::{Effort, rehearse};
 use rally_engine::schedule::cost_table::{CostAxis, CostPart, CostPoint, CostTable, StageCost, VERSION};
 use rally_engine::schedule::virtual_lanes::NearBy;
 use rally_engine::span::LaneReport;
+use rally_graph::kinds::Role;
 use rally_graph::plan::Plan;
 use rally_graph::stage_graph::{DeviceIndex, StageGraph, StageIndex};
 use rally_load::statistics::{mean, percentile};
@@ -36,7 +39,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use store::{Found, Identity, Store};
-use workload::ForcedRouter;
+use workload::{Choices, ForcedRouter};
 
 /// Arguments of `rally profile`.
 #[derive(Debug, Args)]
@@ -60,6 +63,10 @@ pub struct ProfileArgs {
     /// spread.
     #[arg(long, value_name = "MS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     point_ms: u64,
+    /// Let CUDA devices take turns, task by task: devices that share a card are then timed as if each had one of its own. For shards
+    /// of a large deployment on one card.
+    #[arg(long)]
+    in_turn: bool,
     /// Output format.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -85,7 +92,7 @@ pub fn run(args: &ProfileArgs) -> Result<ExitCode, CliError> {
     let (graph, model) = (&args.session.graph, &deployment.weights_source);
     FilesInUse::new(graph, model).writes("--out", Some(&args.out)).check()?;
     let file = OutputFile::create(&args.out)?;
-    let machine = Machine::here();
+    let machine = Machine::with([&deployment.spec]);
     let identity = identity_of(args, &deployment, &machine, &axes);
     let (graph_json, model_json) = (identity.graph.clone(), identity.model.clone());
     let (store, found) = Store::open(&args.out, identity)?;
@@ -108,8 +115,10 @@ pub fn run(args: &ProfileArgs) -> Result<ExitCode, CliError> {
     }
     interrupt::begin_work();
     let forced = force_routers(&mut parts);
+    // A few layers stay in caches that the whole model's would have passed through.
+    let cold = deployment.part().is_some();
     let bar = bar(walks.len());
-    let mut profile = Profile { store, bounds, graph, args, interrupts, bar, subjects: subjects.into(), forced };
+    let mut profile = Profile { store, bounds, graph, args, interrupts, bar, subjects: subjects.into(), forced, cold };
     if profile.all(&walks, &mut parts)? {
         profile.store.write()?;
         eprintln!("{} points are kept: the same command goes on from there", profile.store.count());
@@ -159,13 +168,14 @@ fn axes(args: &ProfileArgs, bounds: &Bounds<'_>) -> Axes {
 
 /// Points may be used again on the same processor, by the same program, of the same model and graph.
 fn identity_of(args: &ProfileArgs, deployment: &Deployment, machine: &Machine, axes: &Axes) -> Identity {
-    let Machine { cpu, cores, simd, rally, profile, .. } = machine;
+    let Machine { cpu, cores, simd, cuda, rally, profile, .. } = machine;
     Identity {
-        machine: json!({ "cpu": cpu, "cores": cores, "simd": simd, "rally": rally, "profile": profile }),
+        machine: json!({ "cpu": cpu, "cores": cores, "simd": simd, "cuda": cuda, "rally": rally, "profile": profile }),
         model: json!(ModelIdentity::of(deployment)),
         graph: json!(GraphIdentity::of(deployment, &args.session.graph)),
         axes: axes.clone(),
         point_ms: args.point_ms,
+        in_turn: args.in_turn,
     }
 }
 
@@ -177,17 +187,17 @@ fn spans_of_a_walk(deployment: &Deployment) -> usize {
 }
 
 /// What a device's rows choose, by device.
-type Forced = HashMap<DeviceIndex, Arc<Mutex<Vec<Vec<u32>>>>>;
+type Forced = HashMap<DeviceIndex, Arc<Mutex<Choices>>>;
 
 /// Ways in which rows choose the same number of experts, taking turns.
 const DRAWS: u64 = 7;
 
 /// Puts every router under control.
 fn force_routers(parts: &mut EngineParts) -> Forced {
-    let mut forced = Forced::new();
+    let (mut forced, graph) = (Forced::new(), Arc::clone(&parts.graph));
     for (device, parts) in parts.devices.iter_mut().enumerate() {
-        let routers: Vec<_> =
-            parts.stages.iter().filter(|(_, stage)| stage.routed_experts() > 0).map(|(index, _)| *index).collect();
+        let routes = |index: StageIndex| graph.stages[index].role == Role::Router;
+        let routers: Vec<_> = parts.stages.keys().copied().filter(|index| routes(*index)).collect();
         for index in routers {
             if let Some(inner) = parts.stages.remove(&index) {
                 let (router, ids) = ForcedRouter::new(inner);
@@ -208,6 +218,8 @@ struct Profile<'a> {
     bar: ProgressBar,
     subjects: Arc<[Subject]>,
     forced: Forced,
+    /// Whether devices of few layers begin every cycle with nothing in their caches.
+    cold: bool,
 }
 
 /// Whose times these are.
@@ -245,6 +257,15 @@ impl Profile<'_> {
 
     /// Writes to the KV pages that the walks read.
     fn fill(&self, walks: &[Walk], parts: &mut EngineParts) -> Result<(), CliError> {
+        let mut all = true;
+        for (index, stage) in parts.devices.iter_mut().flat_map(|device| &mut device.stages) {
+            if self.graph.stages[*index].role == Role::Attention {
+                all &= stage.pretend().or_failure()?;
+            }
+        }
+        if all {
+            return Ok(());
+        }
         let planner = self.bounds.planner;
         let pages = |walk: &Walk| {
             let sequences = (planner.micro_batches * walk.rows[0]).min(planner.sequences_per_device);
@@ -252,7 +273,8 @@ impl Profile<'_> {
         };
         let most = walks.iter().map(pages).max().unwrap_or(0);
         for turn in workload::fill(most, &planner) {
-            rehearse(parts, turn, Effort { least: 1, time: Duration::ZERO, most: 1 }).or_failure()?;
+            rehearse(parts, turn, Effort { least: 1, time: Duration::ZERO, most: 1, cold: false, in_turn: false })
+                .or_failure()?;
         }
         Ok(())
     }
@@ -261,7 +283,12 @@ impl Profile<'_> {
         self.route(walk, &parts.attention);
         let batches = workload::batches(walk, &self.bounds.planner, self.bounds.shape.vocab);
         let time = Duration::from_millis(self.args.point_ms);
-        let reports = rehearse(parts, batches, Effort { least: LEAST_STEPS, time, most: MOST_STEPS }).or_failure()?;
+        let reports = rehearse(
+            parts,
+            batches,
+            Effort { least: LEAST_STEPS, time, most: MOST_STEPS, cold: self.cold, in_turn: self.args.in_turn },
+        )
+        .or_failure()?;
         let mut samples = samples(&parts.plan, &reports);
         let subjects = Arc::clone(&self.subjects);
         for (index, subject) in subjects.iter().enumerate() {
@@ -309,7 +336,7 @@ impl Profile<'_> {
             let place = attention.iter().position(|other| other == device);
             let first: usize = place.map_or(0, |place| walk.rows[..place].iter().sum());
             let own = |ids: &Vec<u32>| ids.get(first * top_k..).unwrap_or_default().to_vec();
-            *forced.lock().unwrap_or_else(PoisonError::into_inner) = draws.iter().map(own).collect();
+            forced.lock().unwrap_or_else(PoisonError::into_inner).set(draws.iter().map(own).collect());
         }
     }
 
@@ -329,6 +356,9 @@ impl Profile<'_> {
             axis: subject.axis,
             experts,
             routed_share: if experts > 0 { shape.top_k as f64 / shape.experts as f64 } else { 0.0 },
+            width: if experts > 0 { stage.expert_columns(subject.device, shape.expert_width) } else { 0 },
+            shared: experts > 0 && stage.has_shared_expert(subject.device),
+            kv_dtype: (stage.role == Role::Attention).then(|| stage.spec.kv_dtype.unwrap_or_default()),
             points: Vec::new(),
         };
         self.store.add(cost, summarise(key.rows, along, seconds));

@@ -23,6 +23,8 @@ pub struct Identity {
     pub axes: Axes,
     /// Milliseconds spent on a point.
     pub point_ms: u64,
+    /// Whether CUDA devices took turns.
+    pub in_turn: bool,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -11,28 +11,50 @@ use rally_graph::model::ModelShape;
 use rally_load::random::SeededRandom;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Keeps the routing of a device's rows to what a walk wants: the router works, and then finds other experts chosen.
+/// What the rows of a device choose, `[rows, top_k]` each, several that take turns; none there: as they are routed.
+#[derive(Debug, Default)]
+pub struct Choices {
+    draws: Vec<Vec<u32>>,
+    /// How often they were set.
+    turn: usize,
+}
+
+impl Choices {
+    /// From the next step on.
+    pub fn set(&mut self, draws: Vec<Vec<u32>>) {
+        self.draws = draws;
+        self.turn += 1;
+    }
+}
+
+/// Keeps the routing of a device's rows to what a walk wants: the router works, and then finds other experts chosen. One whose choice
+/// stays in a device's memory is told before.
 pub struct ForcedRouter {
     inner: Box<dyn Stage>,
-    forced: Arc<Mutex<Vec<Vec<u32>>>>,
+    forced: Arc<Mutex<Choices>>,
     calls: usize,
+    told: usize,
+    chooses_itself: bool,
 }
 
 impl ForcedRouter {
-    /// Around the router of a device. Chosen ids, `[rows, top_k]`, are left in the other half, several that take turns; none there:
-    /// as they were routed.
-    pub fn new(inner: Box<dyn Stage>) -> (Self, Arc<Mutex<Vec<Vec<u32>>>>) {
-        let forced = Arc::new(Mutex::new(Vec::new()));
-        (Self { inner, forced: Arc::clone(&forced), calls: 0 }, forced)
+    /// Around the router of a device, whose rows choose what is put into the other half.
+    pub fn new(inner: Box<dyn Stage>) -> (Self, Arc<Mutex<Choices>>) {
+        let forced = Arc::new(Mutex::new(Choices::default()));
+        (Self { inner, forced: Arc::clone(&forced), calls: 0, told: 0, chooses_itself: false }, forced)
     }
 }
 
 impl Stage for ForcedRouter {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
-        self.inner.run(task)?;
         let forced = self.forced.lock().unwrap_or_else(PoisonError::into_inner);
-        if !forced.is_empty() {
-            let ids = &forced[self.calls % forced.len()];
+        if forced.turn != self.told {
+            self.chooses_itself = self.inner.choose(&forced.draws)?;
+            self.told = forced.turn;
+        }
+        self.inner.run(task)?;
+        if !forced.draws.is_empty() && !self.chooses_itself {
+            let ids = &forced.draws[self.calls % forced.draws.len()];
             let count = ids.len().min(task.values.rows * task.values.widths.top_k);
             task.values.expert_ids[..count].copy_from_slice(&ids[..count]);
             self.calls += 1;

@@ -10,6 +10,7 @@ mod text;
 use crate::chart::Form;
 use crate::error::{Blame, CliError};
 use crate::load_args::read_trace;
+use crate::measured::{self, MeasuredFile};
 use crate::output::{OutputFile, print};
 use crate::{Format, cost};
 use clap::Args;
@@ -51,9 +52,10 @@ pub struct RecommendArgs {
     /// Share of the links' rate that rows get: 0.8 is what DeepEP measured on H800.
     #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = cost::share)]
     pub network_efficiency: f64,
-    /// Take stage times that were measured with rally's kernels on a card (H200), where it has them; the rest follows from efficiencies.
-    #[arg(long)]
-    pub measured: bool,
+    /// Take stage times that were measured, where there are some; the rest follows from efficiencies. Those of rally's fast kernels on an
+    /// H200, or of a table that `rally profile` wrote on a card; NAME if it is to stand for another card than its own.
+    #[arg(long, value_name = "[NAME:]F.json", num_args = 0..=1, require_equals = true)]
+    pub measured: Option<Option<MeasuredFile>>,
     /// What keys and values are kept in, instead of what the model's spec says.
     #[arg(long, value_name = "DTYPE", value_parser = cost::dtype)]
     pub kv_dtype: Option<Dtype>,
@@ -118,12 +120,9 @@ impl Question {
         let contexts = demand.as_ref().map_or_else(|| args.contexts.clone(), |demand| demand.contexts.clone());
         let mut workload = Workload { contexts, link_share: args.network_efficiency, ..Workload::at(model, 1) };
         let pool: Vec<Pool> = pool;
-        if args.measured && !workload.measure(pool.iter().map(|pool| &pool.hardware)) {
-            let cards: Vec<&str> = StageTimes::names().collect();
-            return Err(CliError::Mistake(format!(
-                "--measured: there are stage times of Step-3's shapes on {}, and nothing of this question is that",
-                words::list(&cards)
-            )));
+        let cards = measured::cards(args.measured.as_ref(), pool.iter().map(|pool| &pool.hardware))?;
+        if cards.are_any() && !workload.measure(cards, pool.iter().map(|pool| &pool.hardware)) {
+            return Err(measured::nothing_of(cards));
         }
         Ok(Self { workload, pool, tpot_s: args.tpot_ms / 1e3, config, demand })
     }
@@ -147,13 +146,16 @@ impl Question {
             true => String::new(),
             false => format!("; for {} those of H800 are assumed", guessed.join(", ")),
         };
-        if self.workload.measured {
-            let of = |pool: &Pool| StageTimes::of(&pool.hardware.name);
-            let sources: Vec<&str> = self.pool.iter().filter_map(of).map(|measured| measured.source.as_str()).collect();
+        if self.workload.measured.are_any() {
+            let times: Vec<&StageTimes> = self.workload.measured.all().collect();
+            let sources: Vec<&str> = times.iter().map(|measured| measured.source.as_str()).collect();
+            let shards = times.iter().flat_map(|measured| measured.shards());
+            let shards: Vec<String> = shards.map(|(experts, width)| format!("{experts} × {width}")).collect();
             return format!(
-                "Measured, each part alone: attention with its projections undivided, and experts in shards of 24 and 48 × 640 columns \
+                "Measured: attention with its projections undivided, and experts in shards of {} columns \
                  ({}); layouts with other parts are left out. Not measured: dense layers, shared experts, router, embedding, head, sums, \
                  transfers; those follow from efficiencies of table 9 of the Step-3 report{more}",
+                words::list(&shards),
                 sources.join("; ")
             );
         }

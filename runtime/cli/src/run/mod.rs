@@ -94,7 +94,7 @@ struct Outputs {
 pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let mut deployment = session::open(&args.session)?;
     let (jobs, beginning) = journaled::jobs(args, &deployment)?;
-    let identity = Identity::of(&Machine::here(), &deployment, &args.session.graph);
+    let identity = Identity::of(&Machine::with([&deployment.spec]), &deployment, &args.session.graph);
     if let Some(costs) = args.costs.read()? {
         order_by(&costs, &mut deployment, &identity, &jobs)?;
     }

@@ -148,6 +148,12 @@ fn load_layer(
 }
 
 impl Stage for MfaAttention {
+    fn pretend(&mut self) -> Result<bool, StageError> {
+        let Kernels { device, layers, .. } = &self.kernels;
+        let filled = layers.iter().try_for_each(|layer| layer.kv.pretend(device.machine()));
+        filled.map(|()| true).map_err(device.fault())
+    }
+
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
         let Self { captured, kernels, most, first_layer } = self;
         if let Some(fast) = kernels.fast.as_mut().filter(|_| task.layer == *first_layer) {

@@ -25,7 +25,14 @@ pub(crate) struct CudaValues {
     /// Moments by number, and the numbers of those that nobody asks for any more.
     moments: Vec<Mark>,
     free: Vec<usize>,
+    /// What a sweep writes over, made by the first.
+    swept: Option<DeviceSlice<u8>>,
+    /// The end of its last turn, where devices take turns.
+    turn: Option<Arc<Mark>>,
 }
+
+/// Times the cache's size: what is written is not told apart from what stays by all caches alike.
+const SWEPT_CACHES: usize = 2;
 
 /// Moments that a device begins with: more are made when so many are in flight.
 const MOMENTS: usize = 512;
@@ -58,7 +65,14 @@ fn no_room(field: Field) -> CudaError {
 
 impl CudaValues {
     pub(crate) fn new(device: Arc<CudaDevice>) -> Self {
-        Self { device, ids: Vec::new(), moments: Vec::with_capacity(MOMENTS), free: Vec::with_capacity(MOMENTS) }
+        Self {
+            device,
+            ids: Vec::new(),
+            moments: Vec::with_capacity(MOMENTS),
+            free: Vec::with_capacity(MOMENTS),
+            swept: None,
+            turn: None,
+        }
     }
 
     fn try_note(&mut self, again: Option<Moment>) -> Result<Moment, CudaError> {
@@ -82,6 +96,28 @@ impl CudaValues {
         let at = self.device.machine().when(mark)?;
         self.free.push(number);
         Ok(Some(at))
+    }
+
+    fn try_end_turn(&mut self) -> Result<Arc<Mark>, CudaError> {
+        let machine = self.device.machine();
+        let mark = match &self.turn {
+            Some(mark) => Arc::clone(mark),
+            None => Arc::clone(self.turn.insert(Arc::new(machine.mark()?))),
+        };
+        // Who waited for it waits for where it stood then.
+        machine.record(&mark)?;
+        Ok(mark)
+    }
+
+    fn try_sweep(&mut self) -> Result<(), CudaError> {
+        let machine = self.device.machine();
+        let swept = match self.swept.take() {
+            Some(swept) => swept,
+            None => self.device.buffer(SWEPT_CACHES * machine.cache_bytes())?,
+        };
+        machine.fill(&swept, 0)?;
+        self.swept = Some(swept);
+        Ok(())
     }
 
     fn rows(&self, field: Field, at: RemoteRows) -> DeviceSlice<f32> {
@@ -254,6 +290,20 @@ impl RemoteValues for CudaValues {
         self.try_when(moment.0).map_err(self.device.fault())
     }
 
+    fn sweep(&mut self) -> Result<(), StageError> {
+        self.try_sweep().map_err(self.device.fault())
+    }
+
+    fn await_turn(&mut self, before: Option<&Parcel>) -> Result<(), StageError> {
+        let Some(before) = before else { return Ok(()) };
+        let mark: &Mark = before.downcast_ref().ok_or_else(another_kind)?;
+        self.device.machine().wait_for(mark).map_err(self.device.fault())
+    }
+
+    fn end_turn(&mut self) -> Result<Parcel, StageError> {
+        Ok(self.try_end_turn().map_err(self.device.fault())?)
+    }
+
     fn fetch(&mut self, micro_batch: usize, values: &mut Values) -> Result<(), StageError> {
         let at = RemoteRows { micro_batch, first: 0, rows: values.rows };
         let (wide, chosen) = (values.rows * values.widths.hidden, values.rows * values.widths.top_k);
@@ -268,6 +318,9 @@ impl RemoteValues for CudaValues {
 /// What is in a parcel. Devices of one run that have memory of their own are all of this kind.
 fn offer(parcel: Option<&Parcel>) -> Result<&Offer, StageError> {
     let nothing = || StageError::Other("rows are due from a device that has offered none: a fault of ours".into());
-    let other = || StageError::Other("rows of a device of another kind were to stay in its memory".into());
-    parcel.ok_or_else(nothing)?.downcast_ref().ok_or_else(other)
+    parcel.ok_or_else(nothing)?.downcast_ref().ok_or_else(another_kind)
+}
+
+fn another_kind() -> StageError {
+    StageError::Other("what a device of another kind left in its memory cannot be taken from there".into())
 }

@@ -1,0 +1,96 @@
+//! Times of a table that `rally profile` wrote: whole attention layers by rows and context, experts by their shard.
+
+use rally_cost::Dtype;
+use rally_graph::model::ModelShape;
+use rally_graph::spec::WireDtype;
+use rally_schedule::cost_table::{CostPart, CostTable, StageCost, TaskSize};
+
+/// What of a table stands for figures.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct ProfiledTimes {
+    hidden: u64,
+    all_experts: u64,
+    layers: u64,
+    /// By the cache's type.
+    attention: Vec<(Dtype, StageCost)>,
+    /// Of each shard one, without a shared expert where there is such a device.
+    experts: Vec<StageCost>,
+}
+
+impl ProfiledTimes {
+    pub(super) fn of(table: &CostTable) -> Option<Self> {
+        let of_model = |key: &str| table.model[key].as_u64();
+        let mut times = Self {
+            hidden: of_model("hidden")?,
+            all_experts: of_model("experts")?,
+            layers: of_model("layers")?,
+            attention: Vec::new(),
+            experts: Vec::new(),
+        };
+        // What is only done in parts is of a projection that is divided, or of experts with copies.
+        let whole = |cost: &&StageCost| {
+            let second = |other: &StageCost| other.stage == cost.stage && other.part == CostPart::Second;
+            cost.part == CostPart::Compute && !cost.warm && !table.stages.iter().any(second)
+        };
+        for cost in table.stages.iter().filter(whole) {
+            match cost.kind.as_str() {
+                "mfa_attention" => times.attention.extend(cost.kv_dtype.map(|dtype| (kept_in(dtype), cost.clone()))),
+                "expert_ffn" if cost.width > 0 => times.add(cost),
+                _ => {}
+            }
+        }
+        (!times.attention.is_empty() || !times.experts.is_empty()).then_some(times)
+    }
+
+    fn add(&mut self, cost: &StageCost) {
+        match self.experts.iter_mut().find(|known| (known.experts, known.width) == (cost.experts, cost.width)) {
+            Some(known) if known.shared && !cost.shared => *known = cost.clone(),
+            Some(_) => {}
+            None => self.experts.push(cost.clone()),
+        }
+    }
+
+    pub(super) fn fits(&self, shape: &ModelShape) -> bool {
+        let sizes = [shape.hidden, shape.experts, shape.layers.len()].map(|size| size as u64);
+        sizes == [self.hidden, self.all_experts, self.layers]
+    }
+
+    pub(super) fn attention_s(&self, rows: f64, context: f64, kv: Dtype) -> Option<f64> {
+        let (_, cost) = self.attention.iter().find(|(dtype, _)| *dtype == kv)?;
+        let context = context / rows.max(1.0);
+        Some(between(rows, |rows| cost.seconds(TaskSize { rows, context, experts: None })))
+    }
+
+    pub(super) fn experts_s(&self, experts: usize, width: usize, rows: f64) -> Option<f64> {
+        let cost = self.shard(experts, width)?;
+        Some(between(rows, |rows| cost.seconds(TaskSize { rows, context: 0.0, experts: None })))
+    }
+
+    pub(super) fn has_shared(&self, experts: usize, width: usize) -> bool {
+        self.shard(experts, width).is_some_and(|cost| cost.shared)
+    }
+
+    pub(super) fn shards(&self) -> Vec<(usize, usize)> {
+        self.experts.iter().map(|cost| (cost.experts, cost.width)).collect()
+    }
+
+    fn shard(&self, experts: usize, width: usize) -> Option<&StageCost> {
+        self.experts.iter().find(|cost| (cost.experts, cost.width) == (experts, width))
+    }
+}
+
+fn kept_in(dtype: WireDtype) -> Dtype {
+    match dtype {
+        WireDtype::F32 => Dtype::F32,
+        WireDtype::Bf16 => Dtype::Bf16,
+        WireDtype::Fp8E4m3 => Dtype::Fp8,
+    }
+}
+
+/// Of a mean number of rows, one at least.
+fn between(rows: f64, of: impl Fn(usize) -> f64) -> f64 {
+    let rows = rows.max(1.0);
+    let (below, share) = (rows.floor(), rows.fract());
+    let lower = of(below as usize);
+    if share == 0.0 { lower } else { lower + share * (of(below as usize + 1) - lower) }
+}
