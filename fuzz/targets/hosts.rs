@@ -10,6 +10,7 @@ use rally_transport::frame::Frame;
 use rally_transport::handshake::{Claims, Hash, HostRole, initiate, respond};
 use rally_transport::key::SharedKey;
 use rally_transport::link::read_frame;
+use rally_transport::nixl::announce::Aside;
 use std::io::{self, Cursor, Read, Write};
 
 /// Reads what it was given, and takes all that is written.
@@ -64,6 +65,9 @@ fuzz_target!(|bytes: &[u8]| {
     let mut reader = bytes;
     while let Ok(frame) = read_frame(&mut reader, |frame, _| Ok(frame)) {
         assert_eq!(Frame::decode(&frame.encode()).as_ref(), Ok(&frame));
+    }
+    if let Some(Ok(aside)) = Aside::decode(bytes) {
+        assert_eq!(aside.encode(), bytes);
     }
     if let Ok(message) = Message::decode(bytes, &BOUNDS) {
         // Floats that are no numbers are equal to nothing: their bytes are.

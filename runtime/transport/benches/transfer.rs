@@ -4,7 +4,7 @@
 //!
 //! `cargo bench -p rally-transport --bench transfer` has TCP; `--features nixl`, with the library named in `RALLY_NIXL`, NIXL too. Two
 //! threads of one process are the two hosts. Rows over NIXL are measured twice: with whoever waits polling, as the raw round trip does,
-//! and with the lane polled by a thread of its own, as the engine does it, which needs a core for each end.
+//! and with the lane polled by a thread of its own, as the engine does it, which needs a core for each end. `-- 50`: so many round trips.
 
 #[path = "../tests/support/slots.rs"]
 mod slots;
@@ -25,8 +25,8 @@ const TOP_K: usize = 3;
 /// Rows with a scale for 128 values, expert ids, weights.
 const FORTH: [usize; PARTS] = [TOKENS * (HIDDEN + HIDDEN / 128 * 4), TOKENS * TOP_K * 4, TOKENS * TOP_K * 4];
 const BACK: [usize; PARTS] = [TOKENS * HIDDEN * 2, 0, 0];
-const ROUNDS: usize = 400;
-const WARM_UP: usize = 50;
+const ROUNDS: usize = 200;
+const WARM_UP: usize = 20;
 
 fn bytes(parts: [usize; PARTS]) -> usize {
     parts.iter().sum()
@@ -39,6 +39,9 @@ trait End: Send {
     /// Waits and answers.
     fn answer(&mut self);
 }
+
+/// Round trips that are over, as both ends see it: who answers goes on polling until its write is there.
+type Through = Arc<AtomicU64>;
 
 /// Both.
 type Ends = [Box<dyn End>; 2];
@@ -88,6 +91,7 @@ struct Rally {
     /// What the thread that polls it hears, if it has one of its own.
     heard: Option<Arc<AtomicU64>>,
     step: u64,
+    through: Through,
 }
 
 fn stamp(step: u64, forth: bool) -> Stamp {
@@ -111,7 +115,9 @@ impl Rally {
             own += 1;
             transport
         });
+        let through = Through::default();
         transports.map(|transport| {
+            let through = Arc::clone(&through);
             let lane = lane(transport.lanes());
             let heard = own_threads.then(|| Arc::new(AtomicU64::new(0)));
             for other in (0..transport.lanes()).filter(|other| own_threads || *other != lane) {
@@ -123,7 +129,7 @@ impl Rally {
                 };
                 std::thread::spawn(move || while transport.poll(other, &mut |event| hear(event)) == Polled::Again {});
             }
-            Box::new(Self { transport, lane, heard, step: 0 }) as Box<dyn End>
+            Box::new(Self { transport, lane, heard, step: 0, through }) as Box<dyn End>
         })
     }
 
@@ -150,17 +156,17 @@ impl End for Rally {
         self.step += 1;
         self.transport.post(0, stamp(self.step, true));
         self.wait();
+        self.through.store(self.step, Ordering::Release);
     }
 
     fn answer(&mut self) {
         self.step += 1;
         self.wait();
         self.transport.post(1, stamp(self.step, false));
-        // A write goes on while its host polls: in the next turn other ways have theirs, so it has to be through.
-        if self.heard.is_none() && self.lane > 0 {
-            let until = Instant::now() + Duration::from_millis(3);
-            while Instant::now() < until {
-                self.transport.poll(self.lane, &mut |event| panic!("{event:?}"));
+        while self.through.load(Ordering::Acquire) < self.step {
+            match self.heard.is_none() && self.lane > 0 {
+                true => drop(self.transport.poll(self.lane, &mut |event| panic!("{event:?}"))),
+                false => std::thread::yield_now(),
             }
         }
     }
@@ -168,18 +174,22 @@ impl End for Rally {
 
 #[cfg(feature = "nixl")]
 mod raw {
-    use super::{BACK, End, Ends, FORTH, bytes};
+    use super::{BACK, End, Ends, FORTH, Through, bytes};
     use nixl_sys::{
         Agent, AgentConfig, MemType, NotificationMap, OptArgs, Params, RegistrationHandle, XferDescList, XferOp,
         XferRequest,
     };
     use rally_ffi::nixl::Region;
-    use std::time::{Duration, Instant};
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
 
     /// NIXL as its own examples use it: one request, posted again and again.
     pub struct Raw {
         request: XferRequest,
         agent: Agent,
+        step: u64,
+        posted: bool,
+        through: Through,
         _memory: [Vec<u8>; 2],
         _registered: [RegistrationHandle; 2],
     }
@@ -199,7 +209,7 @@ mod raw {
                 (name, agent, memory, places, registered, metadata)
             });
             let others = [1, 0].map(|other: usize| (ends[other].0, ends[other].3, ends[other].5.clone()));
-            let mut index = 0;
+            let (mut index, through) = (0, Through::default());
             ends.map(|(_, agent, memory, places, registered, _)| {
                 let (name, theirs, metadata) = &others[index];
                 agent.load_remote_md(metadata).expect("it is an agent's");
@@ -211,11 +221,21 @@ mod raw {
                 let (from, to) = (list(places[index]), list(theirs[index]));
                 let request = agent.create_xfer_req(XferOp::Write, &from, &to, name, None).expect("it is a request");
                 index += 1;
-                Box::new(Self { request, agent, _memory: memory, _registered: registered }) as Box<dyn End>
+                let through = Arc::clone(&through);
+                Box::new(Self {
+                    request,
+                    agent,
+                    step: 0,
+                    posted: false,
+                    through,
+                    _memory: memory,
+                    _registered: registered,
+                }) as Box<dyn End>
             })
         }
 
-        fn post(&self) {
+        fn post(&mut self) {
+            self.posted = true;
             let mut options = OptArgs::new().expect("there is memory");
             options.set_has_notification(true).expect("it is an option");
             options.set_notification_message(&[1; 40]).expect("it is an option");
@@ -225,28 +245,30 @@ mod raw {
         fn heard(&self) -> bool {
             let mut map = NotificationMap::new().expect("there is memory");
             self.agent.get_notifications(&mut map, None).expect("the backend is there");
-            self.agent.get_xfer_status(&self.request).expect("the other end is there");
+            if self.posted {
+                self.agent.get_xfer_status(&self.request).expect("the other end is there");
+            }
             !map.is_empty().expect("it is a map")
         }
     }
 
     impl End for Raw {
         fn ask(&mut self) {
+            self.step += 1;
             self.post();
             while !self.heard() {}
+            self.through.store(self.step, Ordering::Release);
         }
 
         fn answer(&mut self) {
-            while !{
-                let mut map = NotificationMap::new().expect("there is memory");
-                self.agent.get_notifications(&mut map, None).expect("the backend is there");
-                !map.is_empty().expect("it is a map")
-            } {}
+            self.step += 1;
+            while !self.heard() {}
             self.post();
-            let until = Instant::now() + Duration::from_millis(3);
-            while Instant::now() < until {
+            while self.through.load(Ordering::Acquire) < self.step {
                 assert!(!self.heard());
             }
+            // Whoever posts again must be through with what it posted before.
+            while !self.agent.get_xfer_status(&self.request).expect("the other end is there").is_success() {}
         }
     }
 }
@@ -261,6 +283,7 @@ fn main() {
     if std::env::args().any(|argument| argument == "--test") {
         return;
     }
+    let rounds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
     let tcp = |_, links| Arc::new(links) as Arc<dyn Transport>;
     let mut ways: Vec<(&str, usize, Ends)> = Vec::new();
     #[cfg(feature = "nixl")]
@@ -277,16 +300,16 @@ fn main() {
     let (names, ends): (Vec<_>, Vec<_>) = ways.into_iter().map(|(name, base, ends)| ((name, base), ends)).unzip();
     let (mut near, mut far): (Vec<_>, Vec<_>) = ends.into_iter().map(|[near, far]| (near, far)).unzip();
     let answers = std::thread::spawn(move || {
-        for _ in 0..WARM_UP + ROUNDS {
+        for _ in 0..WARM_UP + rounds {
             far.iter_mut().for_each(|end| end.answer());
         }
         far
     });
-    let mut times = vec![Vec::with_capacity(ROUNDS); near.len()];
-    for round in 0..WARM_UP + ROUNDS {
+    let mut times = vec![Vec::with_capacity(rounds); near.len()];
+    for round in 0..WARM_UP + rounds {
         for (end, times) in near.iter_mut().zip(&mut times) {
-            // Behind whatever the other end still does for the turn before.
-            std::thread::sleep(Duration::from_millis(4));
+            // The other end turns to this way meanwhile.
+            std::thread::sleep(Duration::from_micros(200));
             let began = Instant::now();
             end.ask();
             if round >= WARM_UP {
@@ -298,7 +321,7 @@ fn main() {
     let medians: Vec<Duration> = times.iter_mut().map(|times| median(times)).collect();
     let kb = |parts| bytes(parts) as f64 / 1e3;
     println!(
-        "{:.0} kB there and {:.0} kB back, {ROUNDS} round trips each, taking turns, on {} cores:",
+        "{:.0} kB there and {:.0} kB back, {rounds} round trips each, taking turns, on {} cores:",
         kb(FORTH),
         kb(BACK),
         std::thread::available_parallelism().map_or(1, usize::from)

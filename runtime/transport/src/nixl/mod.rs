@@ -16,6 +16,8 @@ mod lane;
 mod over_nixl;
 #[cfg(feature = "nixl")]
 mod way;
+#[cfg(feature = "nixl")]
+mod writes;
 
 #[cfg(feature = "nixl")]
 pub use engine::Engine;
