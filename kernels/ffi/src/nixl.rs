@@ -2,6 +2,7 @@
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use nixl_sys::{MemType, MemoryRegion, NixlDescriptor};
+use std::error::Error;
 use std::ffi::OsStr;
 use std::sync::Mutex;
 
@@ -26,8 +27,9 @@ pub fn load(library: &OsStr, environment: &[(&str, &str)]) -> Result<(), String>
     }
     // SAFETY: the initialisers of NIXL and UCX register plugins, and touch nothing of this process.
     let library = unsafe { Library::open(Some(library), RTLD_NOW | RTLD_LOCAL) };
-    // For as long as the process lives: UCX cannot be unloaded.
-    std::mem::forget(library.map_err(|error| error.to_string())?);
+    // The loader's own words are behind the error's. Kept for as long as the process lives: UCX cannot be unloaded.
+    let why = |error: libloading::Error| error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    std::mem::forget(library.map_err(why)?);
     *loaded = true;
     Ok(())
 }
