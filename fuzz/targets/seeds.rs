@@ -20,8 +20,8 @@ use rally_engine::stage::Sample;
 use rally_graph::kinds::KindRegistry;
 use rally_graph::schema::deployment_schema;
 use rally_transport::frame::Frame;
-use rally_transport::handshake::Hash;
-use rally_transport::{SlotKey, Stamp};
+use rally_transport::handshake::{Hash, PROTOCOL};
+use rally_transport::{Pulse, SlotKey, Stamp};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -380,9 +380,9 @@ fn hosts() -> Vec<Vec<u8>> {
         Message::Leaving,
         Message::Needed,
     ];
-    let hello = [&b"rallyv1\n"[..], &1u32.to_le_bytes(), &[7; 32]].concat();
+    let hello = [&b"rallyv1\n"[..], &PROTOCOL.to_le_bytes(), &[7; 32]].concat();
     let mut seeds = vec![hello, Frame::Rows { key, stamp, bytes: 64 }.encode().to_vec()];
-    seeds.push([Frame::Ping.encode(), Frame::Message { bytes: 8 }.encode(), Frame::Done.encode()].concat());
+    seeds.push([Frame::Ping(Pulse { done: 9, working: 1 }).encode(), Frame::Message { bytes: 8 }.encode(), Frame::Done.encode()].concat());
     seeds.extend(messages.iter().map(Message::encode));
     seeds
 }

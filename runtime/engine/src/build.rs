@@ -4,7 +4,7 @@ use crate::clock::RunClock;
 use crate::control::{Control, Kept, Surroundings};
 use crate::engine::{EngineError, EngineParts};
 use crate::figures::{LaneMeter, RunFigures, counts_routing};
-use crate::hosts::{Crossings, Followers, Hops, Signals};
+use crate::hosts::{Crossings, Followers, Hops, Patience, STANDSTILL, Signals};
 use crate::lane::{Due, Lane, LaneAcross, Position, SignalWait, stand_apart};
 use crate::outbox::{Inbox, outbox};
 use crate::rehearsal::FixedBatches;
@@ -66,8 +66,14 @@ pub(crate) fn prepare(
         parts.across.as_ref().is_some_and(|across| across.is_away(&parts.graph, device))
     };
     let away: Vec<usize> = (0..plan.lanes.len()).filter(away).collect();
-    let (left, in_flight) = kept.map(Kept::into_parts).unzip();
-    let mut inputs = Some((events, fixed, left, away, in_flight.unwrap_or_default()));
+    let (mut left, mut in_flight, mut patience) = (None, Vec::new(), None);
+    if let Some(kept) = kept {
+        let parts = kept.into_parts();
+        (left, in_flight, patience) = (Some(parts.0), parts.1, Some(parts.2));
+    }
+    let least = parts.across.as_ref().map_or(STANDSTILL, |across| across.standstill);
+    let patience = patience.unwrap_or_else(|| Patience::new(least));
+    let mut inputs = Some((events, fixed, left, away, in_flight));
     let built = build(parts, &mut |shared, planner| {
         let (events, fixed, left, away, in_flight) = inputs.take().expect("lanes are built once");
         let surroundings = Surroundings {
@@ -81,6 +87,7 @@ pub(crate) fn prepare(
             followers: followers.as_ref().map(|make| make(shared)),
             away,
             in_flight,
+            patience,
         };
         let control = Arc::new(Control::new(left.unwrap_or(planner), &plan, surroundings));
         made = Some(Arc::clone(&control));
@@ -102,6 +109,7 @@ fn followers(parts: &EngineParts) -> Option<MakeFollowers> {
     let peers: Vec<Peer> = others.filter(|host| across.present[*host]).collect();
     let lanes: Vec<usize> = lanes_here(parts).collect();
     let (transport, names) = (Arc::clone(&across.transport), across.names.clone());
+    let lane_names: Vec<String> = parts.plan.lanes.iter().map(|lane| lane.name.clone()).collect();
     Some(Box::new(move |shared| Followers {
         transport: Arc::clone(&transport),
         sync: Arc::clone(&shared.sync),
@@ -111,6 +119,7 @@ fn followers(parts: &EngineParts) -> Option<MakeFollowers> {
         names: names.clone(),
         peers: peers.clone(),
         lanes: lanes.clone(),
+        lane_names: lane_names.clone(),
     }))
 }
 

@@ -6,9 +6,9 @@
 use crate::clock::RunClock;
 use crate::engine::EngineError;
 use crate::figures::RunFigures;
-use crate::hosts::Followers;
+use crate::hosts::{Followers, Patience};
 use crate::outbox::Outbox;
-use crate::primitives::{Condvar, Mutex, MutexGuard};
+use crate::primitives::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 use crate::rehearsal::FixedBatches;
 use crate::stage::Sample;
 use crate::step_work::StepWork;
@@ -66,11 +66,12 @@ pub struct Kept {
     planner: StepPlanner,
     /// By micro-batch.
     in_flight: Vec<Vec<DeviceBatch>>,
+    patience: Patience,
 }
 
 impl Kept {
-    pub(crate) fn into_parts(self) -> (StepPlanner, Vec<Vec<DeviceBatch>>) {
-        (self.planner, self.in_flight)
+    pub(crate) fn into_parts(self) -> (StepPlanner, Vec<Vec<DeviceBatch>>, Patience) {
+        (self.planner, self.in_flight, self.patience)
     }
 
     /// Whether any sequence is queued or running.
@@ -106,6 +107,9 @@ pub(crate) struct Control {
     fixed: Option<FixedBatches>,
     /// Present where other hosts follow.
     followers: Option<Followers>,
+    patience: Mutex<Patience>,
+    /// A lane of this host will not come back.
+    hangs: AtomicBool,
 }
 
 /// What a run's control works with.
@@ -126,6 +130,8 @@ pub(crate) struct Surroundings {
     pub(crate) away: Vec<usize>,
     /// By micro-batch, what the epoch before this one has left in flight; none in the first one.
     pub(crate) in_flight: Vec<Vec<DeviceBatch>>,
+    /// For how long nothing may move, where there are other hosts.
+    pub(crate) patience: Patience,
 }
 
 /// A lane that panicked while it held a lock has already aborted the run; the data is only looked at to shut down.
@@ -135,8 +141,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Control {
     pub(crate) fn new(planner: StepPlanner, plan: &Plan, surroundings: Surroundings) -> Self {
-        let Surroundings { sync, events, clock, counters, figures, work, fixed, followers, away, mut in_flight } =
-            surroundings;
+        let Surroundings {
+            sync,
+            events,
+            clock,
+            counters,
+            figures,
+            work,
+            fixed,
+            followers,
+            away,
+            mut in_flight,
+            patience,
+        } = surroundings;
         let config = *planner.config();
         let runs = |lane: usize| !away.contains(&lane);
         let device_runs =
@@ -172,6 +189,8 @@ impl Control {
             figures,
             fixed,
             followers,
+            patience: Mutex::new(patience),
+            hangs: AtomicBool::new(false),
         }
     }
 
@@ -256,7 +275,28 @@ impl Control {
         let fresh = StepPlanner::new(*state.planner.config());
         let mut planner = std::mem::replace(&mut state.planner, fresh);
         planner.forget_last_tokens();
-        Kept { planner, in_flight }
+        Kept { planner, in_flight, patience: *lock(&self.patience) }
+    }
+
+    /// For how long nothing may move.
+    pub(crate) fn patience(&self) -> MutexGuard<'_, Patience> {
+        lock(&self.patience)
+    }
+
+    /// Whether there is something to do: sequences, or to end.
+    pub(crate) fn has_work(&self) -> bool {
+        let state = lock(&self.state);
+        !state.failed && (state.closed || !state.planner.is_idle())
+    }
+
+    /// Whether nothing more is submitted.
+    pub(crate) fn is_closed(&self) -> bool {
+        lock(&self.state).closed
+    }
+
+    /// Whether a lane of this host will not come back.
+    pub(crate) fn hangs(&self) -> bool {
+        self.hangs.load(Ordering::Acquire)
     }
 
     /// A device has nothing any more of what was in it; its sequences begin anew elsewhere or, unless it is `away`, there.
@@ -425,6 +465,9 @@ impl Steps for Control {
         if let Some(followers) = &self.followers {
             followers.failed(&error);
         }
+        if matches!(error, EngineError::LaneHangs { .. }) {
+            self.hangs.store(true, Ordering::Release);
+        }
         self.break_off(error);
         self.abort();
     }
@@ -456,6 +499,7 @@ pub(crate) fn idle_with(followers: Option<Followers>) -> (Arc<Control>, crate::o
         followers,
         away: Vec::new(),
         in_flight: Vec::new(),
+        patience: Patience::new(crate::hosts::STANDSTILL),
     };
     (Arc::new(Control::new(planner, &parts.plan, surroundings)), inbox)
 }
@@ -482,7 +526,7 @@ mod tests {
             self.0.fetch_add(1, Ordering::SeqCst);
         }
 
-        fn receive(&self, _: Peer) -> Result<Vec<u8>, TransportError> {
+        fn receive(&self, _: Peer, _: Duration) -> Result<Vec<u8>, TransportError> {
             Err(TransportError::Unconnected)
         }
 
@@ -514,6 +558,7 @@ mod tests {
             names: vec!["a0".into(), "f0".into(), "f1".into()],
             peers: vec![1, 2],
             lanes: Vec::new(),
+            lane_names: Vec::new(),
         };
         let (control, inbox) = idle_with(Some(followers));
         let failing = Arc::clone(&control);

@@ -25,7 +25,7 @@ use rally_transport::{Peer, Registration};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Why a run could not start, or failed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -72,6 +72,23 @@ pub enum EngineError {
         host: String,
         /// What it says.
         message: String,
+    },
+    /// A lane of this host has been at one task for too long: far longer than anything before. What it waits for, a stage, a card, a
+    /// disk, does not come back.
+    #[error(
+        "a lane of this host hangs: `{lane}` has been at one task for {waited_ms} ms, and no host has completed any since"
+    )]
+    LaneHangs {
+        /// The lane.
+        lane: String,
+        /// For how long nothing has moved.
+        waited_ms: u128,
+    },
+    /// Every lane of every host waits, and all show signs of life: rows or words were lost on a connection that lives.
+    #[error("nothing has moved for {waited_ms} ms, and every lane waits: something was lost between the hosts")]
+    Standstill {
+        /// For how long.
+        waited_ms: u128,
     },
     /// Rows could not be brought to or from a device's own memory.
     #[error(transparent)]
@@ -384,10 +401,8 @@ impl Engine {
 
     fn abort(&self) {
         self.control.abort();
-        if let Some(across) = &self.across {
-            across.transport.finish();
-            let peers = self.control.followers().into_iter().flat_map(|followers| &followers.peers);
-            peers.for_each(|peer| across.transport.peer_down(*peer, "the run was ended here"));
+        if let Some(followers) = self.control.followers() {
+            followers.leave();
         }
     }
 
@@ -397,7 +412,11 @@ impl Engine {
         let named = |lane: &PlannedLane| LaneReport { name: lane.name.clone(), ..LaneReport::default() };
         // Lanes of other hosts are reported there.
         let mut reports: Vec<LaneReport> = parts.plan.lanes.iter().map(named).collect();
-        let ends: Vec<LaneRemains> = self.lanes.drain(..).filter_map(|lane| lane.join().ok()).collect();
+        // A lane that hangs is left behind, with its stages.
+        let ends = match self.across {
+            Some(_) => join_unless(self.lanes.drain(..), || self.control.hangs()),
+            None => self.lanes.drain(..).filter_map(|lane| lane.join().ok()).collect(),
+        };
         ends.iter().for_each(|end| reports[end.index] = end.report.clone());
         give_back(&mut parts, ends);
         if let Some(across) = &parts.across {
@@ -416,6 +435,27 @@ impl Drop for Engine {
             self.join_lanes();
         }
     }
+}
+
+/// Between two looks whether a lane has ended that may hang.
+const ENDED: Duration = Duration::from_millis(1);
+
+/// What lanes leave behind, of those that end before `gives_up` says that no more will.
+pub(crate) fn join_unless(
+    lanes: impl Iterator<Item = JoinHandle<LaneRemains>>,
+    gives_up: impl Fn() -> bool,
+) -> Vec<LaneRemains> {
+    let ended = |lane: &JoinHandle<LaneRemains>| {
+        while !lane.is_finished() {
+            if gives_up() {
+                return false;
+            }
+            std::thread::sleep(ENDED);
+        }
+        true
+    };
+    // Dropped, a handle lets its thread go.
+    lanes.filter_map(|lane| ended(&lane).then_some(lane)?.join().ok()).collect()
 }
 
 /// Waits for the other hosts, and starts the threads that carry what they send.
@@ -449,8 +489,9 @@ fn meet_hosts(
     followers.devices_of(&emptied).for_each(|device| control.lost_device(device, false));
     followers.devices_of(&away).for_each(|device| control.lost_device(device, true));
     followers.go();
-    let counting = Arc::clone(control);
-    let count = std::thread::Builder::new().name("steps".into()).spawn(move || count_ends(&counting, &ended));
+    let (counting, host, hosts) = (Arc::clone(control), across.host, across.names.len());
+    let count = move || count_ends(&counting, &ended, (host, hosts));
+    let count = std::thread::Builder::new().name("steps".into()).spawn(count);
     let count = count.map_err(|error| EngineError::Thread { lane: "steps".into(), message: error.to_string() })?;
     let mut carriers = spawn_lanes(&across.transport, &switchboard)?;
     carriers.push(count);

@@ -4,6 +4,7 @@
 
 use crate::primitives::{self, AtomicBool, AtomicU64, Ordering, Thread, fence};
 use crossbeam::utils::CachePadded;
+use rally_transport::Pulse;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -97,6 +98,25 @@ impl LaneSync {
         // Pairs with the fence in `park`: either the waiter sees the new count, or this sees that it parked.
         fence(Ordering::SeqCst);
         wakes.iter().for_each(|waiter| self.wake(*waiter));
+    }
+
+    /// Whether `lane` has left.
+    pub(crate) fn has_ended(&self, lane: usize) -> bool {
+        self.lanes[lane].ended.load(Ordering::Acquire)
+    }
+
+    /// How it is with `lanes`.
+    pub(crate) fn pulse(&self, lanes: &[usize]) -> Pulse {
+        let done = lanes.iter().map(|lane| self.lanes[*lane].progress.load(Ordering::Relaxed)).sum();
+        let working = lanes.iter().filter(|lane| self.is_at_work(**lane)).count() as u32;
+        Pulse { done, working }
+    }
+
+    /// Whether a lane that has begun and not ended is at a task, or only about to wait.
+    pub(crate) fn is_at_work(&self, lane: usize) -> bool {
+        let signal = &self.lanes[lane];
+        let waits = signal.parked.load(Ordering::Relaxed) || signal.ended.load(Ordering::Relaxed);
+        !waits && signal.thread.get().is_some()
     }
 
     fn wake(&self, lane: usize) {

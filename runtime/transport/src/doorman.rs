@@ -241,7 +241,12 @@ impl Door {
         let until = Instant::now() + HANDSHAKE;
         let busy = |other: &Claims| {
             let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-            let another = |by: &&Claims| other.role == HostRole::Coordinator && other.incarnation != by.incarnation;
+            let another = |by: &&Claims| match other.role {
+                HostRole::Coordinator => other.incarnation != by.incarnation,
+                // Whoever works for it and is looked for has not come back from an epoch that is over: a lane hangs.
+                HostRole::Probe => other.incarnation == by.incarnation,
+                HostRole::Worker => false,
+            };
             busy.as_ref().filter(another).map(|by| by.host.clone())
         };
         let met = respond_unless(&mut Timed { stream: &stream, until }, &self.key, &self.own, busy);

@@ -19,7 +19,7 @@ pub mod tcp;
 pub mod transport;
 
 pub use transport::{
-    Direction, Event, Peer, Polled, Registration, SlotKey, SlotMemory, Stamp, Transport, TransportError,
+    Direction, Event, Peer, Polled, Pulse, Registration, SlotKey, SlotMemory, Stamp, Transport, TransportError,
 };
 
 // Slots cross as they lie in memory.

@@ -2,11 +2,11 @@
 //!
 //! Whoever posts never waits for the network. A peer is alive as long as something comes from it; the writing thread sends a sign of
 //! life whenever it had nothing else to send for [`PULSE`]. [`DEADLINE`] is the last resort: whoever waits for rows knows sooner that a
-//! peer is silent when it should not be.
+//! peer is silent when it should not be. A sign of life says how it is with the lanes of who sends it.
 
 use crate::checksum::{CHECK_BYTES, Checksum};
 use crate::frame::{Frame, FrameError, HEADER_BYTES};
-use crate::transport::{Peer, Registration, Stamp, TransportError};
+use crate::transport::{Peer, Pulse, Registration, Stamp, TransportError};
 use std::collections::VecDeque;
 use std::io::{self, BufReader, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -26,6 +26,9 @@ const READ_AHEAD_BYTES: usize = 16 << 10;
 
 /// The slots of an epoch, known once they are registered.
 pub(crate) type Slots = Arc<OnceLock<Vec<Registration>>>;
+
+/// What goes with signs of life, once somebody has said so.
+pub(crate) type Shown = Arc<OnceLock<Arc<dyn Fn() -> Pulse + Send + Sync>>>;
 
 enum Item {
     Rows {
@@ -110,11 +113,13 @@ pub struct Link {
     since: Instant,
     /// When a frame came last, in milliseconds behind `since`.
     heard_ms: AtomicU64,
+    /// What came with the last sign of life.
+    pulse: Mutex<Option<Pulse>>,
 }
 
 impl Link {
     /// Takes over a connection whose handshake is done.
-    pub(crate) fn new(peer: Peer, stream: TcpStream, slots: Slots) -> io::Result<Self> {
+    pub(crate) fn new(peer: Peer, stream: TcpStream, slots: Slots, shown: Shown) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
@@ -122,7 +127,7 @@ impl Link {
         let (outbound, fault) = (Arc::new(Outbound::default()), Arc::new(OnceLock::new()));
         let (queue, told, out) = (Arc::clone(&outbound), Arc::clone(&fault), stream.try_clone()?);
         let write = move || {
-            if let Err(error) = write_all(&queue, &out, &slots) {
+            if let Err(error) = write_all(&queue, &out, &slots, &shown) {
                 let _ = told.set(error);
                 queue.close();
                 // Wakes the thread that reads.
@@ -139,6 +144,7 @@ impl Link {
             writer: Some(writer),
             since: Instant::now(),
             heard_ms: AtomicU64::new(0),
+            pulse: Mutex::default(),
         })
     }
 
@@ -177,6 +183,14 @@ impl Link {
     /// For how long nothing has come.
     pub(crate) fn silent_for(&self) -> Duration {
         self.since.elapsed().saturating_sub(Duration::from_millis(self.heard_ms.load(Ordering::Relaxed)))
+    }
+
+    pub(crate) fn pulse(&self) -> Option<Pulse> {
+        *self.pulse.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn beats(&self, pulse: Pulse) {
+        *self.pulse.lock().unwrap_or_else(PoisonError::into_inner) = Some(pulse);
     }
 
     /// Reads one frame: its header, then what `body` makes of the rest.
@@ -254,13 +268,16 @@ pub fn read_frame<R: Read, T>(
     body(frame, reader)
 }
 
-fn write_all(outbound: &Outbound, stream: &TcpStream, slots: &Slots) -> Result<(), TransportError> {
+fn write_all(outbound: &Outbound, stream: &TcpStream, slots: &Slots, shown: &Shown) -> Result<(), TransportError> {
     let mut damage = None;
     while let Ok(item) = outbound.next() {
         let mut out = stream;
         let written = match item {
             None if outbound.hushed.load(Ordering::Relaxed) => Ok(()),
-            None => out.write_all(&Frame::Ping.encode()),
+            None => {
+                let pulse = shown.get().map(|shown| shown()).unwrap_or_default();
+                out.write_all(&Frame::Ping(pulse).encode())
+            }
             Some(Item::Message(message)) => {
                 let header = Frame::Message { bytes: (message.len() + CHECK_BYTES) as u32 }.encode();
                 let check = Checksum::of(&[&header, &message]);
@@ -315,12 +332,12 @@ fn write_rows(stream: &TcpStream, slots: &Slots, (slot, stamp): (usize, Stamp), 
     })
 }
 
-/// All bytes of all parts, in few system calls; with one bit behind the header changed if `damage` chooses one.
+/// All bytes of all parts, in few system calls; with one bit changed if `damage` chooses one.
 fn write_parts(mut stream: &TcpStream, mut parts: &mut [IoSlice<'_>], damage: Option<u64>) -> io::Result<()> {
     if let Some(chosen) = damage {
         let mut bytes = parts.iter().fold(Vec::new(), |bytes, part| [&bytes[..], part].concat());
-        let bit = chosen as usize % ((bytes.len() - HEADER_BYTES) * 8);
-        bytes[HEADER_BYTES + bit / 8] ^= 1 << (bit % 8);
+        let bit = chosen as usize % (bytes.len() * 8);
+        bytes[bit / 8] ^= 1 << (bit % 8);
         return stream.write_all(&bytes);
     }
     IoSlice::advance_slices(&mut parts, 0);

@@ -1,6 +1,7 @@
 //! What a way between two hosts is worth: latency and bandwidth of its own connection, while others carry rows or not.
 
 use crate::frame::{Frame, HEADER_BYTES};
+use crate::transport::Pulse;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -27,7 +28,7 @@ pub fn probe(mut stream: &TcpStream) -> io::Result<Probed> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let (ping, mut header) = (Frame::Ping.encode(), [0; HEADER_BYTES]);
+    let (ping, mut header) = (Frame::Ping(Pulse::default()).encode(), [0; HEADER_BYTES]);
     let mut times: Vec<Duration> = Vec::with_capacity(ROUND_TRIPS);
     for _ in 0..ROUND_TRIPS {
         let began = Instant::now();
@@ -62,7 +63,7 @@ pub(crate) fn answer(mut stream: &TcpStream) -> io::Result<()> {
     for _ in 0..=ROUND_TRIPS + PIECES {
         stream.read_exact(&mut header)?;
         match Frame::decode(&header) {
-            Ok(Frame::Ping) => stream.write_all(&header)?,
+            Ok(Frame::Ping(_)) => stream.write_all(&header)?,
             Ok(Frame::Message { bytes }) if bytes as usize <= PIECE_BYTES => {
                 stream.read_exact(&mut piece[..bytes as usize])?;
             }

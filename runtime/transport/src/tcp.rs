@@ -5,16 +5,16 @@
 
 use crate::checksum::{CHECK_BYTES, Checksum};
 use crate::frame::{Frame, FrameError};
-use crate::link::{Link, ReadError, Slots};
+use crate::link::{Link, ReadError, Shown, Slots};
 use crate::transport::{
-    Direction, Event, PARTS, Peer, Polled, Registration, SlotKey, Stamp, Transport, TransportError,
+    Direction, Event, PARTS, Peer, Polled, Pulse, Registration, SlotKey, Stamp, Transport, TransportError,
 };
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Step and layer.
 pub(crate) type Turn = (u64, u32);
@@ -27,6 +27,7 @@ pub struct Tcp {
     /// By lane: nothing comes any more.
     ended: Vec<AtomicBool>,
     slots: Slots,
+    shown: Shown,
     /// What peers may fill.
     incoming: OnceLock<HashMap<SlotKey, usize>>,
     /// By slot, step and layer of the last rows that came: what comes again, or late, is dropped.
@@ -39,7 +40,7 @@ impl Tcp {
     /// # Errors
     /// What the system said.
     pub fn add(&mut self, peer: Peer, stream: TcpStream) -> io::Result<()> {
-        self.links.push(Link::new(peer, stream, Arc::clone(&self.slots))?);
+        self.links.push(Link::new(peer, stream, Arc::clone(&self.slots), Arc::clone(&self.shown))?);
         self.ended.push(AtomicBool::new(false));
         Ok(())
     }
@@ -77,7 +78,12 @@ impl Tcp {
 
     fn take(&self, peer: Peer, frame: Frame, from: &mut dyn Read) -> Result<Option<Event>, ReadError> {
         match frame {
-            Frame::Ping => Ok(None),
+            Frame::Ping(pulse) => {
+                if let Some(link) = self.link(peer) {
+                    link.beats(pulse);
+                }
+                Ok(None)
+            }
             Frame::Done => Ok(Some(Event::Done { peer })),
             Frame::Message { bytes } => {
                 // Taken as they come: a length alone reserves nothing.
@@ -178,9 +184,12 @@ impl Transport for Tcp {
         }
     }
 
-    fn receive(&self, peer: Peer) -> Result<Vec<u8>, TransportError> {
-        let link = self.link(peer).ok_or(TransportError::Unconnected)?;
+    fn receive(&self, peer: Peer, patience: Duration) -> Result<Vec<u8>, TransportError> {
+        let (link, began) = (self.link(peer).ok_or(TransportError::Unconnected)?, Instant::now());
         loop {
+            if began.elapsed() > patience {
+                return Err(TransportError::Mute(patience.as_millis()));
+            }
             match link.read(|frame, from| self.take(peer, frame, from))? {
                 None => {}
                 Some(Event::Message { bytes, .. }) => return Ok(bytes),
@@ -229,6 +238,15 @@ impl Transport for Tcp {
 
     fn silent_for(&self, peer: Peer) -> Option<Duration> {
         self.link(peer).map(Link::silent_for)
+    }
+
+    fn show(&self, pulse: Arc<dyn Fn() -> Pulse + Send + Sync>) {
+        let fresh = self.shown.set(pulse).is_ok();
+        assert!(fresh, "what is shown is said once an epoch, and a transport lives for one");
+    }
+
+    fn pulse_of(&self, peer: Peer) -> Option<Pulse> {
+        self.link(peer).and_then(Link::pulse)
     }
 
     fn hush(&self, peer: Peer, hushed: bool) {

@@ -122,6 +122,15 @@ pub enum Event {
     },
 }
 
+/// How it is with a host's lanes; it comes with every sign of life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pulse {
+    /// Tasks that they have completed in this epoch, all together.
+    pub done: u64,
+    /// Lanes that are at a task: that wait neither for each other nor for another host.
+    pub working: u32,
+}
+
 /// Whether polling again makes sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Polled {
@@ -143,6 +152,9 @@ pub enum TransportError {
     /// Nothing was heard for too long, not even a sign of life.
     #[error("it has been silent for {0} ms")]
     Silent(u128),
+    /// It lives, and does not say what it is to say.
+    #[error("it shows signs of life and has said nothing for {0} ms")]
+    Mute(u128),
     /// It took nothing for too long.
     #[error("it has taken nothing for {0} ms")]
     Stuck(u128),
@@ -181,11 +193,12 @@ pub trait Transport: Send + Sync {
     /// [`FIRST_ASIDE`]: what begins otherwise is between transports.
     fn send(&self, peer: Peer, message: Vec<u8>);
 
-    /// Waits for the next message of a peer: only before polling begins, when no rows can come yet.
+    /// Waits for the next message of a peer, for `patience` if it shows signs of life: only before polling begins, when no rows can
+    /// come yet.
     ///
     /// # Errors
-    /// The peer is gone, or says something else.
-    fn receive(&self, peer: Peer) -> Result<Vec<u8>, TransportError>;
+    /// The peer is gone, says something else, or nothing.
+    fn receive(&self, peer: Peer, patience: Duration) -> Result<Vec<u8>, TransportError>;
 
     /// Says to every peer that nothing more will come, behind all that was posted and sent.
     fn finish(&self);
@@ -199,6 +212,14 @@ pub trait Transport: Send + Sync {
     /// For how long nothing has come from a peer, not even a sign of life; `None` where nobody knows.
     fn silent_for(&self, peer: Peer) -> Option<Duration> {
         let _ = peer;
+        None
+    }
+
+    /// What goes with signs of life from now on.
+    fn show(&self, _pulse: Arc<dyn Fn() -> Pulse + Send + Sync>) {}
+
+    /// What came with a peer's last sign of life; `None` where nobody knows. Signs come while nothing else does.
+    fn pulse_of(&self, _peer: Peer) -> Option<Pulse> {
         None
     }
 

@@ -4,15 +4,17 @@
 mod slots;
 
 use proptest::prelude::*;
-use rally_transport::frame::{Frame, FrameError, HEADER_BYTES};
+use rally_transport::frame::{Frame, FrameError, HEADER_BYTES, seal};
 use rally_transport::link::DEADLINE;
 use rally_transport::tcp::Tcp;
-use rally_transport::{Direction, Event, Polled, Registration, SlotKey, SlotMemory, Stamp, Transport, TransportError};
+use rally_transport::{
+    Direction, Event, Polled, Pulse, Registration, SlotKey, SlotMemory, Stamp, Transport, TransportError,
+};
 use slots::Bytes;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port can be had");
@@ -112,7 +114,12 @@ fn frames_that_cannot_be_end_the_connection_and_say_why() {
         Frame::Rows { key, stamp, bytes }.encode()
     };
     let bad = |error: FrameError| TransportError::BadFrame(error);
-    ends_with(&[0xff; HEADER_BYTES], &bad(FrameError::Kind([0xff; 4])));
+    ends_with(&[0xff; HEADER_BYTES], &bad(FrameError::Garbled));
+    let sealed = |mut header: [u8; HEADER_BYTES]| {
+        seal(&mut header);
+        header
+    };
+    ends_with(&sealed([0xff; HEADER_BYTES]), &bad(FrameError::Kind([0xff; 4])));
     ends_with(&rows(key(2), 0, 0), &bad(FrameError::Slot(key(2))));
     let reverse = SlotKey { from: 1, to: 0, ..key(1) };
     ends_with(&rows(reverse, 0, 0), &bad(FrameError::Slot(reverse)));
@@ -121,7 +128,7 @@ fn frames_that_cannot_be_end_the_connection_and_say_why() {
     ends_with(&rows(key(1), u32::MAX, 8), &bad(FrameError::Length { key: key(1), rows: u32::MAX, bytes: 8 }));
     let mut long = Frame::Message { bytes: 1 }.encode();
     long[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
-    ends_with(&long, &bad(FrameError::TooLong(u32::MAX)));
+    ends_with(&sealed(long), &bad(FrameError::TooLong(u32::MAX)));
     ends_with(&rows(key(1), 2, 24), &bad(FrameError::Length { key: key(1), rows: 2, bytes: 24 }));
     ends_with(&Frame::Message { bytes: 7 }.encode(), &bad(FrameError::Garbled));
     // In the middle of a header, of rows, of a message.
@@ -157,13 +164,65 @@ fn what_is_garbled_on_its_way_is_recognised() {
     };
     let (length, whole) = sent(None);
     assert_eq!(whole.len(), 3, "rows, a message, and the end");
-    // A turned bit of what says how much follows may also leave the reader waiting for more than will ever come: closed, then.
-    for bit in (0..(length - HEADER_BYTES) * 8).step_by(7) {
+    for bit in (0..length * 8).step_by(7) {
         let (_, events) = sent(Some(bit));
         assert!(matches!(events.last(), Some(Event::Down { .. })), "bit {bit}: {events:?}");
         let good = &events[..events.len() - 1];
         assert_eq!(good, &whole[..good.len()], "bit {bit}: what is told before is what was sent");
     }
+}
+
+/// Whatever bit of a header changes, the kind, the length, the check sum: it is refused as soon as the header is there. Nobody waits
+/// for bytes that it announces and that never come.
+#[test]
+fn a_header_that_was_changed_is_refused_at_once() {
+    let stamp = Stamp { step: 1, layer: 0, rows: 2, routed: true };
+    let (rows, began) = (Frame::Rows { key: key(1), stamp, bytes: 48 }.encode(), Instant::now());
+    let headers = [rows, Frame::Message { bytes: 20 }.encode(), Frame::Ping(Pulse::default()).encode()];
+    let mut connections = 0;
+    for (header, bit) in headers.into_iter().flat_map(|header| (0..HEADER_BYTES * 8).map(move |bit| (header, bit))) {
+        let mut changed = header;
+        changed[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(Frame::decode(&changed), Err(FrameError::Garbled), "bit {bit} of {header:?}");
+        if bit % 11 != 0 {
+            continue;
+        }
+        connections += 1;
+        let (mut near, far) = pair();
+        let receiver = one(far, Direction::In, &Bytes::new(8));
+        near.write_all(&changed).expect("it is taken");
+        // The connection stays open, and nothing follows.
+        assert_eq!(next(&receiver), Event::Down { peer: 5, error: FrameError::Garbled.into() }, "bit {bit}");
+    }
+    let each = began.elapsed() / connections;
+    assert!(each < DEADLINE / 20, "{each:?}");
+}
+
+/// Signs of life say how it is with the lanes of who sends them.
+#[test]
+fn signs_of_life_carry_a_pulse() {
+    let (near, far) = pair();
+    let sender = one(near, Direction::Out, &Bytes::new(1));
+    let receiver = one(far, Direction::In, &Bytes::new(1));
+    assert_eq!(receiver.pulse_of(5), None, "none has come");
+    let pulse = Pulse { done: u64::MAX - 5, working: 3 };
+    sender.show(Arc::new(move || pulse));
+    let began = Instant::now();
+    while receiver.pulse_of(5) != Some(pulse) {
+        receiver.poll(0, &mut |event| panic!("nothing was sent: {event:?}"));
+        assert!(began.elapsed() < DEADLINE, "{:?}", receiver.pulse_of(5));
+    }
+    assert_eq!(sender.pulse_of(7), None, "nobody is connected to it");
+}
+
+/// Whoever lives and never says what is due holds nobody up for ever.
+#[test]
+fn a_peer_that_is_mute_is_waited_for_no_longer_than_asked() {
+    let (near, far) = pair();
+    let (_mute, receiver) = (one(near, Direction::Out, &Bytes::new(1)), one(far, Direction::In, &Bytes::new(1)));
+    let (began, patience) = (Instant::now(), Duration::from_millis(300));
+    assert_eq!(receiver.receive(5, patience), Err(TransportError::Mute(300)));
+    assert!(began.elapsed() >= patience && began.elapsed() < DEADLINE, "{:?}", began.elapsed());
 }
 
 #[test]
@@ -206,7 +265,19 @@ proptest! {
     }
 
     #[test]
-    fn no_header_makes_it_panic(header in any::<[u8; HEADER_BYTES]>()) {
+    fn every_pulse_reads_as_it_was_written(done: u64, working: u32) {
+        let frame = Frame::Ping(Pulse { done, working });
+        prop_assert_eq!(Frame::decode(&frame.encode()), Ok(frame));
+    }
+
+    #[test]
+    fn no_header_makes_it_panic(kind in 0u8..6, rest in any::<[u8; HEADER_BYTES - 1]>(), zeros in any::<bool>()) {
+        // A header that has its check sum, or nobody would look further; many are of a kind there is.
+        let mut header = [0; HEADER_BYTES];
+        header[0] = kind;
+        let said = if zeros { 16 } else { 1 };
+        header[said..].copy_from_slice(&rest[said - 1..]);
+        seal(&mut header);
         if let Ok(frame) = Frame::decode(&header) {
             prop_assert_eq!(Frame::decode(&frame.encode()), Ok(frame));
         }

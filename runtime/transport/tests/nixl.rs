@@ -298,7 +298,7 @@ fn announcements_that_cannot_be_are_refused() {
         let mut ear = Tcp::default();
         ear.add(1, far).expect("it is connected");
         ear.register(Vec::new());
-        let bytes = ear.receive(1).expect("it announces itself");
+        let bytes = ear.receive(1, Duration::from_secs(10)).expect("it announces itself");
         let Some(Ok(Aside::Announced(announcement))) = Aside::decode(&bytes) else { panic!("it is an announcement") };
         let said = announced(Aside::Announced(Announcement { slots, ..announcement }).encode());
         drop(ear);

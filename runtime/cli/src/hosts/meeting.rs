@@ -9,7 +9,7 @@ use crate::error::{Blame, CliError};
 use crossbeam::channel::Receiver;
 use rally_engine::EngineError;
 use rally_engine::hosts::messages::Message;
-use rally_engine::hosts::{Across, missed};
+use rally_engine::hosts::{Across, STANDSTILL, missed};
 use rally_graph::stage_graph::StageGraph;
 use rally_transport::doorman::{HANDSHAKE, ReachError, reach};
 use rally_transport::handshake::{HandshakeError, HostRole, random_u64};
@@ -63,6 +63,7 @@ impl Meeting {
                         names: self.hosts.names.clone(),
                         vocab: self.vocab,
                         present,
+                        standstill: STANDSTILL,
                         keeps: true,
                     });
                 }
@@ -95,6 +96,8 @@ impl Meeting {
         let (host, why) = match error {
             EngineError::HostLost { host, why } => (host, why.as_str()),
             EngineError::HostLeaves { host } => (host, "it has left"),
+            // Nobody is to blame, or it shows when all are asked again.
+            EngineError::Standstill { .. } => return Ok(true),
             error => return Err(CliError::Failure(error.to_string())),
         };
         match self.hosts.index_of(host) {

@@ -11,7 +11,7 @@ use crate::session::{self, SessionArgs};
 use clap::Args;
 use crossbeam::channel::{Receiver, after, bounded, never, select};
 use rally_engine::hosts::messages::{Bounds, Message};
-use rally_engine::hosts::{Across, Followed, follow, neighbours};
+use rally_engine::hosts::{Across, Followed, STANDSTILL, follow, neighbours};
 use rally_engine::{EngineError, EngineParts};
 use rally_stages::deployment::AssembleOptions;
 use rally_transport::doorman::{Doorman, Guest, HANDSHAKE, reach};
@@ -165,7 +165,7 @@ impl Worker {
         }
         // Whoever coordinates may have others to look for first.
         let bounds = Bounds { planner: parts.planner, vocab: self.vocab };
-        let present = match transport.receive(index).map(|bytes| Message::decode(&bytes, &bounds)) {
+        let present = match transport.receive(index, Duration::MAX).map(|bytes| Message::decode(&bytes, &bounds)) {
             Ok(Ok(Message::Epoch { present })) if self.takes_part(&present, index) => present,
             _ => return Ok(parts),
         };
@@ -180,7 +180,16 @@ impl Worker {
         let (own, names) = (self.hosts.own, self.hosts.names.clone());
         let transport = self.hosts.transport(transport)?;
         let (present, keeps) = (epoch.present, self.kept_of == Some(run));
-        let across = Across { host: own, coordinator: index, transport, names, vocab: self.vocab, present, keeps };
+        let across = Across {
+            host: own,
+            coordinator: index,
+            transport,
+            names,
+            vocab: self.vocab,
+            present,
+            standstill: STANDSTILL,
+            keeps,
+        };
         parts.across = Some(across);
         tracing::info!(coordinator = name, "a run begins");
         let (mut parts, Followed { begun, leaves, ended }) = follow(parts, &self.leaving.wish());
@@ -202,6 +211,8 @@ impl Worker {
                 tracing::warn!(coordinator = name, why, "the others have given this host up");
             }
             Err(EngineError::HostLost { host, why }) => tracing::warn!(host, why, "the run is over: a host is lost"),
+            // Its devices are that lane's.
+            Err(error @ EngineError::LaneHangs { .. }) => return Err(CliError::Failure(error.to_string())),
             Err(error) => tracing::warn!(%error, "the run is over"),
         }
         Ok(parts)

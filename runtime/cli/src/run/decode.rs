@@ -13,7 +13,7 @@ use crate::requests::RequestId;
 use crossbeam::channel::{Receiver, never};
 use rally_engine::schedule::batch::{SequenceId, SequenceRequest, TokenDetail};
 use rally_engine::schedule::planner::FinishReason;
-use rally_engine::{Engine, EngineParts, Kept, RunEvent, RunReport, SubmitHandle};
+use rally_engine::{Engine, EngineError, EngineParts, Kept, RunEvent, RunReport, SubmitHandle};
 use rally_stages::deployment::Deployment;
 use rally_stages::text::TextCodec;
 use std::time::Instant;
@@ -167,7 +167,12 @@ pub fn decode(
                 run.stands_since = Some(Instant::now());
                 let goes_on = meeting.lost(&error)?;
                 (parts, kept) = engine.pause();
-                eprintln!("{error}; {}", if goes_on { "the run goes on without it" } else { "the run waits for it" });
+                let then = match error {
+                    EngineError::Standstill { .. } => "all hosts are asked again",
+                    _ if goes_on => "the run goes on without it",
+                    _ => "the run waits for it",
+                };
+                eprintln!("{error}; {then}");
             }
             (End::Returned(host), Some(meeting)) => {
                 run.stands_since = Some(Instant::now());

@@ -1,6 +1,7 @@
 //! The coordinator's side: steps out to the hosts that follow, their ends back to the planner.
 
 use super::messages::{Bounds, Message, encode_planned};
+use super::standstill::{LOOK, Standstill, Watch};
 use super::switchboard::{Hears, StepEnded};
 use super::{Signals, missed};
 use crate::clock::RunClock;
@@ -8,11 +9,15 @@ use crate::control::Control;
 use crate::engine::EngineError;
 use crate::steps::Steps;
 use crate::sync::LaneSync;
-use crossbeam::channel::{Receiver, Sender};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use rally_graph::stage_graph::StageGraph;
 use rally_schedule::batch::DeviceBatch;
-use rally_transport::{Peer, Transport};
+use rally_transport::{Peer, Pulse, Transport};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// For a host to find the others of its epoch and to make its slots.
+const READY: Duration = Duration::from_secs(15);
 
 /// The hosts that follow this one's steps.
 pub(crate) struct Followers {
@@ -26,8 +31,10 @@ pub(crate) struct Followers {
     pub(crate) names: Vec<String>,
     /// All others that take part.
     pub(crate) peers: Vec<Peer>,
-    /// Lanes of this host that begin steps.
+    /// Lanes of this host.
     pub(crate) lanes: Vec<usize>,
+    /// Names of all lanes.
+    pub(crate) lane_names: Vec<String>,
 }
 
 impl Followers {
@@ -36,7 +43,7 @@ impl Followers {
         let lost = |peer: Peer, why: String| EngineError::HostLost { host: self.names[peer].clone(), why };
         let mut emptied = Vec::new();
         for peer in self.peers.iter().copied() {
-            let bytes = self.transport.receive(peer).map_err(|error| lost(peer, error.to_string()))?;
+            let bytes = self.transport.receive(peer, READY).map_err(|error| lost(peer, error.to_string()))?;
             match Message::decode(&bytes, bounds) {
                 Ok(Message::Ready { keeps }) => emptied.extend((!keeps).then_some(peer)),
                 // A host that cannot reach another says which.
@@ -76,6 +83,18 @@ impl Followers {
         self.sync.complete(self.signals.planned(micro_batch), step.wrapping_add(1), now_ns, &self.lanes);
     }
 
+    /// Ends an epoch before its end. Lanes of other hosts that wait for each other's rows would not leave because this one has.
+    pub(crate) fn leave(&self) {
+        self.tell(&Message::Failed { reason: "the run was ended there".into(), lost: None });
+        self.transport.finish();
+        self.peers.iter().for_each(|peer| self.transport.peer_down(*peer, "the run was ended here"));
+    }
+
+    /// How it is with the lanes of a host that takes part.
+    fn pulse_of(&self, host: Peer, own: Peer) -> Option<Pulse> {
+        if host == own { Some(self.sync.pulse(&self.lanes)) } else { self.transport.pulse_of(host) }
+    }
+
     /// Lanes begin no cycle after this one.
     pub(crate) fn finish(&self, cycle: u64) {
         self.tell(&Message::Finish { cycle });
@@ -84,6 +103,26 @@ impl Followers {
     /// `peer` is not let go.
     fn needs(&self, peer: Peer) {
         self.transport.send(peer, Message::Needed.encode());
+    }
+
+    /// What a run fails with in which nothing moves.
+    fn blame(&self, own: Peer, found: Standstill) -> EngineError {
+        let waited_ms = found.waited.as_millis();
+        match found.host {
+            None => EngineError::Standstill { waited_ms },
+            Some(host) if host == own => {
+                let lane = self.lanes.iter().find(|lane| self.sync.is_at_work(**lane));
+                let lane = lane.map_or_else(|| "one of them".into(), |lane| self.lane_names[*lane].clone());
+                EngineError::LaneHangs { lane, waited_ms }
+            }
+            Some(host) => EngineError::HostLost {
+                host: self.names[host].clone(),
+                why: format!(
+                    "it shows signs of life, but a lane of it has been at one task for {waited_ms} ms, and no host has \
+                     completed any since"
+                ),
+            },
+        }
     }
 
     /// The run has failed.
@@ -149,9 +188,26 @@ impl Hears for Planning {
     }
 }
 
-/// Tells the planner of steps that ended elsewhere, until nobody can tell of any more.
-pub(crate) fn count_ends(control: &Control, ends: &Receiver<StepEnded>) {
-    for StepEnded { end, mut samples } in ends {
-        control.end_step(end, &mut samples);
+/// Tells the planner of steps that ended elsewhere, until nobody can tell of any more; and looks whether anything moves, as host `own` of
+/// so many.
+pub(crate) fn count_ends(control: &Control, ends: &Receiver<StepEnded>, (own, hosts): (Peer, usize)) {
+    let mut watch = Watch::new(hosts, own, Instant::now());
+    loop {
+        match ends.recv_timeout(LOOK) {
+            Ok(StepEnded { end, mut samples }) => drop(control.end_step(end, &mut samples)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        let now = Instant::now();
+        let Some(followers) = control.followers().filter(|_| watch.is_due(now)) else { continue };
+        let pulse_of = |host| followers.pulse_of(host, own);
+        let found = watch.look(now, pulse_of, control.has_work(), &mut control.patience());
+        if let Some(found) = found {
+            control.fail(followers.blame(own, found));
+            // Where all that was asked for is there, nobody hears of it who would leave.
+            if control.is_closed() {
+                followers.leave();
+            }
+        }
     }
 }

@@ -3,16 +3,17 @@
 use super::messages::{Bounds, Message, encode_step_ended};
 use super::switchboard::{Hears, StepEnded};
 use super::{Across, Switchboard, spawn_lanes};
-use crate::build::{Built, build};
-use crate::engine::{EngineError, EngineParts, give_back, spawn};
+use crate::build::{Built, build, lanes_here};
+use crate::engine::{EngineError, EngineParts, give_back, join_unless, spawn};
 use crate::lane::{Lane, LaneRemains};
 use crate::stage::Sample;
 use crate::steps::{StepEnd, Steps};
 use crate::sync::LaneSync;
 use crossbeam::channel::{Receiver, Sender, bounded, select};
 use rally_schedule::batch::DeviceBatch;
-use rally_transport::{Peer, Transport};
+use rally_transport::{Peer, Pulse, Transport};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -28,11 +29,18 @@ struct Following {
     names: Vec<String>,
     /// The last of this host's attention devices.
     last_device: Option<usize>,
-    /// The first thing that went wrong.
-    fault: Mutex<Option<EngineError>>,
+    /// The first thing that went wrong, and when.
+    fault: Mutex<Option<(EngineError, Instant)>>,
 }
 
+/// So long after an epoch has failed a lane has come back from its task, or never will.
+const ABANDONED: Duration = Duration::from_secs(60);
+
 impl Following {
+    fn has_failed_for(&self, time: Duration) -> bool {
+        lock(&self.fault).as_ref().is_some_and(|(_, since)| since.elapsed() >= time)
+    }
+
     fn new(across: &Across, last_device: Option<usize>, bounds: Bounds, sync: Arc<LaneSync>) -> Self {
         let batches = |_| (0..bounds.planner.devices).map(|_| Mutex::new(DeviceBatch::default())).collect();
         Self {
@@ -70,7 +78,7 @@ impl Steps for Following {
                 error => error.to_string(),
             };
             self.transport.send(self.coordinator, Message::Failed { reason, lost }.encode());
-            *fault = Some(error);
+            *fault = Some((error, Instant::now()));
         }
         drop(fault);
         self.sync.abort();
@@ -137,14 +145,16 @@ fn run(
         following
     })?;
     let following = made.expect("lanes were built with it");
-    let here = lanes.iter().map(|lane| lane.index).collect();
+    let own: Vec<usize> = lanes.iter().map(|lane| lane.index).collect();
+    let here = own.clone();
     let switchboard = Arc::new(Switchboard::new(
         (&parts.plan, &parts.graph),
-        (shared.sync, shared.signals, shared.clock),
+        (Arc::clone(&shared.sync), shared.signals, shared.clock),
         (&slots, across.coordinator, here),
         bounds,
         Arc::clone(&following) as Arc<dyn Hears>,
     ));
+    across.transport.show(shows(parts, &shared.sync));
     across.transport.register(slots);
     let polling = match await_go(&across, &bounds).and_then(|()| spawn_lanes(&across.transport, &switchboard)) {
         Ok(polling) => polling,
@@ -155,15 +165,14 @@ fn run(
     };
     *begun = true;
     let plan = Arc::clone(&parts.plan);
-    let (going, over) = bounded(0);
+    let ((going, over), mut started) = (bounded(0), false);
     let ends: Vec<LaneRemains> = std::thread::scope(|scope| {
         let ask = || await_leave(&across, leave, &over);
         let asking = std::thread::Builder::new().name("leave".into()).spawn_scoped(scope, ask);
-        let ends = match spawn(lanes, &plan, &*following) {
-            Ok(handles) => handles.into_iter().filter_map(|handle| handle.join().ok()).collect(),
-            // Told already, and all that started has ended.
-            Err(_) => Vec::new(),
-        };
+        // That there are not as many threads was told already, and all that started has ended.
+        let handles = spawn(lanes, &plan, &*following).unwrap_or_default();
+        started = !handles.is_empty();
+        let ends = join_unless(handles.into_iter(), || following.has_failed_for(ABANDONED));
         drop::<Sender<()>>(going);
         match asking {
             Ok(asking) => *leaves = asking.join().unwrap_or(false),
@@ -171,13 +180,36 @@ fn run(
         }
         ends
     });
+    let hangs = |lane: &&usize| started && !shared.sync.has_ended(**lane);
+    let hangs = own.iter().find(hangs).map(|lane| plan.lanes[*lane].name.clone());
     give_back(parts, ends);
     across.transport.finish();
+    let part = |why: &str| (0..parts.graph.hosts.len()).for_each(|peer| across.transport.peer_down(peer, why));
     if lock(&following.fault).is_some() {
-        (0..parts.graph.hosts.len()).for_each(|peer| across.transport.peer_down(peer, "the run has failed here"));
+        part("the run has failed here");
     }
-    polling.into_iter().for_each(|thread| drop(thread.join()));
-    lock(&following.fault).take().map_or(Ok(()), Err)
+    let ended = Instant::now();
+    for thread in polling {
+        // Who has not ended long after everyone else is waited for by nobody.
+        while !thread.is_finished() {
+            if ended.elapsed() >= ABANDONED {
+                part("it does not end");
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = thread.join();
+    }
+    let fault = lock(&following.fault).take();
+    match hangs {
+        Some(lane) => Err(EngineError::LaneHangs { lane, waited_ms: ABANDONED.as_millis() }),
+        None => fault.map_or(Ok(()), |(error, _)| Err(error)),
+    }
+}
+
+/// What signs of life show of this host's lanes.
+fn shows(parts: &EngineParts, sync: &Arc<LaneSync>) -> Arc<dyn Fn() -> Pulse + Send + Sync> {
+    let (lanes, sync) = (lanes_here(parts).collect::<Vec<_>>(), Arc::clone(sync));
+    Arc::new(move || sync.pulse(&lanes))
 }
 
 /// Asks the coordinator to go on without this host once that is wanted. Returns whether it was, before the epoch was `over`.
@@ -195,7 +227,8 @@ fn await_leave(across: &Across, leave: &Receiver<()>, over: &Receiver<()>) -> bo
 fn await_go(across: &Across, bounds: &Bounds) -> Result<(), EngineError> {
     across.transport.send(across.coordinator, Message::Ready { keeps: across.keeps }.encode());
     let lost = |why: String| EngineError::HostLost { host: across.names[across.coordinator].clone(), why };
-    let bytes = across.transport.receive(across.coordinator).map_err(|error| lost(error.to_string()))?;
+    // The others may be long in coming; the coordinator, if it lives, knows for how long.
+    let bytes = across.transport.receive(across.coordinator, Duration::MAX).map_err(|error| lost(error.to_string()))?;
     match Message::decode(&bytes, bounds) {
         Ok(Message::Go) => Ok(()),
         Ok(Message::Failed { reason, .. }) => Err(lost(reason)),

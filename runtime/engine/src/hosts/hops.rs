@@ -1,7 +1,8 @@
 //! How long the way to another host and back takes, as a lane learns it, and when an answer is overdue.
 //!
 //! An answer that is late is no fault by itself: who should send it may wait for a third host. So a lane that waits for too long looks
-//! who of all hosts gives no sign of life, and it is that one that is given up.
+//! who of all hosts gives no sign of life, and it is that one that is given up. Who gives signs and does not get on is found by the
+//! coordinator (`standstill.rs`).
 
 use rally_transport::{Peer, Transport};
 use std::time::Duration;

@@ -14,12 +14,15 @@ mod follower;
 mod hops;
 pub mod messages;
 pub mod samples;
+mod standstill;
 mod switchboard;
 
 pub(crate) use coordinator::{Followers, Planning, count_ends};
 pub(crate) use crossings::{Crossings, Signals};
 pub use follower::{Followed, follow};
 pub(crate) use hops::Hops;
+pub(crate) use standstill::Patience;
+pub use standstill::STANDSTILL;
 pub(crate) use switchboard::{Switchboard, spawn_lanes};
 
 use crate::engine::EngineParts;
@@ -29,6 +32,7 @@ use rally_graph::routes::FfnLayout;
 use rally_graph::stage_graph::{DeviceIndex, StageGraph};
 use rally_transport::{Peer, Transport};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// This process's part of a deployment on several hosts, for one membership epoch.
 #[derive(Clone)]
@@ -45,6 +49,8 @@ pub struct Across {
     pub vocab: usize,
     /// By host: whether it takes part.
     pub present: Vec<bool>,
+    /// Of the coordinator: for how long nothing may move at least before someone is given up for it, [`STANDSTILL`] unless it is a test.
+    pub standstill: Duration,
     /// This host's attention devices have what the epoch before this one left in them; it was of the same run.
     pub keeps: bool,
 }

@@ -3,7 +3,9 @@
 use super::copies::Copies;
 use super::later::{Action, Later};
 use super::plan::{CONTROL, Fault, FaultKind, FaultPlan, Sent, share_of};
-use crate::transport::{Direction, Event, Peer, Polled, Registration, SlotKey, Stamp, Transport, TransportError};
+use crate::transport::{
+    Direction, Event, Peer, Polled, Pulse, Registration, SlotKey, Stamp, Transport, TransportError,
+};
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -262,8 +264,8 @@ impl Transport for Faulty {
         }
     }
 
-    fn receive(&self, peer: Peer) -> Result<Vec<u8>, TransportError> {
-        self.inner.receive(peer)
+    fn receive(&self, peer: Peer, patience: Duration) -> Result<Vec<u8>, TransportError> {
+        self.inner.receive(peer, patience)
     }
 
     fn finish(&self) {
@@ -280,6 +282,14 @@ impl Transport for Faulty {
 
     fn silent_for(&self, peer: Peer) -> Option<Duration> {
         self.inner.silent_for(peer)
+    }
+
+    fn show(&self, pulse: Arc<dyn Fn() -> Pulse + Send + Sync>) {
+        self.inner.show(pulse);
+    }
+
+    fn pulse_of(&self, peer: Peer) -> Option<Pulse> {
+        self.inner.pulse_of(peer)
     }
 
     fn peer_down(&self, peer: Peer, why: &str) {

@@ -4,10 +4,10 @@ use super::announce::Aside;
 use super::lane::{Item, Lane};
 use super::way::Way;
 use crate::tcp::Tcp;
-use crate::transport::{Event, Peer, Polled, Registration, Stamp, Transport, TransportError};
+use crate::transport::{Event, Peer, Polled, Pulse, Registration, Stamp, Transport, TransportError};
 use nixl_sys::Agent;
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// What the lane has to do.
@@ -110,9 +110,9 @@ impl Transport for OverNixl {
         self.links.send(peer, message);
     }
 
-    fn receive(&self, peer: Peer) -> Result<Vec<u8>, TransportError> {
+    fn receive(&self, peer: Peer, patience: Duration) -> Result<Vec<u8>, TransportError> {
         loop {
-            let bytes = self.links.receive(peer)?;
+            let bytes = self.links.receive(peer, patience)?;
             if !self.aside(peer, &bytes) {
                 return Ok(bytes);
             }
@@ -148,6 +148,14 @@ impl Transport for OverNixl {
 
     fn silent_for(&self, peer: Peer) -> Option<Duration> {
         self.links.silent_for(peer)
+    }
+
+    fn show(&self, pulse: Arc<dyn Fn() -> Pulse + Send + Sync>) {
+        self.links.show(pulse);
+    }
+
+    fn pulse_of(&self, peer: Peer) -> Option<Pulse> {
+        self.links.pulse_of(peer)
     }
 
     fn hush(&self, peer: Peer, hushed: bool) {
