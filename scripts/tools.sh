@@ -16,8 +16,8 @@ nixl_version=1.5.1
 nixl=${CARGO_TARGET_DIR:-$PWD/target}/nixl
 
 # What the distribution brings (Debian 12 or later): the programs, and the packages they are in; libclang has no program.
-programs=(chromium promtool g++)
-packages=(chromium prometheus g++ libclang-dev)
+programs=(chromium promtool etcd g++)
+packages=(chromium prometheus etcd-server g++ libclang-dev)
 
 # Prints where the library is.
 nixl_library() { find "$nixl" -name libnixl_capi.so 2> /dev/null | grep .; }

@@ -7,7 +7,7 @@ mod binary;
 mod hosts;
 
 use binary::path_text;
-use hosts::{Deployment, Divided, Process};
+use hosts::{Deployment, Divided, Process, free_ports};
 use serde_json::json;
 use std::io::Write;
 use std::net::TcpStream;
@@ -237,6 +237,21 @@ fn rows_over_an_engine_that_was_not_built_are_refused_before_anything_is_loaded(
         }
     }
     binary::good(&["check", path_text(&deployment.graph)]);
+}
+
+#[test]
+fn an_etcd_that_does_not_answer_is_named_with_the_time_that_it_is_tried() {
+    let deployment = Deployment::new(1, 1, Divided::Replicas);
+    let address = format!("http://127.0.0.1:{}", free_ports(1)[0]);
+    deployment.edit(|graph| graph["membership"] = json!({ "etcd": [address] }));
+    let run = deployment.run(&deployment.requests(1, 2), "across", &["--wait-hosts", "0.5"]);
+    let worker = deployment.command("worker", &["--host", "f0", "--wait-coordinator", "0.5"]);
+    for process in [run, Process::start(worker)] {
+        let (code, said) = process.end();
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(&format!("waiting for etcd, for 0.5 s: etcd at {address}: ")), "{said}");
+        assert!(said.contains("no etcd after 0.5 s"), "{said}");
+    }
 }
 
 #[test]

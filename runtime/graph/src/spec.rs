@@ -28,6 +28,9 @@ pub struct DeploymentSpec {
     /// Hosts by name; absent when everything runs in one process.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     pub hosts: IndexMap<String, HostSpec>,
+    /// How hosts find each other where that is not by the addresses in `hosts`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub membership: Option<MembershipSpec>,
     /// Devices and device groups by name: letters, digits, `_` and `-`.
     pub devices: IndexMap<String, DeviceSpec>,
     /// The dataflow, in order: stages before the layers, one `layers` block, stages after them.
@@ -82,8 +85,30 @@ pub enum ComputeDtype {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HostSpec {
-    /// `address:port` the host listens on.
-    pub address: String,
+    /// `address:port` the host listens on. With `membership` it may be left to `rally worker --listen`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+}
+
+/// Membership by etcd: each host keeps a key there that says where it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MembershipSpec {
+    /// Client addresses of one cluster's members: `http://address:port`. Another is asked where one does not answer.
+    #[schemars(length(min = 1))]
+    pub etcd: Vec<String>,
+    /// What all keys begin with, before `/hosts/NAME`; `/rally/` and the name of the deployment if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub prefix: Option<String>,
+    /// Seconds after which a host that etcd does not hear of is none any more.
+    #[serde(default = "default_lease_seconds")]
+    #[schemars(range(min = 2, max = 3600))]
+    pub lease_seconds: u32,
+}
+
+fn default_lease_seconds() -> u32 {
+    5
 }
 
 /// Runtime behind a device.

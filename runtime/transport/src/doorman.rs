@@ -50,6 +50,14 @@ pub enum ReachError {
         /// What the system said.
         source: io::Error,
     },
+    /// Nobody knows where it is.
+    #[error("{why}")]
+    Unknown {
+        /// The host.
+        host: String,
+        /// Why not.
+        why: String,
+    },
     /// Somebody there, but not the right one.
     #[error("{address}: {source}")]
     Handshake {
@@ -65,9 +73,14 @@ impl ReachError {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Listen { .. } => false,
-            Self::Connect { .. } => true,
+            Self::Connect { .. } | Self::Unknown { .. } => true,
             Self::Handshake { source, .. } => matches!(source, HandshakeError::Io(_) | HandshakeError::Busy(_)),
         }
+    }
+
+    /// Whether the right host is there, and would not do the same work.
+    pub fn differs(&self) -> bool {
+        matches!(self, Self::Handshake { source: HandshakeError::Differs { .. }, .. })
     }
 }
 

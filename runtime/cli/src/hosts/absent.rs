@@ -2,7 +2,6 @@
 
 use super::Hosts;
 use crossbeam::channel::{Receiver, bounded};
-use rally_transport::doorman::{HANDSHAKE, reach};
 use rally_transport::handshake::HostRole;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,8 +96,7 @@ impl Absent {
 }
 
 fn answers(hosts: &Hosts, host: usize) -> bool {
-    let claims = hosts.claims_for(host, HostRole::Probe, 0);
-    reach(&hosts.addresses[host], &hosts.key, &claims, HANDSHAKE).is_ok()
+    hosts.reach(host, HostRole::Probe, 0).is_ok()
 }
 
 /// Somebody who looks out for hosts, until this is dropped.

@@ -11,8 +11,8 @@ use rally_engine::EngineError;
 use rally_engine::hosts::messages::Message;
 use rally_engine::hosts::{Across, STANDSTILL, missed};
 use rally_graph::stage_graph::StageGraph;
-use rally_transport::doorman::{HANDSHAKE, ReachError, reach};
-use rally_transport::handshake::{HandshakeError, HostRole, random_u64};
+use rally_transport::doorman::ReachError;
+use rally_transport::handshake::{HostRole, random_u64};
 use rally_transport::tcp::Tcp;
 use rally_transport::transport::Transport;
 use std::sync::Arc;
@@ -118,7 +118,7 @@ impl Meeting {
     /// The run waits for a host.
     fn miss(&mut self, host: usize, why: &str) -> Result<(), CliError> {
         let waited = self.waiting_since.get_or_insert_with(Instant::now).elapsed();
-        let (name, address) = (&self.hosts.names[host], &self.hosts.addresses[host]);
+        let (name, address) = (&self.hosts.names[host], self.hosts.place(host));
         if waited >= self.wait {
             let seconds = self.wait.as_secs_f64();
             if !self.begun && missed(&self.graph, &self.absent.present()).is_empty() {
@@ -171,14 +171,13 @@ impl Meeting {
 
     /// Whether a host could be reached.
     fn try_host(&mut self, host: usize, epoch: u64, transport: &mut Tcp) -> Result<bool, CliError> {
-        let claims = self.hosts.claims_for(host, HostRole::Coordinator, epoch);
-        match reach(&self.hosts.addresses[host], &self.hosts.key, &claims, HANDSHAKE) {
+        match self.hosts.reach(host, HostRole::Coordinator, epoch) {
             Ok((stream, _)) => {
                 transport.add(host, stream).or_failure()?;
                 self.absent.is_there(host);
                 Ok(true)
             }
-            Err(error) if error.may_pass() => {
+            Err(error) if self.hosts.may_pass(&error) => {
                 self.absent.is_away(host, &error.to_string());
                 Ok(false)
             }
@@ -189,11 +188,6 @@ impl Meeting {
 
 /// A host that will not work with this one: the user has given them different things.
 pub(super) fn refused(name: &str, error: &ReachError) -> CliError {
-    let hint = match error {
-        ReachError::Handshake { source: HandshakeError::Differs { .. }, .. } => {
-            "; all hosts need the same graph, model, flags and version"
-        }
-        _ => "",
-    };
+    let hint = if error.differs() { "; all hosts need the same graph, model, flags and version" } else { "" };
     CliError::Mistake(format!("host `{name}`: {error}{hint}"))
 }

@@ -2,6 +2,7 @@
 
 use super::faults::FaultArgs;
 use super::meeting::refused;
+use super::membership::keeper::Keeper;
 use super::{Hosts, KeyArgs, seconds};
 use crate::Format;
 use crate::error::{Blame, CliError};
@@ -13,14 +14,15 @@ use crossbeam::channel::{Receiver, after, bounded, never, select};
 use rally_engine::hosts::messages::{Bounds, Message};
 use rally_engine::hosts::{Across, Followed, STANDSTILL, follow, neighbours};
 use rally_engine::{EngineError, EngineParts};
-use rally_stages::deployment::AssembleOptions;
-use rally_transport::doorman::{Doorman, Guest, HANDSHAKE, reach};
+use rally_stages::deployment::{AssembleOptions, Deployment};
+use rally_transport::doorman::{Doorman, Guest};
 use rally_transport::handshake::HostRole;
 use rally_transport::link::DEADLINE;
 use rally_transport::tcp::Tcp;
 use rally_transport::{Transport, probe};
 use serde_json::json;
-use std::net::TcpStream;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -30,6 +32,8 @@ const FORMING: Duration = Duration::from_secs(3);
 const AGAIN: Duration = Duration::from_millis(20);
 /// A host that leaves stays for so long between two epochs of a run: the next one may need it.
 const BETWEEN: Duration = Duration::from_secs(10);
+/// For etcd, where ways are measured.
+const CHECKING: Duration = Duration::from_secs(3);
 /// Hosts of epochs that have not begun here yet; older ones are forgotten.
 const MOST_EARLY: usize = 32;
 
@@ -41,6 +45,9 @@ pub struct WorkerArgs {
     /// Which host of the graph this is.
     #[arg(long, value_name = "NAME")]
     host: String,
+    /// Where this host listens, with membership by etcd and no address of it in the graph: `address:port`, port 0 for any that is free.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
     #[command(flatten)]
     key: KeyArgs,
     /// How long to wait for a coordinator, at first and after each run, before this host ends. It keeps its devices meanwhile; for ever
@@ -60,25 +67,31 @@ pub struct WorkerArgs {
 /// Runs the command.
 pub fn run(args: &WorkerArgs) -> Result<ExitCode, CliError> {
     let deployment = session::open(&args.session)?;
-    let hosts = Hosts::open(&deployment, &args.host, &args.key)?;
+    let hosts = Hosts::open(&deployment, &args.host, &args.key, args.listen.as_deref())?;
+    let interrupts = interrupt::channel()?;
+    let patience = args.wait_coordinator.map(Duration::from_secs_f64);
     if args.check {
+        hosts.await_etcd(Some(CHECKING), &interrupts)?;
         // A plan is needed for its hash, weights are not.
         return check(&hosts.with_plan_of(&deployment)?, args.format);
     }
+    let address = listens(&deployment, args)?;
+    // Before weights are read.
+    hosts.await_etcd(patience, &interrupts)?;
     let options = AssembleOptions { host: Some(hosts.own), ..AssembleOptions::default() };
     let parts = session::assemble(&deployment, options)?;
     let hosts = hosts.with_plan_of(&deployment)?.with_faults(&args.faults, deployment.stage_graph())?;
-    let address = &hosts.addresses[hosts.own];
-    let doorman = Doorman::start(address, hosts.key.clone(), hosts.claims.clone()).or_mistake()?;
+    let doorman = Doorman::start(&address, hosts.key.clone(), hosts.claims.clone()).or_mistake()?;
     let here = |device: &&rally_graph::stage_graph::Device| device.host == Some(hosts.own);
     let devices: Vec<&str> = parts.graph.devices.iter().filter(here).map(|device| device.name.as_str()).collect();
-    eprintln!("host `{}` on {} has {}, and waits for a run", args.host, doorman.address(), devices.join(", "));
-    let patience = args.wait_coordinator.map(Duration::from_secs_f64);
-    let vocab = deployment.shape.vocab;
-    let interrupts = interrupt::channel()?;
+    let keeper = hosts.join(doorman.address().to_string(), serves(&parts, hosts.own), patience, &interrupts)?;
+    // Who reads that it waits may ask it to leave.
     interrupt::begin_work();
+    eprintln!("host `{}` on {} has {}, and waits for a run", args.host, doorman.address(), devices.join(", "));
+    let vocab = deployment.shape.vocab;
     let leaving = Leaving { interrupts, asked: false, may: true };
-    let mut worker = Worker { hosts, vocab, doorman, early: Vec::new(), next: None, kept_of: None, patience, leaving };
+    let (early, next, kept_of) = (Vec::new(), None, None);
+    let mut worker = Worker { hosts, vocab, keeper, doorman, early, next, kept_of, patience, leaving };
     let mut parts = Some(parts);
     loop {
         let left = worker.serve(parts.take().expect("the parts come back from every run"))?;
@@ -99,6 +112,35 @@ pub fn run(args: &WorkerArgs) -> Result<ExitCode, CliError> {
     }
 }
 
+/// Where this host listens.
+fn listens(deployment: &Deployment, args: &WorkerArgs) -> Result<String, CliError> {
+    let host = &args.host;
+    let listed = deployment.spec.hosts.get(host).and_then(|host| host.address.clone());
+    let mistake = |message: String| Err(CliError::Mistake(message));
+    match (listed, &args.listen) {
+        (Some(_), Some(_)) => mistake(format!("--listen: the graph says where host `{host}` listens")),
+        (None, None) => {
+            mistake(format!("the graph gives host `{host}` no address: say where it listens with --listen"))
+        }
+        (Some(address), None) => Ok(address),
+        (None, Some(address)) => {
+            let bare = address.rsplit_once(':').map(|(name, _)| name.trim_matches(['[', ']']));
+            match bare.and_then(|name| name.parse::<IpAddr>().ok()).is_some_and(|address| address.is_unspecified()) {
+                true => mistake(format!("--listen {address}: that is every interface, and none that others can reach")),
+                false => Ok(address.clone()),
+            }
+        }
+    }
+}
+
+/// By device of this host, the stages on it.
+fn serves(parts: &EngineParts, own: usize) -> BTreeMap<String, Vec<String>> {
+    let graph = &parts.graph;
+    let here = graph.devices.iter().enumerate().filter(|(_, device)| device.host == Some(own));
+    let stages = |device: usize| graph.stages.iter().filter(move |stage| stage.devices.contains(&device));
+    here.map(|(index, device)| (device.name.clone(), stages(index).map(|stage| stage.id.clone()).collect())).collect()
+}
+
 /// Whether all stages came back: not those of a lane that panicked.
 fn whole(parts: &EngineParts, own: usize) -> bool {
     parts.graph.stages.iter().enumerate().all(|(index, stage)| {
@@ -110,6 +152,8 @@ fn whole(parts: &EngineParts, own: usize) -> bool {
 struct Worker {
     hosts: Hosts,
     vocab: usize,
+    /// Of this host's key, where etcd has one. Goes before the doorman does.
+    keeper: Option<Keeper>,
     doorman: Doorman,
     /// Hosts that were here before the coordinator of their epoch.
     early: Vec<Guest>,
@@ -191,9 +235,11 @@ impl Worker {
             keeps,
         };
         parts.across = Some(across);
+        self.tell_epoch(Some(epoch.epoch));
         tracing::info!(coordinator = name, "a run begins");
         let (mut parts, Followed { begun, leaves, ended }) = follow(parts, &self.leaving.wish());
         parts.across = None;
+        self.tell_epoch(None);
         self.leaving.asked |= leaves;
         self.leaving.may = match &ended {
             Ok(()) => true,
@@ -216,6 +262,13 @@ impl Worker {
             Err(error) => tracing::warn!(%error, "the run is over"),
         }
         Ok(parts)
+    }
+
+    /// Tells etcd, where it wants to know.
+    fn tell_epoch(&self, epoch: Option<u64>) {
+        if let Some(keeper) = &self.keeper {
+            keeper.takes_part(epoch);
+        }
     }
 
     /// Whether an epoch is one of this graph's and has this host and its coordinator in it.
@@ -282,11 +335,10 @@ impl Worker {
         others.retain(|host| *host != epoch.coordinator);
         let (before, after): (Vec<usize>, Vec<usize>) = others.into_iter().partition(|host| *host < self.hosts.own);
         for host in after {
-            let claims = self.hosts.claims_for(host, HostRole::Worker, epoch.epoch);
             let stream = loop {
-                match reach(&self.hosts.addresses[host], &self.hosts.key, &claims, HANDSHAKE) {
+                match self.hosts.reach(host, HostRole::Worker, epoch.epoch) {
                     Ok((stream, _)) => break stream,
-                    Err(error) if error.may_pass() && epoch.goes_on() => std::thread::sleep(AGAIN),
+                    Err(error) if self.hosts.may_pass(&error) && epoch.goes_on() => std::thread::sleep(AGAIN),
                     Err(error) => return Err((host, error.to_string())),
                 }
             };
@@ -349,9 +401,9 @@ fn check(hosts: &Hosts, format: Format) -> Result<ExitCode, CliError> {
     let mut ways = Vec::new();
     let mut good = true;
     for host in (0..hosts.names.len()).filter(|host| *host != hosts.own) {
-        let (name, address) = (&hosts.names[host], &hosts.addresses[host]);
-        let claims = hosts.claims_for(host, HostRole::Probe, 0);
-        let probed = reach(address, &hosts.key, &claims, HANDSHAKE)
+        let (name, address) = (&hosts.names[host], hosts.place(host));
+        let probed = hosts
+            .reach(host, HostRole::Probe, 0)
             .map_err(|error| refused(name, &error).to_string())
             .and_then(|(stream, _)| probe::probe(&stream).map_err(|error| format!("host `{name}`: {error}")));
         good &= probed.is_ok();

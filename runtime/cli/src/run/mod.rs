@@ -109,16 +109,18 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let spans_per_lane = if outputs.trace.is_some() { summary::SPANS_PER_TRACE } else { summary::SPANS_PER_DIGEST };
     let hosts = hosts(args, &deployment)?;
     let host = hosts.as_ref().map(|hosts| hosts.own);
+    let (interrupts, wait) = (interrupt::channel()?, Duration::from_secs_f64(args.wait_hosts));
+    if let Some(hosts) = &hosts {
+        hosts.await_etcd(Some(wait), &interrupts)?;
+    }
     // What stages cost on other hosts is not told here.
     let learn = !args.no_learn && hosts.is_none();
     let parts =
         session::assemble(&deployment, AssembleOptions { learn, spans_per_lane, host, ..AssembleOptions::default() })?;
-    let wait = Duration::from_secs_f64(args.wait_hosts);
     let meeting = hosts.map(|hosts| Meeting::new(hosts, Arc::clone(&parts.graph), deployment.shape.vocab, wait));
     let (plan, on_what) = (parts.plan.clone(), parts.on_what(crate::doctor::available_cores()));
     let openings = jobs.iter().map(|job| job.opening.clone()).collect();
     let mut console = Console::new(openings, args.format == Format::Json, args.observe.is_live());
-    let interrupts = interrupt::channel()?;
     interrupt::begin_work();
     let journaled = beginning.begin(&jobs, &mut console)?;
     let watchers = Watchers { console: &mut console, interrupts: &interrupts, observer: &mut observer };
@@ -155,7 +157,7 @@ fn hosts(args: &RunArgs, deployment: &Deployment) -> Result<Option<Hosts>, CliEr
     // Before anyone looks for a key: a graph that cannot run needs none.
     let own = deployment.spec.hosts.get_index_of(name.as_str());
     refuse_what_does_not_run(&deployment.spec, deployment.stage_graph(), own).or_mistake()?;
-    let hosts = Hosts::open(deployment, name, &args.key)?.with_plan_of(deployment)?;
+    let hosts = Hosts::open(deployment, name, &args.key, None)?.with_plan_of(deployment)?;
     hosts.with_faults(&args.faults, deployment.stage_graph()).map(Some)
 }
 

@@ -28,6 +28,7 @@ pub(super) fn check(resolved: &Resolved<'_>, machine: Machine, flow: bool, out: 
         host(resolved, &join("/devices", name), name, device, out);
     }
     hosts(resolved, strays == out.len(), out);
+    membership(resolved, out);
     compute(resolved, out);
     for stage in resolved.stages.iter().filter(|stage| flow && stage.role() == Role::Transfer) {
         transport(resolved, stage, out);
@@ -125,20 +126,49 @@ fn host(resolved: &Resolved<'_>, pointer: &str, name: &str, device: &DeviceSpec,
 fn hosts(resolved: &Resolved<'_>, settled: bool, out: &mut Reporter<'_>) {
     for (name, host) in &resolved.spec.hosts {
         let pointer = join("/hosts", name);
-        let port = host.address.rsplit_once(':').filter(|(address, _)| !address.is_empty());
+        if settled && !resolved.spec.devices.values().any(|device| device.host.as_ref() == Some(name)) {
+            out.warning("unused-host", &pointer, format!("no device is on host `{name}`"));
+        }
+        let Some(listens) = &host.address else {
+            if resolved.spec.membership.is_none() {
+                out.error("missing-address", &pointer, format!("nobody knows where host `{name}` is"))
+                    .with_help("add `\"address\": \"address:port\"`, or let etcd know: `\"membership\": { \"etcd\": [\"http://…:2379\"] }`");
+            }
+            continue;
+        };
+        let port = listens.rsplit_once(':').filter(|(address, _)| !address.is_empty());
         if !port.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port != 0)) {
-            let message = format!("`{}` is no address; expected `address:port`", words::short(&host.address));
+            let message = format!("`{}` is no address; expected `address:port`", words::short(listens));
             out.error("bad-address", format!("{pointer}/address"), message).with_help("such as `\"10.0.0.1:7000\"`");
         }
         let bare = port.map(|(address, _)| address.trim_start_matches('[').trim_end_matches(']'));
         if bare.and_then(|address| address.parse::<IpAddr>().ok()).is_some_and(|address| address.is_unspecified()) {
-            let message = format!("`{}` is every interface of a machine, and none that others can reach", host.address);
+            let message =
+                format!("`{}` is every interface of a machine, and none that others can reach", words::short(listens));
             out.error("bad-address", format!("{pointer}/address"), message)
                 .with_help("name the interface of the network between the hosts, such as `\"10.0.0.1:7000\"`");
         }
-        if settled && !resolved.spec.devices.values().any(|device| device.host.as_ref() == Some(name)) {
-            out.warning("unused-host", pointer, format!("no device is on host `{name}`"));
+    }
+}
+
+/// etcd's addresses, and hosts to be found there.
+fn membership(resolved: &Resolved<'_>, out: &mut Reporter<'_>) {
+    let Some(membership) = &resolved.spec.membership else { return };
+    for (index, endpoint) in membership.etcd.iter().enumerate() {
+        let address = endpoint.strip_prefix("http://").map(|address| address.trim_end_matches('/'));
+        let port = address.and_then(|address| address.rsplit_once(':')).filter(|(name, _)| !name.is_empty());
+        if !port.is_some_and(|(name, port)| !name.contains('/') && port.parse::<u16>().is_ok_and(|port| port != 0)) {
+            let message = format!("`{}` is no address of etcd; expected `http://address:port`", words::short(endpoint));
+            let help = match endpoint.starts_with("https://") {
+                true => "etcd over TLS is not there yet; keys are signed, and hold no secret",
+                false => "such as `\"http://10.0.0.9:2379\"`",
+            };
+            out.error("bad-address", format!("/membership/etcd/{index}"), message).with_help(help);
         }
+    }
+    if resolved.spec.hosts.is_empty() {
+        let message = "all runs in one process, so there are no hosts to find";
+        out.warning("no-effect", "/membership", message).with_help("remove `membership`, or declare `hosts`");
     }
 }
 

@@ -202,6 +202,42 @@ pub(super) const CASES: &[Case] = &[
         &[("bad-address", "/hosts/attention-0/address", 8)],
     ),
     case(
+        "a host that nobody can find",
+        STEP3,
+        &[("{ \"address\": \"10.0.0.1:7000\" }", "{}")],
+        &[("missing-address", "/hosts/attention-0", 8)],
+    ),
+    case(
+        "addresses of etcd that are none",
+        STEP3,
+        &[(
+            "\"hosts\": {",
+            "\"membership\": { \"etcd\": [\"http://10.0.0.9:2379\", \"10.0.0.9:2379\", \"http://:2379\"] }, \"hosts\": {",
+        )],
+        &[("bad-address", "/membership/etcd/1", 7), ("bad-address", "/membership/etcd/2", 7)],
+    ),
+    case(
+        "etcd over TLS",
+        STEP3,
+        &[("\"hosts\": {", "\"membership\": { \"etcd\": [\"https://10.0.0.9:2379\"] }, \"hosts\": {")],
+        &[("bad-address", "/membership/etcd/0", 7)],
+    ),
+    case(
+        "a lease that is over before it is kept",
+        STEP3,
+        &[(
+            "\"hosts\": {",
+            "\"membership\": { \"etcd\": [\"http://10.0.0.9:2379\"], \"lease_seconds\": 1 }, \"hosts\": {",
+        )],
+        &[("out-of-range", "/membership/lease_seconds", 7)],
+    ),
+    case(
+        "etcd without hosts",
+        TINY,
+        &[("\"devices\": {", "\"membership\": { \"etcd\": [\"http://10.0.0.9:2379\"] }, \"devices\": {")],
+        &[("no-effect", "/membership", 7)],
+    ),
+    case(
         "no transport between hosts",
         STEP3,
         &[(", \"transport\": \"nixl\"", "")],
