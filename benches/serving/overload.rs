@@ -265,12 +265,19 @@ async fn open_loop(server: SocketAddr, heavy: Vec<LoadRequest>, light: Vec<LoadR
                 sleep_until(began + Duration::from_secs_f64(one.arrival_s)).await;
                 let (free, outcomes) = (Rc::clone(&free), Rc::clone(&outcomes));
                 open.push(spawn_local(async move {
-                    let client = free.borrow_mut().pop();
-                    let mut client = match client {
+                    let connect = || async { Client::connect_from(own, server).await.expect("the server listens") };
+                    let kept = free.borrow_mut().pop();
+                    let was_kept = kept.is_some();
+                    let mut client = match kept {
                         Some(client) => client,
-                        None => Client::connect_from(own, server).await.expect("the server listens"),
+                        None => connect().await,
                     };
-                    let outcome = ask(&mut client, &body, (began, one.arrival_s, light)).await;
+                    let mut outcome = ask(&mut client, &body, (began, one.arrival_s, light)).await;
+                    // The server may close what nobody used for long just as it is used again: clients then ask anew.
+                    if was_kept && outcome.status == 0 && outcome.tokens == 0 {
+                        client = connect().await;
+                        outcome = ask(&mut client, &body, (began, one.arrival_s, light)).await;
+                    }
                     if outcome.status != 0 {
                         free.borrow_mut().push(client);
                     }
