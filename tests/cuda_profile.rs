@@ -306,13 +306,13 @@ fn a_table_of_a_card_stands_for_figures() {
     refused(&["predict", &tiny, "--hardware", "l4", &own], "say which it stands for, as --measured=NAME:F.json");
     refused(
         &["predict", &tiny, "--hardware", "l20", &named],
-        "stage times of one model on `L4`, and nothing here is that",
+        "stage times of one model on `L4`, and nothing of this question is that",
     );
-    refused(&["predict", "graphs/step3-2a2f.json", "--hardware", "l4", &named], "nothing here is that");
+    refused(&["predict", "graphs/step3-2a2f.json", "--hardware", "l4", &named], "nothing of this question is that");
     refused(&["predict", &tiny, "--hardware", "l4", "--measured=l4:no/such.json"], "cannot be read");
     refused(&["predict", &tiny, "--hardware", "l4", "--measured=l44:no/such.json"], "cannot be read");
     refused(&["recommend", "--hardware", "L4:16", "--measured=graphs/1a1f.json"], "cannot be read");
-    refused(&["recommend", "--hardware", "L4:16", &named], "nothing here is that");
+    refused(&["recommend", "--hardware", "L4:16", &named], "nothing of this question is that");
 }
 
 #[test]

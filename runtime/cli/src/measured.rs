@@ -81,7 +81,7 @@ pub fn nothing_of(cards: MeasuredCards) -> CliError {
     let names: Vec<&str> = cards.all().map(|times| times.hardware.as_str()).collect();
     let what = if cards == MeasuredCards::BuiltIn { "Step-3's shapes" } else { "one model" };
     CliError::Mistake(format!(
-        "--measured: there are stage times of {what} on {}, and nothing here is that",
+        "--measured: there are stage times of {what} on {}, and nothing of this question is that",
         words::list(&names)
     ))
 }
