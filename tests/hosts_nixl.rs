@@ -6,7 +6,9 @@ mod binary;
 #[path = "support/hosts.rs"]
 mod hosts;
 
+use binary::path_text;
 use hosts::{Deployment, Divided, Process};
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 #[track_caller]
@@ -98,6 +100,33 @@ fn a_host_that_stalls_is_given_up_and_changes_nothing_when_it_wakes() {
     run.good_end();
     deployment.assert_same("alone", "across");
     assert!(told < Duration::from_secs(8), "{told:?}");
+}
+
+/// Rows that come late, twice or in another order are what they were; one whose notification is garbled loses its host, which comes back.
+#[test]
+fn faults_on_purpose_change_no_token() {
+    let deployment = Deployment::over("nixl", 2, 2, Divided::Experts);
+    let requests = deployment.requests(9, 24);
+    deployment.run_alone(&requests, "alone");
+    let plan = deployment.file("faults.json");
+    let faults = json!({ "version": 1, "seed": 11, "faults": [
+        { "fault": "delay", "share": 0.05, "ms": 8 },
+        { "fault": "reorder", "edge": "a2f", "share": 0.1, "ms": 6 },
+        { "fault": "duplicate", "edge": "f2a", "share": 0.2, "ms": 3 },
+        { "fault": "corrupt", "from": "f0", "edge": "f2a", "steps": "6..", "times": 1 },
+        { "fault": "restart", "host": "f1", "steps": "12..", "ms": 100 },
+    ] });
+    std::fs::write(&plan, faults.to_string()).expect("the folder takes files");
+    let more = ["--faults", path_text(&plan)];
+    let workers: Vec<Process> = deployment.hosts[1..].iter().map(|host| deployment.worker_with(host, &more)).collect();
+    let said = deployment.run(&requests, "across", &more).good_end();
+    deployment.assert_same("alone", "across");
+    assert!(said.contains("host `f0` is lost") && said.contains("host `f1` is lost"), "{said}");
+    let told: Vec<String> = workers.iter().map(Process::everything).collect();
+    for name in ["delay", "duplicate", "corrupt"] {
+        assert!(told.concat().contains(&format!("fault=\"{name}\"")), "no `{name}` happened: {told:?}");
+    }
+    assert!(told.iter().all(|told| !told.contains("panicked")), "{told:?}");
 }
 
 /// Without its library a host says what is missing, and does not die of it.
