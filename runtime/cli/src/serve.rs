@@ -44,7 +44,8 @@ pub struct ServeArgs {
     /// An answer that has waited for so many seconds is refused with 429.
     #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     max_wait_seconds: u32,
-    /// Keep the graph's slo.tpot_ms: answers wait, and prompts are read in smaller pieces, where steps would take longer.
+    /// Keep the graph's slo.tpot_ms: answers wait, and prompts are read in smaller pieces, where steps would take longer; few answers
+    /// share fewer micro-batches where that is quicker.
     #[arg(long)]
     hold_tpot: bool,
     /// Let every answer read all of its prompt. Otherwise prompts that begin alike share KV pages, and what was read is not read again.

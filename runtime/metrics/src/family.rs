@@ -15,6 +15,8 @@ pub enum Unit {
     Tokens,
     /// Requests.
     Requests,
+    /// Micro-batches of a schedule.
+    MicroBatches,
     /// A share from 0 to 1, or a quotient.
     Ratio,
     /// Times that something happened.

@@ -91,6 +91,8 @@ families! {
         "Tokens of admitted requests, where prefixes are reused.";
     PREFIX_CACHE_HITS: SampledCounter("rally_prefix_cache_hits_total", Tokens, [ModelName, Engine], NO_EDGES)
         "Of these, tokens that were not read, since their KV pages were cached.";
+    MICRO_BATCHES_IN_USE: SampledGauge("rally_micro_batches_in_use", MicroBatches, [], NO_EDGES)
+        "Micro-batches that requests go to: all of the schedule, or fewer where a time per token is kept and rounds are shorter so.";
     MICRO_BATCH_TOKENS: SampledHistogram("rally_micro_batch_tokens", Tokens, [], BATCH_TOKENS)
         "Rows of a micro-batch in a step, over all attention devices; steps without any are left out.";
     STAGE_SECONDS: SampledHistogram("rally_stage_seconds", Seconds, [Stage, LayerKind, Device], TASK_SECONDS)

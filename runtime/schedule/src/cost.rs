@@ -48,6 +48,8 @@ const PRIOR_WEIGHT: f64 = 1e-4;
 /// From this weight of steps on, one that took longer than [`CLIP`] times what was expected counts as that: a lane that
 /// lost its core for ten milliseconds says nothing about rows. Costs that have really risen are still found, by and by.
 const WARM: f64 = 20.0;
+/// Share of a mean step that rows and context make up where timings say that they make up nothing.
+const FLAT: f64 = 1e-3;
 /// See [`WARM`].
 const CLIP: f64 = 3.0;
 
@@ -88,7 +90,13 @@ impl CostLearner {
         self.expects(rows as f64, context as f64).max(0.0)
     }
 
-    fn expects(&self, rows: f64, context: f64) -> f64 {
+    /// Means of rows, context and seconds; of old ones less and less.
+    pub(crate) fn mean(&self) -> [f64; 3] {
+        self.mean
+    }
+
+    /// The same as [`CostLearner::expected`], which may come out negative here.
+    pub(crate) fn expects(&self, rows: f64, context: f64) -> f64 {
         let CostModel { per_row, per_context } = self.model;
         let [mean_rows, mean_context, mean_seconds] = self.mean;
         if self.weight == 0.0 {
@@ -138,7 +146,16 @@ impl CostLearner {
         let pull = |i: usize| least[i] + if expected[i] > 0.0 { noise / (expected[i] * expected[i]) } else { 0.0 };
         let [a, b] = self.least_squares(expected, [pull(0), pull(1)]);
         let sound = a.is_finite() && b.is_finite() && a + b > 0.0;
-        if sound { CostModel { per_row: a, per_context: b } } else { self.prior }
+        if sound {
+            return CostModel { per_row: a, per_context: b };
+        }
+        // Steps that take equally long whatever is in them: the prior says what compares with what, and in seconds it is next to nothing.
+        let flat = FLAT * unit;
+        if flat.is_finite() && flat > 0.0 {
+            CostModel { per_row: self.prior.per_row * flat, per_context: self.prior.per_context * flat }
+        } else {
+            self.prior
+        }
     }
 
     /// Costs of a row and of a position that fit best, each pulled towards what is expected; none negative.

@@ -9,6 +9,7 @@
 //! as one prompt, on whatever device and micro-batch has room then. Tokens that were told are not told again.
 
 mod balance;
+mod count;
 mod memory;
 mod pace;
 mod reuse;
@@ -79,6 +80,8 @@ pub struct StepPlanner {
     level_for: usize,
     /// Whether any may have another home than the micro-batch it is in.
     moving: bool,
+    /// Whether any may have its home in a micro-batch that is not in use, or homes are to be given out anew.
+    scattered: bool,
     /// Behind the sequence that was found last since a plan call: samples come in the order of a batch, which is that of `running`.
     near: usize,
     // Reused between steps.
@@ -111,6 +114,7 @@ impl StepPlanner {
             stirred: false,
             level_for: 0,
             moving: false,
+            scattered: false,
             near: 0,
             rooms: Rooms::default(),
             loads: Loads::new(config.micro_batches, config.devices),
@@ -318,6 +322,9 @@ impl StepPlanner {
         }
         if !self.waiting.is_empty() || self.way.is_some() {
             self.admit(micro_batch, events);
+        }
+        if self.scattered {
+            self.regroup();
         }
         match self.level_for {
             0 => self.balance(),

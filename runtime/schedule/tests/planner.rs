@@ -91,6 +91,66 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(cases(512))]
+
+    /// With a time per token to keep, sequences go to more and fewer micro-batches: they only come at other times.
+    #[test]
+    fn other_numbers_of_micro_batches_lose_nobody(
+        config in configs(), stop_at in 2u64..40, arrivals in arrivals(), fixed in 0.0f64..1.0, row in 0.0f64..0.1, target_s in 0.01f64..8.0,
+        losses in losses(),
+    ) {
+        let mut world = World::new(config, stop_at);
+        world.step_s = (fixed, row);
+        world.planner.keep_tpot(target_s);
+        let all_pages = world.planner.free_pages();
+        let mut step = 0;
+        while step < 200 || !world.planner.is_idle() {
+            prop_assert!(step < 100_000, "someone is never answered: {:?}", world.seen);
+            for (id, arrival) in arrivals.iter().enumerate().filter(|(_, arrival)| 3 * arrival.at == step) {
+                world.submit(id as u64, arrival.prompt, 2 * arrival.most);
+            }
+            for (_, device, _) in losses.iter().filter(|(at, ..)| 3 * *at == step) {
+                world.lose(device % config.devices, false);
+            }
+            world.step(step % config.micro_batches);
+            prop_assert!((1..=config.micro_batches).contains(&world.planner.micro_batches_in_use()));
+            step += 1;
+        }
+        prop_assert_eq!(world.planner.free_pages(), all_pages);
+        prop_assert!(world.seen.values().all(|seen| seen.finished.is_some()));
+    }
+}
+
+/// Twelve sequences of a step that takes as long for all of them: they end up in one micro-batch, and nobody stands still on the way.
+#[test]
+fn whoever_moves_to_other_micro_batches_has_a_row_every_second_round() {
+    let config = PlannerConfig {
+        pages_per_device: 4096,
+        page_tokens: 16,
+        max_positions: 4096,
+        sequences: 12,
+        sequences_per_device: 12,
+        rows_per_device: 24,
+        rows_per_micro_batch: 24,
+        ..small()
+    };
+    let mut world = World::new(config, u64::MAX);
+    world.step_s = (0.01, 0.0);
+    world.planner.keep_tpot(0.05);
+    (0..12).for_each(|id| world.submit(id, 3, 2000));
+    let mut seen = [0; 4];
+    // Before anything is tried again.
+    for _ in 0..600 {
+        world.steps(1);
+        seen[world.planner.micro_batches_in_use()] += 1;
+    }
+    assert!(seen[2] > 0 && world.planner.micro_batches_in_use() == 1, "{seen:?}");
+    let rows = world.batches.iter().map(|batches| batches[0].rows).collect::<Vec<_>>();
+    assert_eq!(rows, [12, 0, 0]);
+    assert!(world.longest_silence < 2 * 3, "{} plan calls without a row", world.longest_silence);
+}
+
 /// Steps at which a device loses what it has, and whether it stays away for a while.
 fn losses() -> impl Strategy<Value = Vec<(usize, usize, bool)>> {
     prop::collection::vec((0usize..80, 0usize..4, any::<bool>()), 1..6)

@@ -107,6 +107,8 @@ struct PlannerFigures {
     preemptions: AtomicU64,
     prefix_queries: AtomicU64,
     prefix_hits: AtomicU64,
+    /// Micro-batches that sequences go to.
+    micro_batches_in_use: AtomicU64,
     /// Micro-batch steps planned with rows.
     rows: AtomicHistogram,
 }
@@ -169,6 +171,7 @@ impl RunFigures {
                 preemptions: AtomicU64::new(0),
                 prefix_queries: AtomicU64::new(0),
                 prefix_hits: AtomicU64::new(0),
+                micro_batches_in_use: AtomicU64::new(planner.micro_batches_in_use() as u64),
                 rows: AtomicHistogram::new(names::MICRO_BATCH_TOKENS.edges(), 1.0),
             },
             stages: graph.stages.iter().map(|stage| stage.id.clone()).collect(),
@@ -216,6 +219,7 @@ impl RunFigures {
         set(&self.planner.preemptions, planner.preemptions());
         set(&self.planner.prefix_queries, planner.prefix_queries());
         set(&self.planner.prefix_hits, planner.prefix_hits());
+        set(&self.planner.micro_batches_in_use, planner.micro_batches_in_use() as u64);
     }
 
     /// A micro-batch's step was planned. To be called under the planner's lock.

@@ -33,6 +33,7 @@ impl RunFigures {
         page.counter(&names::NUM_PREEMPTIONS, |samples| samples.push(&[], read(&planner.preemptions)));
         page.counter(&names::PREFIX_CACHE_QUERIES, |samples| samples.push(&[], read(&planner.prefix_queries)));
         page.counter(&names::PREFIX_CACHE_HITS, |samples| samples.push(&[], read(&planner.prefix_hits)));
+        page.gauge(&names::MICRO_BATCHES_IN_USE, |samples| samples.push(&[], read(&planner.micro_batches_in_use)));
         page.histogram(&names::MICRO_BATCH_TOKENS, |samples| samples.push(&[], &[&planner.rows], 1.0));
     }
 

@@ -52,6 +52,8 @@ const FLOOR_PARTS: usize = 4;
 #[derive(Debug)]
 pub(super) struct Loads {
     devices: usize,
+    /// Micro-batches, from the first on, that sequences go to and that are to be level.
+    used: usize,
     /// With prompts at their floor.
     cost: Vec<f64>,
     /// Of that, the prompts.
@@ -131,7 +133,34 @@ impl Loads {
         let [members, prompts] = std::array::from_fn(|_| vec![0; cells]);
         let (cost_in_all, members_in_all) = (vec![0.0; micro_batches], vec![0; micro_batches]);
         let in_flight = vec![(0, 0); cells];
-        Self { devices, cost, reading, full, cost_in_all, members, members_in_all, prompts, in_flight }
+        let used = micro_batches;
+        Self { devices, used, cost, reading, full, cost_in_all, members, members_in_all, prompts, in_flight }
+    }
+
+    pub(super) fn used(&self) -> usize {
+        self.used
+    }
+
+    pub(super) fn set_used(&mut self, micro_batches: usize) {
+        self.used = micro_batches;
+    }
+
+    /// Micro-batches with rows in flight.
+    pub(super) fn occupied(&self) -> usize {
+        self.in_flight.chunks(self.devices).filter(|cells| cells.iter().any(|(rows, _)| *rows > 0)).count()
+    }
+
+    /// A sequence that costs `weight` has another home.
+    pub(super) fn move_load(&mut self, weight: f64, device: usize, from: usize, to: usize) {
+        let (left, reached) = (self.cell(from, device), self.cell(to, device));
+        self.cost[left] -= weight;
+        self.cost[reached] += weight;
+        self.cost_in_all[from] -= weight;
+        self.cost_in_all[to] += weight;
+        self.members[left] -= 1;
+        self.members[reached] += 1;
+        self.members_in_all[from] -= 1;
+        self.members_in_all[to] += 1;
     }
 
     fn cell(&self, micro_batch: usize, device: usize) -> usize {
@@ -143,7 +172,7 @@ impl Loads {
     }
 
     fn micro_batches(&self) -> Range<usize> {
-        0..self.cost.len() / self.devices
+        0..self.used
     }
 
     /// Cost of a micro-batch, all of it or its part on one device.
@@ -184,7 +213,7 @@ impl Loads {
 
     /// What a sequence of `device` finds in a micro-batch: the whole and, as often again as there are devices, its device's
     /// part. With one device simply twice the micro-batch's cost.
-    fn pressure(&self, micro_batch: usize, device: usize) -> f64 {
+    pub(super) fn pressure(&self, micro_batch: usize, device: usize) -> f64 {
         let part = self.cost[self.cell(micro_batch, device)];
         self.cost_in_all[micro_batch] + self.devices as f64 * part
     }
@@ -274,7 +303,7 @@ impl StepPlanner {
     }
 
     /// What a sequence will cost in a step, its prompt at its share of the floor.
-    fn weight(&self, running: &Running) -> f64 {
+    pub(super) fn weight(&self, running: &Running) -> f64 {
         if running.decodes() {
             return self.weight_with(running, 0);
         }
@@ -322,12 +351,12 @@ impl StepPlanner {
     /// micro-batches' steps in flight, in all or on one device.
     fn cap_in_flight(&self, micro_batch: usize, device: Option<usize>) -> f64 {
         let loads = &self.loads;
-        let others = loads.micro_batches().filter(|m| *m != micro_batch);
+        let others = (0..self.config.micro_batches).filter(|m| *m != micro_batch);
         let cells = |m| device.map_or(loads.cells(m), |device| loads.cell(m, device)..loads.cell(m, device) + 1);
         let others = others.flat_map(cells);
         let sum: f64 =
             others.map(|cell| loads.in_flight[cell]).map(|(rows, context)| self.cost.of(rows, context)).sum();
-        let share = self.config.micro_batches as f64 - (1.0 + FILL_IN_FLIGHT);
+        let share = loads.used as f64 - (1.0 + FILL_IN_FLIGHT);
         if share <= 0.0 { f64::INFINITY } else { sum * (1.0 + FILL_IN_FLIGHT) / share }
     }
 
@@ -351,11 +380,15 @@ impl StepPlanner {
             && self.loads.members_in_all[micro_batch] < self.config.rows_per_micro_batch
     }
 
-    /// The micro-batch that a new sequence of `device` goes to: the cheapest, and of equals the one that is planned soonest.
+    /// The micro-batch that a new sequence of `device` goes to: the cheapest of those in use, and of equals the one that is planned
+    /// soonest. Where all of them are at their limits it is one of the others: a limit of rows is no reason to wait.
     pub(super) fn cheapest(&self, device: usize, planned_now: usize) -> Option<usize> {
-        let count = self.config.micro_batches;
-        let soonest_first = (0..count).map(|i| (planned_now + i) % count).filter(|m| self.rows_room(*m, device));
-        soonest_first.min_by(|a, b| self.loads.pressure(*a, device).total_cmp(&self.loads.pressure(*b, device)))
+        let (count, used) = (self.config.micro_batches, self.loads.used);
+        let soonest_first = || (0..count).map(|i| (planned_now + i) % count).filter(|m| self.rows_room(*m, device));
+        let by_pressure =
+            |a: &usize, b: &usize| self.loads.pressure(*a, device).total_cmp(&self.loads.pressure(*b, device));
+        let in_use = soonest_first().filter(|m| *m < used).min_by(by_pressure);
+        in_use.or_else(|| soonest_first().min_by(by_pressure))
     }
 
     /// Gives sequences other homes until the heaviest micro-batch is near the mean, or nothing helps.
@@ -403,12 +436,12 @@ impl StepPlanner {
         let with = |sequence: usize| (sequence, &self.running[sequence]);
         for (sequence, giver) in all.map(with).filter(may_move).filter(gives) {
             let (given, device) = (self.weight(giver), giver.device);
-            for to in (0..self.config.micro_batches).filter(|to| *to != from && self.rows_room(*to, device)) {
+            for to in self.loads.micro_batches().filter(|to| *to != from && self.rows_room(*to, device)) {
                 let gain = self.gain(heavy, to, device, given, mean);
                 consider(gain.map(|gain| Change { gain, sequence, to, back: None }));
             }
             let others = self.by_device.of(device).iter().map(|other| with(*other)).filter(may_move);
-            for (back, taker) in others.filter(|(_, r)| r.home != from) {
+            for (back, taker) in others.filter(|(_, r)| r.home != from && r.home < self.loads.used) {
                 let taken = self.weight(taker);
                 let gain = self.gain(heavy, taker.home, device, given - taken, mean);
                 // Until it is there, its new micro-batch lacks it.

@@ -55,6 +55,10 @@ pub struct World {
     pub seen: BTreeMap<u64, Seen>,
     /// Most plan calls between two rows of a sequence that decodes.
     pub longest_silence: usize,
+    /// The time that the planner is told, in seconds, and what it grows by at each step of a micro-batch: something where there are rows,
+    /// and something for each.
+    pub clock_s: f64,
+    pub step_s: (f64, f64),
     stop_at: u64,
     submitted: usize,
     calls: usize,
@@ -75,6 +79,8 @@ impl World {
             batches: vec![vec![DeviceBatch::default(); config.devices]; config.micro_batches],
             seen: BTreeMap::new(),
             stop_at,
+            clock_s: 0.0,
+            step_s: (0.0, 0.0),
             longest_silence: 0,
             submitted: 0,
             calls: 0,
@@ -154,6 +160,9 @@ impl World {
             }
         }
         let mut batches = std::mem::take(&mut self.batches[micro_batch]);
+        let rows: usize = batches.iter().map(|batch| batch.rows).sum();
+        self.clock_s += if rows > 0 { self.step_s.0 + self.step_s.1 * rows as f64 } else { 0.0 };
+        self.planner.begin_plan(micro_batch, self.clock_s);
         self.planner.plan(micro_batch, &mut batches, &mut events);
         self.batches[micro_batch] = batches;
         self.calls += 1;
