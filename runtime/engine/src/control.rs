@@ -423,7 +423,12 @@ impl Steps for Control {
             }
             return None;
         }
-        let mut state = self.observe(samples)?;
+        let Some(mut state) = self.observe(samples) else {
+            // What lanes took last lies here again. Until they hear that the run is over they may go on, and with a step from before
+            // they would write over KV that is kept.
+            batches.iter_mut().for_each(DeviceBatch::clear);
+            return None;
+        };
         if let Some(work) = &self.work {
             state.planner.learn(load.0, load.1, work.take_s(micro_batch));
         }
@@ -570,6 +575,27 @@ mod tests {
         assert_eq!(transport.0.load(Ordering::SeqCst), 2);
         drop(control);
         assert!(inbox.events.recv().is_err());
+    }
+
+    /// A lane that ends a step as the run fails may go on for a moment, and must not do a step from before once more.
+    #[test]
+    fn there_is_no_step_to_take_once_the_run_has_failed() {
+        let (control, _inbox) = idle();
+        control.submit([request(0, vec![1, 2, 3], 9)]).expect("there is room");
+        let mut batch = DeviceBatch::default();
+        for cycle in 0..3 {
+            let mut samples = Vec::new();
+            if cycle > 0 {
+                samples.push(Sample { sequence: 0, token: 5, logprobs: None, logits: None });
+            }
+            control.end_step(StepEnd { micro_batch: 0, device: 0, cycle, next: cycle }, &mut samples);
+            control.take_batch(0, 0, &mut batch);
+            assert!(batch.rows > 0, "cycle {cycle}");
+        }
+        control.fail(EngineError::EndedEarly);
+        control.end_step(StepEnd { micro_batch: 0, device: 0, cycle: 3, next: 3 }, &mut Vec::new());
+        control.take_batch(0, 0, &mut batch);
+        assert_eq!(batch.rows, 0);
     }
 
     /// Nothing that a stage does can bring a lane down while it plans; should our own code, then everyone else still gets through.
