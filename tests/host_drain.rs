@@ -5,18 +5,14 @@
 
 #[path = "support/binary.rs"]
 mod binary;
+#[path = "support/draw.rs"]
+mod draw;
 #[path = "support/hosts.rs"]
 mod hosts;
 
+use draw::{draw, number};
 use hosts::{Deployment, Divided, Process};
 use std::time::{Duration, Instant};
-
-/// A number that `seed` decides, below `below`.
-fn draw(seed: u64, salt: u64, below: u64) -> u64 {
-    let mut x = (seed << 8 | salt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ x >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
-    (x ^ x >> 32) % below
-}
 
 /// Asks a host to leave, and waits until it has.
 #[track_caller]
@@ -30,7 +26,7 @@ fn drain(worker: Process) -> String {
 
 #[test]
 fn hosts_are_drained_and_added_at_any_moment_and_no_token_changes() {
-    let drains: u64 = std::env::var("RALLY_KILLS").ok().and_then(|drains| drains.parse().ok()).unwrap_or(20);
+    let drains = number("RALLY_KILLS", 20);
     let deployment = Deployment::new(3, 2, Divided::Replicas);
     let requests = deployment.requests(9, 160);
     deployment.run_alone(&requests, "alone");
@@ -77,20 +73,11 @@ fn hosts_are_drained_and_added_at_any_moment_and_no_token_changes() {
     );
 }
 
-/// Starts a long run on all hosts.
-fn in_the_middle(deployment: &Deployment, workers: &[Process], more: &[&str]) -> Process {
-    let requests = deployment.requests(12, 160);
-    deployment.run_alone(&requests, "alone");
-    let run = deployment.run(&requests, "across", more);
-    workers.iter().for_each(|worker| drop(worker.says("a run begins")));
-    run
-}
-
 #[test]
 fn a_host_that_nobody_can_stand_in_for_leaves_when_the_run_is_over() {
     let deployment = Deployment::new(1, 2, Divided::Experts);
     let mut workers = deployment.workers();
-    let run = in_the_middle(&deployment, &workers, &[]);
+    let run = deployment.in_the_middle("across", &workers, &[]);
     let leaving = workers.remove(1);
     binary::signal(leaving.id(), "-TERM");
     leaving.says("nobody else has what this host has");
@@ -105,7 +92,7 @@ fn a_host_that_nobody_can_stand_in_for_leaves_when_the_run_is_over() {
 fn of_two_replicas_that_are_asked_to_leave_at_once_one_stays() {
     let deployment = Deployment::new(1, 2, Divided::Replicas);
     let workers = deployment.workers();
-    let run = in_the_middle(&deployment, &workers, &[]);
+    let run = deployment.in_the_middle("across", &workers, &[]);
     workers.iter().for_each(|worker| binary::signal(worker.id(), "-TERM"));
     run.says("leaves; the run goes on without it");
     run.good_end();
@@ -128,7 +115,7 @@ fn without_a_run_a_host_leaves_at_once() {
 fn a_host_that_was_never_there_is_added() {
     let deployment = Deployment::new(2, 2, Divided::Replicas);
     let workers = vec![deployment.worker("f0")];
-    let run = in_the_middle(&deployment, &workers, &["--wait-hosts", "0.5"]);
+    let run = deployment.in_the_middle("across", &workers, &["--wait-hosts", "0.5"]);
     let added = deployment.worker("f1");
     run.says("host `f1` is back");
     added.says("a run begins");

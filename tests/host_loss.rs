@@ -5,9 +5,12 @@
 
 #[path = "support/binary.rs"]
 mod binary;
+#[path = "support/draw.rs"]
+mod draw;
 #[path = "support/hosts.rs"]
 mod hosts;
 
+use draw::{draw, number};
 use hosts::{Deployment, Divided, Process};
 use std::time::{Duration, Instant};
 
@@ -39,13 +42,6 @@ impl Case {
     fn shape(&self) -> (usize, usize, bool) {
         (self.attention, self.ffn, matches!(self.divided, Divided::Experts))
     }
-}
-
-/// A number that `seed` decides, below `below`.
-fn draw(seed: u64, salt: u64, below: u64) -> u64 {
-    let mut x = (seed << 8 | salt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ x >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
-    (x ^ x >> 32) % below
 }
 
 #[derive(Default)]
@@ -125,7 +121,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 
 #[test]
 fn whoever_is_killed_no_token_changes() {
-    let kills: u64 = std::env::var("RALLY_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(6);
+    let kills = number("RALLY_KILLS", 6);
     let cases = CASES.len() as u64;
     let mut times = Times::default();
     let mut scene: Option<Scene> = None;

@@ -7,10 +7,13 @@
 
 #[path = "support/binary.rs"]
 mod binary;
+#[path = "support/draw.rs"]
+mod draw;
 #[path = "support/hosts.rs"]
 mod hosts;
 
 use binary::path_text;
+use draw::{Draw, number};
 use hosts::{Deployment, Divided, Process};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -19,26 +22,6 @@ use std::time::{Duration, Instant};
 
 /// A run that takes longer hangs: a lane that hangs costs some seconds, and a host that was lost again and again stays away for as long.
 const HANGS: Duration = Duration::from_secs(120);
-
-fn number(variable: &str, otherwise: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|number| number.parse().ok()).unwrap_or(otherwise)
-}
-
-/// Numbers that look random, a function of the seed.
-struct Draw(u64);
-
-impl Draw {
-    fn below(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % below
-    }
-
-    fn one<'a>(&mut self, of: &'a [String]) -> &'a String {
-        &of[self.below(of.len() as u64) as usize]
-    }
-}
 
 /// Something of every kind that a network can do, more or less of it, and perhaps something that happens to a process. The first host
 /// coordinates: what becomes of a run whose coordinator dies is another test's (`resume.rs`).

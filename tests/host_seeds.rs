@@ -4,9 +4,12 @@
 //!
 //! `RALLY_SEEDS=1000` runs so many, `RALLY_FIRST_SEED=17` begins there; the second test command runs a thousand.
 
+#[path = "support/draw.rs"]
+mod draw;
 mod support;
 
 use crossbeam::channel::never;
+use draw::{Draw, number};
 use rally::engine::hosts::{Across, follow};
 use rally::engine::{Engine, EngineError, EngineParts, Kept, Paused, RunEvent};
 use rally::graph::spec::DeploymentSpec;
@@ -23,27 +26,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 use support::{Answer, Ask, parts_with, request, small_shape};
 
-/// How many seeds.
-fn seeds() -> u64 {
-    std::env::var("RALLY_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(12)
-}
-
 /// Nothing moves for so long: someone is to blame, or something was lost. Signs of life come every 100 ms.
 const STANDSTILL: Duration = Duration::from_millis(400);
 /// A seed that takes longer hangs: there may be several standstills in it, each longer than the one before, on a busy machine.
 const HANGS: Duration = Duration::from_secs(90);
-
-/// Numbers that look random, a function of the seed.
-struct Draw(u64);
-
-impl Draw {
-    fn below(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % below
-    }
-}
 
 /// A plan with something of every kind that a network can do, more or less of it.
 fn plan(seed: u64, hosts: &[String], edges: &BTreeSet<String>) -> FaultPlan {
@@ -257,8 +243,8 @@ fn answers_are_the_same_whatever_the_network_does() {
     let mut ends = BTreeMap::<String, usize>::new();
     let (begins, watched) = channel();
     watch(watched);
-    let first = std::env::var("RALLY_FIRST_SEED").ok().and_then(|first| first.parse().ok()).unwrap_or(0);
-    for seed in first..first + seeds() {
+    let (first, seeds) = (number("RALLY_FIRST_SEED", 0), number("RALLY_SEEDS", 12));
+    for seed in first..first + seeds {
         begins.send(seed).expect("someone watches");
         let (cluster, alone) = &mut clusters[seed as usize % 3];
         let edges: BTreeSet<String> = cluster.edges.values().cloned().collect();
@@ -290,10 +276,10 @@ fn answers_are_the_same_whatever_the_network_does() {
         }
     }
     let took_s = began.elapsed().as_secs_f64();
-    println!("{} seeds: {happened} faults, {epochs} epochs, {took_s:.1} s; epochs ended because {ends:?}", seeds());
-    assert!(happened > 20 * seeds(), "{happened} faults");
-    assert!(epochs as u64 > seeds(), "no fault ended an epoch");
-    if seeds() >= 30 {
+    println!("{} seeds: {happened} faults, {epochs} epochs, {took_s:.1} s; epochs ended because {ends:?}", seeds);
+    assert!(happened > 20 * seeds, "{happened} faults");
+    assert!(epochs as u64 > seeds, "no fault ended an epoch");
+    if seeds >= 30 {
         assert!(
             ["a host was lost", "all waited", "a lane hung"].iter().all(|kind| ends.contains_key(*kind)),
             "{ends:?}"

@@ -13,38 +13,24 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-#[track_caller]
-fn as_in_one_process(attention: usize, ffn: usize, divided: Divided) {
-    let deployment = Deployment::new(attention, ffn, divided);
-    let requests = deployment.requests(9, 12);
-    deployment.run_alone(&requests, "alone");
-    let workers = deployment.workers();
-    deployment.run(&requests, "across", &[]).good_end();
-    deployment.assert_same("alone", "across");
-    // The hosts are there for the next run.
-    deployment.run(&requests, "again", &[]).good_end();
-    deployment.assert_same("alone", "again");
-    drop(workers);
-}
-
 #[test]
 fn one_attention_host_and_one_ffn_host() {
-    as_in_one_process(1, 1, Divided::Replicas);
+    Deployment::new(1, 1, Divided::Replicas).assert_as_in_one_process();
 }
 
 #[test]
 fn two_attention_hosts_and_experts_on_two() {
-    as_in_one_process(2, 2, Divided::Experts);
+    Deployment::new(2, 2, Divided::Experts).assert_as_in_one_process();
 }
 
 #[test]
 fn three_attention_hosts_and_two_copies_of_the_ffn() {
-    as_in_one_process(3, 2, Divided::Replicas);
+    Deployment::new(3, 2, Divided::Replicas).assert_as_in_one_process();
 }
 
 #[test]
 fn one_attention_host_and_experts_on_three() {
-    as_in_one_process(1, 3, Divided::Experts);
+    Deployment::new(1, 3, Divided::Experts).assert_as_in_one_process();
 }
 
 /// Page tables travel with the rows of a step: hosts that attend need know nothing of pages that sequences share.
@@ -70,23 +56,12 @@ fn hosts_share_pages_as_one_process_does() {
     assert!(reused.parse::<usize>().is_ok_and(|reused| reused >= 8 * 32) && of == "1512", "{said}");
 }
 
-/// Starts a run that is long enough to be disturbed, and returns once its hosts are at it.
-fn in_the_middle(deployment: &Deployment, name: &str, workers: &[Process], more: &[&str]) -> Process {
-    let requests = deployment.requests(12, 160);
-    deployment.run_alone(&requests, "alone");
-    let run = deployment.run(&requests, name, more);
-    workers.iter().for_each(|worker| drop(worker.says("a run begins")));
-    // Somewhere in it, another place every time; the whole takes several times as long.
-    std::thread::sleep(Duration::from_millis(50 + u64::from(run.id()) % 150));
-    run
-}
-
 /// A host dies as with `kill -9` and is started again: the run goes on by itself, and nobody can tell from what it wrote.
 #[track_caller]
 fn survives(victim: usize, goes_on: bool) {
     let deployment = Deployment::new(2, 2, Divided::Experts);
     let mut workers = deployment.workers();
-    let run = in_the_middle(&deployment, "across", &workers, &[]);
+    let run = deployment.in_the_middle("across", &workers, &[]);
     let host = &deployment.hosts[1 + victim];
     workers[victim].kill();
     let killed = Instant::now();
@@ -122,7 +97,7 @@ fn an_ffn_host_that_dies_and_comes_back_changes_no_token() {
 fn without_any_attention_host_a_run_waits_for_one() {
     let deployment = Deployment::new(1, 2, Divided::Replicas);
     let mut workers = vec![deployment.worker("a0"), deployment.worker("f1")];
-    let run = in_the_middle(&deployment, "across", &workers, &["--host", "f0"]);
+    let run = deployment.in_the_middle("across", &workers, &["--host", "f0"]);
     workers[0].kill();
     let said = run.says("host `a0` is lost");
     assert!(said.contains("the run waits for it"), "{said}");
@@ -136,7 +111,7 @@ fn without_any_attention_host_a_run_waits_for_one() {
 fn a_host_that_stays_away_ends_the_run_with_its_name() {
     let deployment = Deployment::new(1, 1, Divided::Replicas);
     let mut workers = deployment.workers();
-    let run = in_the_middle(&deployment, "across", &workers, &["--wait-hosts", "1"]);
+    let run = deployment.in_the_middle("across", &workers, &["--wait-hosts", "1"]);
     workers[0].kill();
     let killed = Instant::now();
     let (code, said) = run.end();
@@ -151,7 +126,7 @@ fn a_host_that_stays_away_ends_the_run_with_its_name() {
 fn a_host_that_stalls_is_given_up_and_changes_nothing_when_it_wakes() {
     let deployment = Deployment::new(1, 2, Divided::Experts);
     let workers = deployment.workers();
-    let run = in_the_middle(&deployment, "across", &workers, &[]);
+    let run = deployment.in_the_middle("across", &workers, &[]);
     binary::signal(workers[1].id(), "-STOP");
     let stopped = Instant::now();
     run.says("is lost");
@@ -167,7 +142,7 @@ fn a_host_that_stalls_is_given_up_and_changes_nothing_when_it_wakes() {
 fn a_replica_that_stalls_for_five_seconds_holds_nobody_up() {
     let deployment = Deployment::new(2, 2, Divided::Replicas);
     let workers = deployment.workers();
-    let run = in_the_middle(&deployment, "across", &workers, &[]);
+    let run = deployment.in_the_middle("across", &workers, &[]);
     binary::signal(workers[2].id(), "-STOP");
     let stopped = Instant::now();
     run.says("the run goes on without it");
@@ -190,7 +165,7 @@ fn a_replica_that_stalls_for_five_seconds_holds_nobody_up() {
 fn a_second_run_hears_whose_run_a_host_is_busy_with() {
     let deployment = Deployment::new(1, 1, Divided::Replicas);
     let workers = deployment.workers();
-    let run = in_the_middle(&deployment, "across", &workers, &[]);
+    let run = deployment.in_the_middle("across", &workers, &[]);
     let second = deployment.run(&deployment.requests(12, 160), "second", &["--wait-hosts", "0.2"]);
     let (code, said) = second.end();
     assert_eq!(code, Some(1), "{said}");
@@ -258,7 +233,7 @@ fn an_etcd_that_does_not_answer_is_named_with_the_time_that_it_is_tried() {
 fn strangers_at_a_hosts_port_harm_no_run() {
     let deployment = Deployment::new(1, 1, Divided::Replicas);
     let workers = deployment.workers();
-    let run = in_the_middle(&deployment, "across", &workers, &[]);
+    let run = deployment.in_the_middle("across", &workers, &[]);
     for index in 0..200usize {
         let mut stranger = TcpStream::connect(&deployment.addresses[1]).expect("the host listens");
         let junk = [b"GET / HTTP/1.1\r\n\r\n".as_slice(), b"rallyv1\n\x01\0\0\0", b""][index % 3];

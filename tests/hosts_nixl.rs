@@ -11,46 +11,24 @@ use hosts::{Deployment, Divided, Process};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
-#[track_caller]
-fn as_in_one_process(attention: usize, ffn: usize, divided: Divided) {
-    let deployment = Deployment::over("nixl", attention, ffn, divided);
-    let requests = deployment.requests(9, 12);
-    deployment.run_alone(&requests, "alone");
-    let _workers = deployment.workers();
-    for name in ["across", "again"] {
-        deployment.run(&requests, name, &[]).good_end();
-        deployment.assert_same("alone", name);
-    }
-}
-
 #[test]
 fn one_attention_host_and_one_ffn_host() {
-    as_in_one_process(1, 1, Divided::Replicas);
+    Deployment::over("nixl", 1, 1, Divided::Replicas).assert_as_in_one_process();
 }
 
 #[test]
 fn two_attention_hosts_and_experts_on_two() {
-    as_in_one_process(2, 2, Divided::Experts);
+    Deployment::over("nixl", 2, 2, Divided::Experts).assert_as_in_one_process();
 }
 
 #[test]
 fn three_attention_hosts_and_two_copies_of_the_ffn() {
-    as_in_one_process(3, 2, Divided::Replicas);
+    Deployment::over("nixl", 3, 2, Divided::Replicas).assert_as_in_one_process();
 }
 
 #[test]
 fn one_attention_host_and_experts_on_three() {
-    as_in_one_process(1, 3, Divided::Experts);
-}
-
-/// Starts a run that is long enough to be disturbed, and returns once its hosts are at it.
-fn in_the_middle(deployment: &Deployment, workers: &[Process]) -> Process {
-    let requests = deployment.requests(12, 160);
-    deployment.run_alone(&requests, "alone");
-    let run = deployment.run(&requests, "across", &[]);
-    workers.iter().for_each(|worker| drop(worker.says("a run begins")));
-    std::thread::sleep(Duration::from_millis(50 + u64::from(run.id()) % 150));
-    run
+    Deployment::over("nixl", 1, 3, Divided::Experts).assert_as_in_one_process();
 }
 
 /// Killed as with `kill -9` in the middle of its writes: told, the run goes on without it or waits, and it comes back under another name.
@@ -58,7 +36,7 @@ fn in_the_middle(deployment: &Deployment, workers: &[Process]) -> Process {
 fn survives(divided: Divided, victim: usize, said: &str) {
     let deployment = Deployment::over("nixl", 2, 2, divided);
     let mut workers = deployment.workers();
-    let run = in_the_middle(&deployment, &workers);
+    let run = deployment.in_the_middle("across", &workers, &[]);
     let host = &deployment.hosts[1 + victim];
     workers[victim].kill();
     let killed = Instant::now();
@@ -90,7 +68,7 @@ fn an_ffn_host_that_dies_and_comes_back_changes_no_token() {
 fn a_host_that_stalls_is_given_up_and_changes_nothing_when_it_wakes() {
     let deployment = Deployment::over("nixl", 1, 2, Divided::Replicas);
     let workers = deployment.workers();
-    let run = in_the_middle(&deployment, &workers);
+    let run = deployment.in_the_middle("across", &workers, &[]);
     binary::signal(workers[1].id(), "-STOP");
     let stopped = Instant::now();
     run.says("the run goes on without it");

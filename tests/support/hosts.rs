@@ -208,6 +208,31 @@ impl Deployment {
         times.iter().sum::<f64>() / times.len() as f64
     }
 
+    /// Two runs, one after the other on the same hosts, do what one process does.
+    #[track_caller]
+    pub fn assert_as_in_one_process(&self) {
+        let requests = self.requests(9, 12);
+        self.run_alone(&requests, "alone");
+        let _workers = self.workers();
+        for name in ["across", "again"] {
+            self.run(&requests, name, &[]).good_end();
+            self.assert_same("alone", name);
+        }
+    }
+
+    /// Starts a run that is long enough to be disturbed, and returns once its hosts are at it: somewhere in it, another place every
+    /// time; the whole takes several times as long.
+    pub fn in_the_middle(&self, name: &str, workers: &[Process], more: &[&str]) -> Process {
+        let requests = self.requests(12, 160);
+        self.run_alone(&requests, "alone");
+        let run = self.run(&requests, name, more);
+        workers.iter().for_each(|worker| drop(worker.says("a run begins")));
+        // Hosts say so while others may still be meeting, and who is lost then is missing.
+        run.says("decoding");
+        std::thread::sleep(Duration::from_millis(50 + u64::from(run.id()) % 150));
+        run
+    }
+
     /// Both runs have the same tokens, and the same logits to the bit.
     #[track_caller]
     pub fn assert_same(&self, one: &str, other: &str) {
