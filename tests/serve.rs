@@ -102,11 +102,25 @@ fn answers_have_the_forms_that_clients_know() {
     let mut offsets = Vec::new();
     for piece in pieces {
         assert_eq!((&piece["usage"], &piece["id"]), (&Value::Null, &last["id"]));
-        // An end that comes by itself has no tokens.
-        offsets.extend(piece["choices"][0]["logprobs"]["text_offset"].as_array().into_iter().flatten().cloned());
+        let of_piece = piece["choices"][0]["logprobs"]["text_offset"].as_array().expect("a list");
+        assert_eq!(of_piece.len(), 1, "the end comes with the last token: {piece}");
+        offsets.extend(of_piece.iter().cloned());
     }
     assert_eq!(&offsets, logprobs["text_offset"].as_array().expect("a list"));
     assert_eq!(streamed_text(pieces), whole["choices"][0]["text"].as_str().expect("text"));
+}
+
+/// However the server's threads fall, a stream has a piece for each token, and the last tells why it is the last.
+#[test]
+fn a_stream_has_as_many_pieces_as_tokens() {
+    let server = Serving::start(&[]);
+    let ask = completion(json!({ "prompt": "Nora", "max_tokens": 12, "ignore_eos": true, "stream": true }));
+    for _ in 0..40 {
+        let events = server.post("/v1/completions", &ask).events();
+        let ends: Vec<&Value> = events.iter().map(|event| &event["choices"][0]["finish_reason"]).collect();
+        assert_eq!(ends.len(), 12, "{events:#?}");
+        assert!(ends[..11].iter().all(|end| end.is_null()) && ends[11] == "length", "{ends:?}");
+    }
 }
 
 #[test]

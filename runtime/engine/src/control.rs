@@ -29,6 +29,8 @@ pub struct TokenReport {
     pub index: u64,
     /// The token and its details.
     pub sample: Sample,
+    /// Whether its sequence ends with it, of which [`RunEvent::Finished`] tells next.
+    pub last: bool,
     /// When it was sampled.
     pub at: Instant,
 }
@@ -385,14 +387,16 @@ impl Control {
             return;
         }
         let at = self.clock.now();
-        for event in events.drain(..) {
+        let mut events = events.drain(..).peekable();
+        while let Some(event) = events.next() {
             let event = match event {
                 PlannerEvent::Admitted { sequence, cached_tokens } => RunEvent::Admitted(sequence, at, cached_tokens),
                 PlannerEvent::Finished(id, reason) => RunEvent::Finished(id, reason, at),
                 PlannerEvent::Token { sequence, index, .. } => {
                     let found = samples.iter().position(|sample| sample.sequence == sequence);
                     let found = found.expect("the planner reports a token only when it observes that sample");
-                    RunEvent::Token(TokenReport { index, sample: samples.swap_remove(found), at })
+                    let last = matches!(events.peek(), Some(PlannerEvent::Finished(id, _)) if *id == sequence);
+                    RunEvent::Token(TokenReport { index, sample: samples.swap_remove(found), last, at })
                 }
             };
             self.events.send(event);

@@ -240,7 +240,7 @@ mod tests {
 
     fn token(id: SequenceId, index: u64, at: Instant) -> RunEvent {
         let sample = Sample { sequence: id, token: 1, logprobs: None, logits: None };
-        RunEvent::Token(TokenReport { index, sample, at })
+        RunEvent::Token(TokenReport { index, sample, last: false, at })
     }
 
     /// Submits `id`, gives it five tokens `tpot_ms` apart, and ends it.

@@ -69,6 +69,8 @@ pub struct Generation {
     logprobs: bool,
     /// Waits for what comes with it: the end is told together with the last token.
     pending: Option<Delta>,
+    /// No token follows: what waits goes with the end.
+    is_last: bool,
     over: bool,
     tokens: usize,
     cached: usize,
@@ -83,6 +85,7 @@ impl Generation {
             scanner: StopScanner::new(stops),
             logprobs,
             pending: None,
+            is_last: false,
             over: false,
             tokens: 0,
             cached: 0,
@@ -113,7 +116,7 @@ impl Generation {
         while !self.over {
             let update = match self.ticket.poll_update(context) {
                 Poll::Ready(update) => update,
-                Poll::Pending if self.pending.is_some() => break,
+                Poll::Pending if self.pending.is_some() && !self.is_last => break,
                 Poll::Pending => return Poll::Pending,
             };
             match self.take(update) {
@@ -174,6 +177,7 @@ impl Generation {
     fn token(&mut self, report: TokenReport) -> Result<Delta, TextError> {
         let sample = report.sample;
         self.tokens += 1;
+        self.is_last = report.last;
         let tokens = sample.logprobs.map(|(logprob, top)| vec![TokenInfo { id: sample.token, logprob, top }]);
         let tokens = tokens.filter(|_| self.logprobs);
         let Some(decoder) = &mut self.decoder else {

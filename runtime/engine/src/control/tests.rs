@@ -87,6 +87,23 @@ fn there_is_no_step_to_take_once_the_run_has_failed() {
     assert_eq!(batch.rows, 0);
 }
 
+/// Whoever streams tokens need not wait to know whether one is the last.
+#[test]
+fn the_last_token_says_so() {
+    let (control, inbox) = idle();
+    control.submit([request(0, vec![1, 2, 3], 2)]).expect("there is room");
+    for cycle in 0..3 {
+        let sample = Sample { sequence: 0, token: 5, logprobs: None, logits: None };
+        let mut samples = if cycle > 0 { vec![sample] } else { Vec::new() };
+        control.end_step(StepEnd { micro_batch: 0, device: 0, cycle, next: cycle }, &mut samples);
+    }
+    assert!(matches!(inbox.events.recv(), Ok(RunEvent::Admitted(..))));
+    for last in [false, true] {
+        assert!(matches!(inbox.events.recv(), Ok(RunEvent::Token(report)) if report.last == last), "last: {last}");
+    }
+    assert!(matches!(inbox.events.recv(), Ok(RunEvent::Finished(0, FinishReason::Length, _))));
+}
+
 /// Nothing that a stage does can bring a lane down while it plans; should our own code, then everyone else still gets through.
 #[test]
 fn a_panic_under_the_planners_lock_locks_nobody_out() {

@@ -14,8 +14,9 @@ use rally_ffi::nixl::Region;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// For so long after something happened the lane looks again at once.
-const AWAKE: Duration = Duration::from_micros(300);
+/// For so long after something happened the lane looks again at once: longer than what is on its way here takes, of which NIXL says
+/// nothing before all of it has come. What it has written itself moves on only while it looks.
+const AWAKE: Duration = Duration::from_millis(5);
 /// Then as often as this, and more seldom when nothing has happened for [`DROWSY`]: NIXL wakes nobody.
 const NAP: Duration = Duration::from_micros(50);
 const DROWSY: Duration = Duration::from_millis(50);
@@ -142,12 +143,13 @@ impl Lane {
             return Polled::Again;
         }
         let idle = self.busy_at.elapsed();
+        let writes = self.outgoing.values().any(|out| out.since.is_some());
         let over = |(peer, other): (&Peer, &Other)| other.down || (other.told && ways[peer].is_finished());
         if self.others.iter().all(over) && idle > LINGER {
             return Polled::Ended;
         }
         match idle {
-            _ if idle < AWAKE => std::thread::yield_now(),
+            _ if idle < AWAKE || writes => std::thread::yield_now(),
             _ if idle < DROWSY => inbox.wait(NAP),
             _ => inbox.wait(LONG_NAP),
         }
