@@ -348,6 +348,30 @@ fn what_cuda_devices_do_not_run_is_refused_with_a_remedy() {
     }
 }
 
+/// A and F on parts of one card: the tokens and logits of whole cards, to the bit; and more than there is, refused by name.
+#[test]
+fn devices_with_shares_of_a_card_decode_as_with_all_of_it() {
+    let model = repository("tests/golden/step3-renorm");
+    let places = Places { a: vec![1], f: vec![1, 1], expert: [2, 1, 1], dense: [1, 2], ..Places::default() };
+    let whole = on_cuda(&Layout { places: Some(places), ..Layout::default() }, &["a", "f"]);
+    let asks = uneven_asks();
+    let want = run(&whole, &model, &asks, None);
+    let mut shared = whole;
+    for (device, sms) in shared.devices.values_mut().zip([48, 40, 40]) {
+        (device.card, device.sms) = (Some(0), Some(sms));
+    }
+    assert_eq!(bits(&run(&shared, &model, &asks, None)), bits(&want));
+    shared.devices.values_mut().for_each(|device| device.sms = Some(128));
+    let shape = load_model_shape(&model).expect("the model's configuration is in order");
+    let weights = Checkpoint::open(&model).expect("the model's weights are there");
+    let schedule = Schedule::from_spec(&shared.schedule).expect("the policy runs");
+    let graph = StageGraph::build(&shared, &shape, KindRegistry::shared()).expect("the graph unrolls");
+    let options = AssembleOptions { machines: machines(), ..AssembleOptions::default() };
+    let refused = assemble(&shared, graph, &shape, &weights, &schedule, &StageRegistry::builtin(), options).err();
+    let message = refused.map(|error| error.to_string()).unwrap_or_default();
+    assert!(message.contains("128 multiprocessors") && message.contains("which has 132"), "{message}");
+}
+
 /// The whole way, through the binary: the text is the CPU's, and the digest says what it was run on.
 #[test]
 fn the_digest_names_the_device() {

@@ -14,12 +14,17 @@ use std::time::Instant;
 pub struct Counting {
     bytes: AtomicUsize,
     mfa_ctas: usize,
+    multiprocessors: usize,
 }
 
 impl Counting {
     /// For a device that will be made on `machine`.
     pub fn of(machine: &dyn Machine) -> Counting {
-        Counting { bytes: AtomicUsize::new(0), mfa_ctas: machine.mfa_ctas() }
+        Counting {
+            bytes: AtomicUsize::new(0),
+            mfa_ctas: machine.mfa_ctas(),
+            multiprocessors: machine.multiprocessors(),
+        }
     }
 
     /// What [`Machine::reserve`] has to be given for all that was asked for.
@@ -41,6 +46,10 @@ impl Machine for Counting {
 
     fn mfa_ctas(&self) -> usize {
         self.mfa_ctas
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.multiprocessors
     }
 
     fn cache_bytes(&self) -> usize {

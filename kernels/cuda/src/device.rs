@@ -55,6 +55,10 @@ impl Device {
         unsafe { result::ctx::set_current(self.context) }.during("making a device current")
     }
 
+    pub(crate) fn handle(&self) -> sys::CUdevice {
+        self.handle
+    }
+
     /// Its context, which tells it from other cards.
     pub(crate) fn address(&self) -> usize {
         self.context as usize

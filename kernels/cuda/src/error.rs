@@ -70,6 +70,12 @@ pub enum CudaError {
         /// Bytes free.
         free: usize,
     },
+    /// A card cannot be divided as its devices want.
+    #[error("no such share of a card: {problem}")]
+    Share {
+        /// What is wanted, and what there is.
+        problem: String,
+    },
     /// The processor cannot stand in for a card.
     #[error("no stand-in for a CUDA device: {problem}; it needs a C compiler, `cc` or what CC names")]
     StandIn {

@@ -22,6 +22,7 @@ pub mod module;
 pub mod ops;
 pub mod plain;
 pub mod probe;
+pub mod shares;
 pub mod source;
 pub mod split;
 mod stand_in;

@@ -8,6 +8,7 @@ use crate::error::CudaError;
 use crate::graph::CudaGraph;
 use crate::memory::{Arena, DeviceSlice, Plain, Reserve, bytes_of, bytes_of_mut};
 use crate::module::{Kernel, Order, Shape};
+use crate::shares::{self, Given, Grain, Share, Wanted};
 use crate::source::Source;
 use crate::stand_in::{Flag, StandIn};
 use crate::stream::{Event, Stream, equal_lengths};
@@ -63,27 +64,64 @@ impl Machines {
         }
     }
 
-    /// A machine for the `index`-th device of a deployment; devices take the cards in turn.
+    /// A machine for the `index`-th device of a deployment whose devices want nothing special: they take the cards in turn.
     ///
     /// # Errors
     /// What opening a card says, or the C compiler.
     pub fn open(self, index: usize) -> Result<Arc<dyn Machine>, CudaError> {
         match self {
-            Machines::StandIn => Ok(Arc::new(StandIn::new()?)),
+            Machines::StandIn => Ok(Arc::new(StandIn::new(None)?)),
+            Machines::Cards => Card::open(&Device::open(index % crate::probe::cards()?.len())?, None),
+        }
+    }
+
+    /// Machines for the devices of a deployment, in order, each with what it wants.
+    ///
+    /// # Errors
+    /// The device's place in `wanted`, and what [`shares::divide`], opening its card or the C compiler says.
+    pub fn open_all(self, wanted: &[Wanted]) -> Result<Vec<Arc<dyn Machine>>, (usize, CudaError)> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        match self {
+            Machines::StandIn => {
+                let given = shares::divide(wanted, &[STAND_IN_GRAIN])?;
+                let open = |(index, given): (usize, &Given)| match StandIn::new(given.sms) {
+                    Ok(machine) => Ok(Arc::new(machine) as Arc<dyn Machine>),
+                    Err(error) => Err((index, error)),
+                };
+                given.iter().enumerate().map(open).collect()
+            }
             Machines::Cards => {
-                let cards = crate::probe::cards()?.len();
-                let device = Device::open(index % cards)?;
-                let (stream, timeline) = (Arc::new(Stream::new(&device)?), Timeline::of(&device)?);
-                Ok(Arc::new(Card {
-                    device,
-                    stream,
-                    timeline,
-                    is_capturing: AtomicBool::new(false),
-                    reserve: Reserve::default(),
-                }))
+                let cards = crate::probe::cards().map_err(|error| (0, error))?;
+                let grains: Vec<Grain> = cards.iter().map(Grain::of).collect();
+                open_cards(&shares::divide(wanted, &grains)?)
             }
         }
     }
+}
+
+/// The card that the processor stands in for, as far as shares go: a Hopper's.
+const STAND_IN_GRAIN: Grain = Grain { multiprocessors: 132, least: 8, step: 8 };
+
+fn open_cards(given: &[Given]) -> Result<Vec<Arc<dyn Machine>>, (usize, CudaError)> {
+    let mut machines: Vec<Option<Arc<dyn Machine>>> = vec![None; given.len()];
+    for first in 0..given.len() {
+        if machines[first].is_some() {
+            continue;
+        }
+        let at = |error| (first, error);
+        let device = Device::open(given[first].card).map_err(at)?;
+        let here: Vec<usize> = (first..given.len()).filter(|index| given[*index].card == given[first].card).collect();
+        let sizes: Vec<u32> = here.iter().filter_map(|index| given[*index].sms).collect();
+        // All of a card's devices have shares, or none has.
+        let shares = if sizes.is_empty() { Vec::new() } else { shares::split(&device, &sizes).map_err(at)? };
+        for (place, index) in here.into_iter().enumerate() {
+            let machine = Card::open(&device, shares.get(place)).map_err(|error| (index, error))?;
+            machines[index] = Some(machine);
+        }
+    }
+    Ok(machines.into_iter().flatten().collect())
 }
 
 /// A stream and memory.
@@ -100,6 +138,9 @@ pub trait Machine: Debug + Send + Sync {
     fn mfa_ctas(&self) -> usize {
         0
     }
+
+    /// Multiprocessors that its work runs on: those of its share, or all of its card; 0 of the processor without a share.
+    fn multiprocessors(&self) -> usize;
 
     /// Bytes that its second-level cache holds; of the processor, what its own may.
     fn cache_bytes(&self) -> usize;
@@ -205,7 +246,7 @@ pub(crate) fn not_kept(operation: &'static str) -> CudaError {
 }
 
 /// Whose memory: two machines of one card share it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Place(usize);
 
 /// A point in a machine's work, with its time. One that was never recorded counts as reached.
@@ -306,6 +347,17 @@ struct Card {
 }
 
 impl Card {
+    fn open(device: &Arc<Device>, share: Option<&Arc<Share>>) -> Result<Arc<dyn Machine>, CudaError> {
+        let stream = share.map_or_else(|| Stream::new(device), |share| Stream::on(device, share))?;
+        Ok(Arc::new(Card {
+            device: Arc::clone(device),
+            stream: Arc::new(stream),
+            timeline: Timeline::of(device)?,
+            is_capturing: AtomicBool::new(false),
+            reserve: Reserve::default(),
+        }))
+    }
+
     /// For what is not kernels.
     fn bind(&self, operation: &'static str) -> Result<(), CudaError> {
         if self.is_capturing.load(Ordering::Relaxed) {
@@ -317,7 +369,12 @@ impl Card {
 
 impl Machine for Card {
     fn name(&self) -> String {
-        format!("CUDA device {} ({})", self.device.card().ordinal, self.device.card().name)
+        let card = self.device.card();
+        let whole = format!("CUDA device {} ({})", card.ordinal, card.name);
+        match self.stream.multiprocessors() {
+            sms if sms == card.multiprocessors => whole,
+            sms => format!("{whole}, {sms} of {} multiprocessors", card.multiprocessors),
+        }
     }
 
     fn card(&self) -> Option<(&Arc<Device>, &Arc<Stream>)> {
@@ -325,8 +382,11 @@ impl Machine for Card {
     }
 
     fn mfa_ctas(&self) -> usize {
-        let card = self.device.card();
-        if card.is_hopper() { card.multiprocessors as usize } else { 0 }
+        if self.device.card().is_hopper() { self.multiprocessors() } else { 0 }
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.stream.multiprocessors() as usize
     }
 
     fn cache_bytes(&self) -> usize {

@@ -64,7 +64,7 @@ pub struct MfaStep {
     pub partials: DeviceSlice<u8>,
     /// One word, zero before the first step with this number of CTAs, and then the kernel's own.
     pub arrivals: DeviceSlice<i32>,
-    /// CTAs of the split; at most the device's multiprocessors, since all must be resident.
+    /// CTAs of the split; at most the multiprocessors of its stream, since all must be resident.
     pub ctas: u32,
     /// [`Order::Together`], or [`Order::Overlapped`] where nothing else on these multiprocessors waits for blocks of its own
     /// (two such kernels at once could each hold what the other waits for) and `work` and `pages` come from copies.
@@ -263,13 +263,18 @@ impl MfaCall {
     /// Enqueues the step.
     ///
     /// # Errors
-    /// The driver's own.
+    /// [`CudaError::Shape`] on a stream of fewer multiprocessors than CTAs; the driver's own.
     pub fn enqueue(&self, stream: &Stream) -> Result<(), CudaError> {
         let mut argument: *mut c_void = match &self.arguments {
             Arguments::Bf16(arguments) => (&raw const **arguments).cast_mut().cast(),
             Arguments::Fp8(arguments) => (&raw const **arguments).cast_mut().cast(),
         };
-        let shape = Shape { grid: (self.step.ctas, 1), block: self.threads, order: self.step.order };
+        let (ctas, resident) = (self.step.ctas, stream.multiprocessors());
+        if ctas > resident {
+            // They would wait for each other for ever.
+            return Err(refused(format!("{ctas} CTAs on a stream of {resident} multiprocessors: plan for as many")));
+        }
+        let shape = Shape { grid: (ctas, 1), block: self.threads, order: self.step.order };
         self.kernel.device().bind()?;
         // SAFETY: one parameter, of the type that this kernel takes; its slices live in `self`.
         unsafe { self.kernel.launch(stream, shape, std::slice::from_mut(&mut argument)) }

@@ -69,7 +69,7 @@ pub(crate) fn require_compiler() -> Result<(), CudaError> {
     PRESENT.get_or_init(|| unsafe { cudarc::nvrtc::sys::is_culib_present() }).then_some(()).ok_or(CudaError::NoCompiler)
 }
 
-fn driver_version() -> Result<(i32, i32), CudaError> {
+pub(crate) fn driver_version() -> Result<(i32, i32), CudaError> {
     require_driver()?;
     let mut version: c_int = 0;
     // SAFETY: the library is there; the pointer is to this frame.

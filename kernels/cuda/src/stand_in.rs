@@ -21,14 +21,16 @@ pub(crate) struct StandIn {
     libraries: Arc<Libraries>,
     queue: Arc<Queue>,
     reserve: Reserve,
+    /// Multiprocessors that it would have of a card: told, and without any effect.
+    sms: Option<u32>,
 }
 
 impl StandIn {
-    pub(crate) fn new() -> Result<StandIn, CudaError> {
+    pub(crate) fn new(sms: Option<u32>) -> Result<StandIn, CudaError> {
         let failed = |problem| CudaError::StandIn { problem };
         let libraries = compile::once().map_err(failed)?;
         let queue = Queue::new().map_err(|error| failed(format!("no thread: {error}")))?;
-        Ok(StandIn { libraries, queue: Arc::new(queue), reserve: Reserve::default() })
+        Ok(StandIn { libraries, queue: Arc::new(queue), reserve: Reserve::default(), sms })
     }
 }
 
@@ -51,7 +53,14 @@ impl Drop for Block {
 
 impl Machine for StandIn {
     fn name(&self) -> String {
-        STAND_IN.into()
+        match self.sms {
+            None => STAND_IN.into(),
+            Some(sms) => format!("{STAND_IN}, {sms} multiprocessors of one"),
+        }
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.sms.unwrap_or(0) as usize
     }
 
     fn cache_bytes(&self) -> usize {

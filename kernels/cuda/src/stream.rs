@@ -3,6 +3,7 @@
 use crate::device::Device;
 use crate::error::{Context, CudaError};
 use crate::memory::{DeviceSlice, PinnedBuffer, Plain};
+use crate::shares::Share;
 use cudarc::driver::{result, sys};
 use std::sync::Arc;
 
@@ -10,6 +11,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Stream {
     device: Arc<Device>,
+    /// What of the device its work runs on; all of it if none.
+    share: Option<Arc<Share>>,
     handle: sys::CUstream,
 }
 
@@ -26,7 +29,26 @@ impl Stream {
     pub fn new(device: &Arc<Device>) -> Result<Stream, CudaError> {
         device.bind()?;
         let handle = result::stream::create(result::stream::StreamKind::NonBlocking).during("making a stream")?;
-        Ok(Stream { device: device.clone(), handle })
+        Ok(Stream { device: device.clone(), share: None, handle })
+    }
+
+    /// A new stream whose work runs on a share of the device alone.
+    ///
+    /// # Errors
+    /// The driver's own.
+    pub fn on(device: &Arc<Device>, share: &Arc<Share>) -> Result<Stream, CudaError> {
+        device.bind()?;
+        let (mut handle, flags) = (std::ptr::null_mut(), sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32);
+        // SAFETY: the share is alive, and kept so; the handle is destroyed in `drop`.
+        unsafe { sys::cuGreenCtxStreamCreate(&mut handle, share.handle(), flags, 0) }
+            .result()
+            .during("making a stream on a share of a card")?;
+        Ok(Stream { device: device.clone(), share: Some(share.clone()), handle })
+    }
+
+    /// Multiprocessors that its work runs on: what kernels that fill the card are launched for.
+    pub fn multiprocessors(&self) -> u32 {
+        self.share.as_ref().map_or(self.device.card().multiprocessors, |share| share.multiprocessors())
     }
 
     /// Its device.

@@ -66,7 +66,7 @@ impl TensorOps {
             Ok([module.kernel(names[0], shared)?, module.kernel(names[1], shared)?])
         };
         let rows = device.load(&source::ROWS_FAST)?;
-        let ctas = device.card().multiprocessors as usize;
+        let ctas = stream.multiprocessors() as usize;
         let (partials, counters) = (product::partials_for(ctas), product::items_at_most(ctas));
         let mut arena = Arena::new(device, Arena::bytes_for([partials * 4, counters * 4]))?;
         let ops = TensorOps {

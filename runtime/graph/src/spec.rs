@@ -135,6 +135,16 @@ pub struct DeviceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), inner(range(max = 65_535)))]
     pub cores: Option<Vec<u32>>,
+    /// Number of the GPU it is on, from 0; the devices of a group take this one and those that follow. Without it CUDA devices take
+    /// the GPUs of their host in turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1023))]
+    pub card: Option<u32>,
+    /// Share of the GPU that each device has to itself, in multiprocessors; without it the device has the whole GPU. Of the devices on
+    /// one GPU all name a share, or none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub sms: Option<u32>,
     /// Host it is on, a key of `hosts`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,

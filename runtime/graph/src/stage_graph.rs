@@ -27,6 +27,10 @@ pub struct Device {
     pub backend: Backend,
     /// Cores its lanes are pinned to; empty: not pinned.
     pub cores: Vec<u32>,
+    /// Number of its GPU, where the file says it.
+    pub card: Option<u32>,
+    /// Multiprocessors of the GPU that are its own.
+    pub sms: Option<u32>,
     /// Host it is on, an index into [`StageGraph::hosts`], where there are hosts.
     pub host: Option<usize>,
 }
@@ -246,11 +250,18 @@ pub fn expand_devices(spec: &DeploymentSpec) -> Vec<Device> {
     for (group, entry) in &spec.devices {
         let cores = entry.cores.clone().unwrap_or_default();
         let host = entry.host.as_ref().and_then(|host| spec.hosts.get_index_of(host));
-        let make =
-            |name: String| Device { name, group: group.clone(), backend: entry.backend, cores: cores.clone(), host };
+        let make = |name: String, index: u32| Device {
+            name,
+            group: group.clone(),
+            backend: entry.backend,
+            cores: cores.clone(),
+            card: entry.card.map(|first| first.saturating_add(index)),
+            sms: entry.sms,
+            host,
+        };
         match entry.count {
-            None => devices.push(make(group.clone())),
-            Some(count) => devices.extend((0..count).map(|index| make(format!("{group}.{index}")))),
+            None => devices.push(make(group.clone(), 0)),
+            Some(count) => devices.extend((0..count).map(|index| make(format!("{group}.{index}"), index))),
         }
     }
     devices

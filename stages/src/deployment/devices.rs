@@ -11,6 +11,8 @@ use crate::kinds::{BuildContext, BuildError, StageRegistry};
 use rally_cuda::CudaError;
 #[cfg(feature = "cuda")]
 use rally_cuda::counting::Counting;
+#[cfg(feature = "cuda")]
+use rally_cuda::shares::Wanted;
 use rally_engine::schedule::planner::PlannerConfig;
 #[cfg(feature = "cuda")]
 use rally_engine::slot::storage_dtype;
@@ -28,6 +30,8 @@ use rally_graph::routes::Rails;
 #[cfg(feature = "cuda")]
 use rally_graph::spec::WireDtype;
 use rally_graph::spec::{Backend, DeploymentSpec};
+#[cfg(feature = "cuda")]
+use rally_graph::stage_graph::Device;
 #[cfg(feature = "cuda")]
 use rally_graph::stage_graph::Payload;
 use rally_graph::stage_graph::{DeviceIndex, StageGraph};
@@ -72,22 +76,32 @@ pub(super) fn open(
     options: &AssembleOptions,
 ) -> Result<Vec<Opened>, AssembleError> {
     let planned = device_memory(spec, making.shape, KindRegistry::shared(), Machine::default());
-    let (mut opened, mut next, mut promised) = (Vec::new(), 0, HashMap::new());
+    let here: Vec<DeviceIndex> = (0..making.graph.devices.len())
+        .filter(|index| making.graph.devices[*index].backend == Backend::Cuda && making.is_here(*index))
+        .collect();
+    let wanted: Vec<Wanted> = here.iter().map(|index| wanted(&making.graph.devices[*index])).collect();
+    let mut machines = options
+        .machines
+        .open_all(&wanted)
+        .map_err(|(place, error)| AssembleError::Device {
+            name: making.graph.devices[here[place]].name.clone(),
+            message: error.to_string(),
+        })?
+        .into_iter();
+    let (mut opened, mut promised) = (Vec::new(), HashMap::new());
     for (index, device) in making.graph.devices.iter().enumerate() {
-        if device.backend != Backend::Cuda || !making.is_here(index) {
+        let Some(machine) = here.contains(&index).then(|| machines.next()).flatten() else {
             opened.push(None);
             continue;
-        }
+        };
         let refused = |message: String| AssembleError::Device { name: device.name.clone(), message };
         let fault = |error: CudaError| refused(error.to_string());
-        let machine = options.machines.open(next).map_err(fault)?;
-        next += 1;
         let needed = making.bytes_on(index, &*machine)?;
         if let (Some(free), Some(memory)) =
             (machine.free_bytes().map_err(fault)?, planned.iter().find(|memory| memory.name == device.name))
         {
             // What others on the card have taken is not free any more.
-            let before = promised.entry(machine.name()).or_insert(0);
+            let before = promised.entry(machine.place()).or_insert(0);
             fits(memory, needed as u64, *before, free as u64)
                 .map_err(|why| refused(format!("{}: {why}", machine.name())))?;
             *before += needed as u64;
@@ -96,6 +110,12 @@ pub(super) fn open(
         opened.push(Some(making.cuda_device(index, machine, !options.eager).map_err(fault)?));
     }
     Ok(opened)
+}
+
+/// Which card, and what of it.
+#[cfg(feature = "cuda")]
+fn wanted(device: &Device) -> Wanted {
+    Wanted { card: device.card.map(|card| card as usize), sms: device.sms }
 }
 
 #[cfg(feature = "cuda")]

@@ -56,18 +56,7 @@ pub struct Bench {
 
 /// Runs cases whose names contain `filter`.
 pub fn run(device: &Arc<Device>, filter: &str) -> Result<(), CudaError> {
-    let bytes = 2 * POOL_PAGES * PAGE_ELEMENTS * 2;
-    let mut arena = Arena::new(device, bytes)?;
-    let stream = Stream::new(device)?;
-    let mut bench = Bench {
-        device: device.clone(),
-        scratch: Scratch::new(device, &stream)?,
-        stream,
-        module: device.load(&source::MEASURE)?,
-        pool: arena.take(bytes)?,
-        random: Random(1),
-        ceilings: Vec::new(),
-    };
+    let mut bench = Bench::new(device)?;
     if !device.card().is_hopper() {
         println!("no benchmark for {}: the kernels measured here are Hopper's", device.card().name);
         return Ok(());
@@ -117,6 +106,21 @@ fn cases(random: &mut Random) -> Vec<(String, Vec<u32>)> {
 }
 
 impl Bench {
+    pub fn new(device: &Arc<Device>) -> Result<Bench, CudaError> {
+        let bytes = 2 * POOL_PAGES * PAGE_ELEMENTS * 2;
+        let mut arena = Arena::new(device, bytes)?;
+        let stream = Stream::new(device)?;
+        Ok(Bench {
+            device: device.clone(),
+            scratch: Scratch::new(device, &stream)?,
+            stream,
+            module: device.load(&source::MEASURE)?,
+            pool: arena.take(bytes)?,
+            random: Random(1),
+            ceilings: Vec::new(),
+        })
+    }
+
     /// Waits for what was enqueued.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         self.stream.synchronize()

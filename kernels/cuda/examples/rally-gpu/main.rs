@@ -3,6 +3,7 @@
 //! ```sh
 //! cargo run --release -p rally-cuda --example rally-gpu -- test
 //! cargo run --release -p rally-cuda --example rally-gpu -- bench
+//! cargo run --release -p rally-cuda --example rally-gpu -- shares
 //! ```
 //!
 //! The binary stands alone: strip it and carry it to a machine without Rust. `bench NAME` runs lines that contain NAME.
@@ -12,6 +13,7 @@ mod data;
 mod plain;
 mod problem;
 mod reference;
+mod shares;
 mod tensor;
 mod tensor_bench;
 mod tests;
@@ -28,8 +30,9 @@ fn run() -> Result<bool, CudaError> {
     match arguments.first().map(String::as_str) {
         Some("test") => tests::run(&device, filter),
         Some("bench") => bench::run(&device, filter).map(|()| true),
+        Some("shares") => shares::run(&device, &mut bench::Bench::new(&device)?, filter),
         _ => {
-            println!("usage: rally-gpu test|bench [NAME]");
+            println!("usage: rally-gpu test|bench|shares [NAME]");
             Ok(false)
         }
     }

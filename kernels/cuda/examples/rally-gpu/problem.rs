@@ -73,7 +73,7 @@ impl Problem {
         scratch: &Scratch,
         fp8: bool,
     ) -> Result<MfaStep, CudaError> {
-        let ctas = stream.device().card().multiprocessors as usize;
+        let ctas = stream.multiprocessors() as usize;
         let costs = if fp8 { Costs::FP8 } else { Costs::BF16 };
         let words = split::split(&self.rows, ctas, costs).words(&self.pages);
         let rows = self.rows.len();

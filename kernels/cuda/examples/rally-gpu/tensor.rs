@@ -23,7 +23,10 @@ pub struct Tensor {
 
 impl Tensor {
     pub fn open() -> Result<Option<Tensor>, CudaError> {
-        let machine = Machines::Cards.open(0)?;
+        Tensor::on(Machines::Cards.open(0)?)
+    }
+
+    pub fn on(machine: Arc<dyn Machine>) -> Result<Option<Tensor>, CudaError> {
         let (device, stream) = machine.card().expect("a card");
         let ops = TensorOps::new(device, stream)?;
         Ok(ops.map(|ops| Tensor { ops, machine }))

@@ -15,9 +15,9 @@ use rally_cuda::stream::Stream;
 use rally_cuda::tensor::{Narrowed, Norm, Slots, TensorMatrix};
 use std::ffi::c_void;
 
-const HIDDEN: usize = 7168;
-const QUERY_RANK: usize = 2048;
-const ATTENTION: usize = 16384;
+pub const HIDDEN: usize = 7168;
+pub const QUERY_RANK: usize = 2048;
+pub const ATTENTION: usize = 16384;
 const EXPERTS: usize = 48;
 const TOP_K: usize = 3;
 
@@ -37,7 +37,7 @@ fn tensor_ceiling(tensor: &Tensor, stored: Stored) -> Result<f64, CudaError> {
 }
 
 /// Random matrices made on the device.
-fn matrices(
+pub fn matrices(
     bench: &Bench,
     tensor: &Tensor,
     shape: (usize, usize, usize),
@@ -59,22 +59,22 @@ fn matrices(
     Ok(TensorMatrix::of(tensor.ops.device(), &weights)?.expect("Step-3's shapes fit"))
 }
 
-fn rows(tensor: &Tensor, count: usize, random: &mut Random) -> Result<DeviceSlice<f32>, CudaError> {
+pub fn rows(tensor: &Tensor, count: usize, random: &mut Random) -> Result<DeviceSlice<f32>, CudaError> {
     tensor.put(&(0..count).map(|_| random.normal()).collect::<Vec<f32>>())
 }
 
 /// One shard of the expert FFN.
-struct Ffn {
-    held: usize,
-    inner: usize,
-    gate: TensorMatrix,
-    up: TensorMatrix,
-    down: TensorMatrix,
-    stored: Stored,
+pub struct Ffn {
+    pub held: usize,
+    pub inner: usize,
+    pub gate: TensorMatrix,
+    pub up: TensorMatrix,
+    pub down: TensorMatrix,
+    pub stored: Stored,
 }
 
 /// What a batch of it needs.
-struct Batch {
+pub struct Batch {
     count: usize,
     routing: Routing,
     slots: Slots,
@@ -88,7 +88,7 @@ struct Batch {
 }
 
 impl Ffn {
-    fn batch(&self, tensor: &Tensor, count: usize, random: &mut Random) -> Result<Batch, CudaError> {
+    pub fn batch(&self, tensor: &Tensor, count: usize, random: &mut Random) -> Result<Batch, CudaError> {
         let (ids, weights) = routing(count, EXPERTS, TOP_K, random);
         let routed = ids.iter().filter(|id| (**id as usize) < self.held).count();
         let held: Vec<usize> = (0..self.held).collect();
@@ -108,7 +108,7 @@ impl Ffn {
     }
 
     /// Step `only`, or all of them.
-    fn enqueue(&self, tensor: &Tensor, batch: &Batch, only: Option<usize>) -> Result<(), CudaError> {
+    pub fn enqueue(&self, tensor: &Tensor, batch: &Batch, only: Option<usize>) -> Result<(), CudaError> {
         let does = |step| only.is_none_or(|only| only == step);
         let Batch { count, routing, slots, x, narrowed, h, answers, y, .. } = batch;
         if does(0) {

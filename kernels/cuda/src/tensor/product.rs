@@ -191,7 +191,7 @@ impl TensorOps {
             let problem = format!("{} elements for {rows} rows of {}", y.len(), w.rows);
             return Err(refused("tensor_project", problem));
         }
-        let ctas = self.device.card().multiprocessors as usize;
+        let ctas = self.stream.multiprocessors() as usize;
         let row_blocks = w.rows.div_ceil(BOX_ROWS);
         let splits = (ctas / row_blocks).clamp(1, w.blocks());
         let tiles = tiles_for(rows);
@@ -271,6 +271,6 @@ impl TensorOps {
 
     fn multiply(&self, kernel: &crate::module::Kernel, arguments: Arguments) -> Result<(), CudaError> {
         // SAFETY: shapes agree and were checked; tiles lie within their slots; a CTA takes items as long as there are any.
-        unsafe { self.launch(kernel, self.device.card().multiprocessors as usize, THREADS, arguments) }
+        unsafe { self.launch(kernel, self.stream.multiprocessors() as usize, THREADS, arguments) }
     }
 }

@@ -11,7 +11,10 @@ pub(super) fn findings() -> Vec<Finding> {
     let found = rally_cuda::probe::probe();
     let mut findings = vec![driver(found.driver)];
     match found.cards {
-        Ok(cards) => findings.extend(cards.iter().map(card)),
+        Ok(cards) => {
+            findings.extend(cards.iter().map(card));
+            findings.push(shares(&cards));
+        }
         Err(error) => findings.push(missing("cuda device", &error)),
     }
     findings.push(match found.compiler {
@@ -48,6 +51,21 @@ fn card(card: &rally_cuda::probe::Card) -> Finding {
         ("limited", "kernels run on their plain paths: right, and far below what the card can do")
     };
     Finding { item: "cuda device", state, found, meaning: meaning.into() }
+}
+
+/// Whether devices may have multiprocessors of their own.
+#[cfg(feature = "cuda")]
+fn shares(cards: &[rally_cuda::probe::Card]) -> Finding {
+    let item = "cuda shares";
+    match (rally_cuda::shares::supported(), cards.first().map(rally_cuda::shares::Grain::of)) {
+        (Ok(()), Some(grain)) => ok(
+            item,
+            format!("{} multiprocessors or more, in steps of {}", grain.least, grain.step),
+            "`sms` gives a device a part of a card to itself",
+        ),
+        (Ok(()), None) => missing(item, &rally_cuda::CudaError::NoDevice),
+        (Err(error), _) => missing(item, &error),
+    }
 }
 
 #[cfg(feature = "cuda")]

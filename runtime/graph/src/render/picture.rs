@@ -332,8 +332,9 @@ fn lane_note(resolved: &Resolved<'_>, devices: &[usize]) -> String {
         Some(cores) => format!(" · {}", words::plural(cores.len() as u64, "core")),
         None => String::new(),
     };
+    let share = entry.sms.map(|sms| format!(" · {sms} multiprocessors")).unwrap_or_default();
     match devices.len() {
-        1 => format!("{backend}{cores}"),
-        count => format!("{count} × {backend}{cores}"),
+        1 => format!("{backend}{cores}{share}"),
+        count => format!("{count} × {backend}{cores}{share}"),
     }
 }

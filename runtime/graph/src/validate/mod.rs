@@ -13,6 +13,7 @@ mod names;
 mod placement;
 mod schedule;
 mod shards;
+mod shares;
 mod structure;
 
 use crate::diagnostic::{Diagnostic, Reporter};
@@ -52,6 +53,7 @@ pub fn validate(input: &Validation<'_>) -> Vec<Diagnostic> {
     let (touched, flow) = (input.touched, !input.touched.reaches_flow());
     let built = flow && structure::check(&resolved, &mut out);
     devices::check(&resolved, input.machine, flow, &mut out);
+    shares::check(&resolved, &mut out);
     if !touched.reaches("/limits") && !touched.reaches("/schedule") {
         limits::check(&resolved, &mut out);
     }

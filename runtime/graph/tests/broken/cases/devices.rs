@@ -166,6 +166,69 @@ pub(super) const CASES: &[Case] = &[
         &[("key-not-for-backend", "/devices/ffn/cores", 9)],
     ),
     case(
+        "a share of a CPU",
+        TINY,
+        &[("\"cores\": [1]", "\"card\": 0, \"sms\": 48")],
+        &[("key-not-for-backend", "/devices/ffn/card", 9), ("key-not-for-backend", "/devices/ffn/sms", 9)],
+    ),
+    case(
+        "a share of nothing",
+        TINY,
+        &[("\"backend\": \"cpu\", \"cores\": [1]", "\"backend\": \"cuda\", \"sms\": 0")],
+        &[("out-of-range", "/devices/ffn/sms", 9)],
+    ),
+    case(
+        "a share of less than the least",
+        TINY,
+        &[("\"backend\": \"cpu\", \"cores\": [1]", "\"backend\": \"cuda\", \"sms\": 4")],
+        &[("share-not-a-step", "/devices/ffn/sms", 9)],
+    ),
+    case(
+        "a share of more than a card has",
+        TINY,
+        &[("\"backend\": \"cpu\", \"cores\": [1]", "\"backend\": \"cuda\", \"hardware\": \"h200\", \"sms\": 136")],
+        &[("share-too-large", "/devices/ffn/sms", 9)],
+    ),
+    case(
+        "shares of more than a card has",
+        TINY,
+        &[
+            (
+                "\"backend\": \"cpu\", \"cores\": [0]",
+                "\"backend\": \"cuda\", \"hardware\": \"h200\", \"card\": 1, \"sms\": 48",
+            ),
+            (
+                "\"backend\": \"cpu\", \"cores\": [1]",
+                "\"backend\": \"cuda\", \"hardware\": \"h200\", \"card\": 1, \"sms\": 88",
+            ),
+        ],
+        &[("share-too-large", "/devices/ffn/sms", 9)],
+    ),
+    case(
+        "a share that is no step, and not the rest",
+        TINY,
+        &[
+            (
+                "\"backend\": \"cpu\", \"cores\": [0]",
+                "\"backend\": \"cuda\", \"hardware\": \"h200\", \"card\": 0, \"sms\": 48",
+            ),
+            (
+                "\"backend\": \"cpu\", \"cores\": [1]",
+                "\"backend\": \"cuda\", \"hardware\": \"h200\", \"card\": 0, \"sms\": 83",
+            ),
+        ],
+        &[("share-not-a-step", "/devices/ffn/sms", 9)],
+    ),
+    case(
+        "a share of a card that another device has whole",
+        TINY,
+        &[
+            ("\"backend\": \"cpu\", \"cores\": [0]", "\"backend\": \"cuda\", \"card\": 0, \"sms\": 48"),
+            ("\"backend\": \"cpu\", \"cores\": [1]", "\"backend\": \"cuda\", \"card\": 0"),
+        ],
+        &[("share-of-whole", "/devices/ffn", 9)],
+    ),
+    case(
         "a precision that the CPU does not compute in",
         TINY,
         &[("\"compute\": \"f32\"", "\"compute\": \"bf16\"")],
