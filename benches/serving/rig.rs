@@ -64,6 +64,7 @@ impl Served {
             meter: RequestMeter::new(&identity, how.keep_tpot_s),
             exporter: exporter.clone(),
             waiting: how.waiting.unwrap_or(Waiting { most: 1 << 14, longest: Duration::from_secs(3600) }),
+            revive: None,
         });
         server.serve(model, front.expect("threads can be had"));
         Self { server }

@@ -1,15 +1,19 @@
 //! `rally serve`: an OpenAI-compatible front for a deployment, until it is told to stop.
 
+mod across;
+
 use crate::error::{Blame, CliError};
+use crate::hosts::{CoordinatorArgs, Meeting};
 use crate::interrupt;
 use crate::observe::{address, model_name};
 use crate::session::{self, SessionArgs};
+use across::{Across, EachEngine};
 use clap::Args;
 use crossbeam::channel::select;
 use rally_engine::Engine;
 use rally_engine::meter::RequestMeter;
 use rally_metrics::{Exporter, Health, Identity};
-use rally_serve::{ChatTemplate, Front, FrontParts, Keys, Limits, Model, Server, ServerOptions, Tls, Waiting};
+use rally_serve::{ChatTemplate, Front, FrontParts, Keys, Limits, Model, Revive, Server, ServerOptions, Tls, Waiting};
 use rally_stages::deployment::{AssembleOptions, Deployment};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -60,6 +64,8 @@ pub struct ServeArgs {
     /// Seconds for a request's head to come, and for its body; slower ones get 408.
     #[arg(long, value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     request_seconds: u32,
+    #[command(flatten)]
+    coordinator: CoordinatorArgs,
     /// After Ctrl-C or SIGTERM, seconds for what is under way to end. A second signal stops at once.
     #[arg(long, value_name = "S", default_value_t = 30)]
     drain_seconds: u32,
@@ -69,6 +75,7 @@ pub struct ServeArgs {
 pub fn run(args: &ServeArgs) -> Result<ExitCode, CliError> {
     let interrupts = interrupt::channel()?;
     let deployment = session::open(&args.session)?;
+    let hosts = args.coordinator.hosts(&deployment)?;
     let model = model(args, &deployment)?;
     let keys = keys(args)?;
     let tls = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
@@ -80,19 +87,31 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode, CliError> {
     let options = ServerOptions { address: args.listen, limits: limits(args), exporter: exporter.clone(), keys, tls };
     let mut server = Server::start(options).or_mistake()?;
     eprintln!("listening on {scheme}://{}", server.address());
-    let parts = session::assemble(&deployment, AssembleOptions { learn: true, ..AssembleOptions::default() })?;
-    let on_what = parts.on_what(crate::doctor::available_cores());
-    let engine = Engine::start(parts).or_failure()?;
-    exporter.watch(engine.figures(), identity.clone());
-    exporter.set_health(Health::Serving);
     let slo_tpot_s = deployment.spec.slo.map(|slo| slo.tpot_ms / 1e3);
-    if args.hold_tpot {
-        let missing = || CliError::Mistake("--hold-tpot: the graph has no slo.tpot_ms to keep".into());
-        engine.keep_tpot(slo_tpot_s.ok_or_else(missing)?);
+    let each = EachEngine {
+        exporter: exporter.clone(),
+        identity: identity.clone(),
+        keep_tpot_s: keep_tpot_s(args, slo_tpot_s, hosts.is_some())?,
+        reuse_prefixes: !args.no_prefix_reuse,
+    };
+    if let Some(hosts) = &hosts {
+        hosts.await_etcd(Some(args.coordinator.wait()), &interrupts)?;
     }
-    if !args.no_prefix_reuse {
-        engine.reuse_prefixes();
-    }
+    // What stages cost on other hosts is not told here.
+    let (learn, host) = (hosts.is_none(), hosts.as_ref().map(|hosts| hosts.own));
+    let parts = session::assemble(&deployment, AssembleOptions { learn, host, ..AssembleOptions::default() })?;
+    let on_what = parts.on_what(crate::doctor::available_cores());
+    let wait = args.coordinator.wait();
+    let meeting = hosts.map(|hosts| Meeting::new(hosts, Arc::clone(&parts.graph), deployment.shape.vocab, wait));
+    let (engine, across) = match meeting {
+        Some(meeting) => {
+            Across::begin(meeting, parts, &interrupts, &each).map(|(engine, across)| (engine, Some(across)))?
+        }
+        None => (Engine::start(parts).or_failure()?, None),
+    };
+    each.begins(&engine);
+    exporter.set_health(Health::Serving);
+    let stop_waiting = across.as_ref().map(Across::stop_waiting);
     let front = Front::start(FrontParts {
         engine,
         planner: deployment.planner_config(),
@@ -102,6 +121,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode, CliError> {
             most: args.max_waiting as usize,
             longest: Duration::from_secs(args.max_wait_seconds.into()),
         },
+        revive: across.map(|across| Box::new(across) as Box<dyn Revive>),
     });
     let front = front.or_failure()?;
     let failures = front.failures();
@@ -124,7 +144,24 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode, CliError> {
         0 => eprintln!("stopped"),
         cut_off => eprintln!("stopped; {cut_off} answers were cut off"),
     }
+    if let Some(stop_waiting) = stop_waiting {
+        // It may not be waiting for a host.
+        let _ = stop_waiting.try_send(());
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The time per token to keep to, in seconds, if it was asked for.
+fn keep_tpot_s(args: &ServeArgs, slo_tpot_s: Option<f64>, across: bool) -> Result<Option<f64>, CliError> {
+    let mistake = |why: &str| Err(CliError::Mistake(format!("--hold-tpot: {why}")));
+    match slo_tpot_s {
+        _ if !args.hold_tpot => Ok(None),
+        _ if across => {
+            mistake("what stages cost on other hosts is not told here; limit rows_per_micro_batch in the graph instead")
+        }
+        None => mistake("the graph has no slo.tpot_ms to keep"),
+        target => Ok(target),
+    }
 }
 
 fn limits(args: &ServeArgs) -> Limits {

@@ -12,7 +12,7 @@ mod server;
 mod template;
 mod tls;
 
-pub use front::{Front, FrontParts, Waiting};
+pub use front::{Front, FrontParts, Revive, Waiting, Why};
 pub use http::Model;
 pub use keys::{KeyError, Keys, VARIABLE};
 pub use server::{Limits, ServeError, Server, ServerOptions};

@@ -15,7 +15,9 @@ pub(super) fn refuse_fields(spec: &DeploymentSpec, host: Option<usize>) -> Resul
         return refuse("`compute` other than `f32`".into());
     }
     if let (Some(host), None) = (spec.hosts.keys().next(), host) {
-        return refuse(format!("a graph with hosts (`{host}`) other than by `rally run` and `rally worker`"));
+        return refuse(format!(
+            "a graph with hosts (`{host}`) other than by `rally run`, `rally serve` and `rally worker`"
+        ));
     }
     Ok(())
 }

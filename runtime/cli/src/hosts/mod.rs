@@ -1,12 +1,15 @@
 //! Several hosts: what a process says of itself to the others, and how the coordinator comes together with them.
 
 mod absent;
+mod coordinator;
 pub mod faults;
 mod meeting;
 mod membership;
 mod transport;
 pub mod worker;
 
+pub use absent::LookOut;
+pub use coordinator::{Break, CoordinatorArgs};
 pub use meeting::Meeting;
 
 use crate::error::{Blame, CliError};

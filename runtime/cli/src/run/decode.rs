@@ -4,7 +4,7 @@ use super::collect::Collector;
 use super::console::Console;
 use crate::drive::{Client, End, drive_until_failure};
 use crate::error::{Blame, CliError};
-use crate::hosts::Meeting;
+use crate::hosts::{Break, Meeting};
 use crate::journal::Journal;
 use crate::journal::record::Contents;
 use crate::observe::Observer;
@@ -13,7 +13,7 @@ use crate::requests::RequestId;
 use crossbeam::channel::{Receiver, never};
 use rally_engine::schedule::batch::{SequenceId, SequenceRequest, TokenDetail};
 use rally_engine::schedule::planner::FinishReason;
-use rally_engine::{Engine, EngineError, EngineParts, Kept, RunEvent, RunReport, SubmitHandle};
+use rally_engine::{Engine, EngineParts, Paused, RunEvent, RunReport, SubmitHandle};
 use rally_stages::deployment::Deployment;
 use rally_stages::text::TextCodec;
 use std::time::Instant;
@@ -91,7 +91,7 @@ pub struct Journaled {
 /// tokens they have.
 /// So does the run of a journal.
 pub fn decode(
-    mut parts: EngineParts,
+    parts: EngineParts,
     jobs: &[Job],
     deployment: &Deployment,
     watchers: Watchers<'_>,
@@ -119,25 +119,12 @@ pub fn decode(
         run.restore(contents)?;
     }
     let mut first = true;
-    let mut kept: Option<Kept> = None;
+    let mut paused: Paused = (parts, None);
     loop {
-        if let Some(meeting) = &mut meeting {
-            parts.across = Some(meeting.meet(interrupts)?);
-        }
-        // What has no sequences was left before any was submitted.
-        let goes_on = kept.as_ref().is_some_and(Kept::has_sequences);
-        let engine = match (Engine::resume(parts, kept), &mut meeting) {
-            (Ok(engine), _) => engine,
-            (Err((error, left)), Some(meeting)) => {
-                meeting.lost(&error)?;
-                (parts, kept) = *left;
-                continue;
-            }
-            (Err((error, _)), None) => return Err(CliError::Failure(error.to_string())),
+        let (engine, goes_on) = match &mut meeting {
+            Some(meeting) => meeting.begin(paused, interrupts)?,
+            None => (Engine::start(paused.0).or_failure()?, false),
         };
-        if let Some(meeting) = &mut meeting {
-            meeting.is_complete();
-        }
         if reuse_prefixes {
             engine.reuse_prefixes();
         }
@@ -165,19 +152,11 @@ pub fn decode(
             }
             (End::Failed(error), Some(meeting)) => {
                 run.stands_since = Some(Instant::now());
-                let goes_on = meeting.lost(&error)?;
-                (parts, kept) = engine.pause();
-                let then = match error {
-                    EngineError::Standstill { .. } => "all hosts are asked again",
-                    _ if goes_on => "the run goes on without it",
-                    _ => "the run waits for it",
-                };
-                eprintln!("{error}; {then}");
+                paused = meeting.pause(engine, Break::Failed(error))?;
             }
             (End::Returned(host), Some(meeting)) => {
                 run.stands_since = Some(Instant::now());
-                (parts, kept) = engine.pause();
-                eprintln!("host `{}` is back", meeting.returned(host));
+                paused = meeting.pause(engine, Break::Returned(host))?;
             }
             (End::Returned(_), None) => unreachable!("hosts come back where there are some"),
             (End::Failed(error), None) => return Err(CliError::Failure(error.to_string())),

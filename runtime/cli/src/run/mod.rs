@@ -10,9 +10,8 @@ mod summary;
 
 use crate::Format;
 use crate::cost_args::{CostArgs, Costs};
-use crate::error::{Blame, CliError};
-use crate::hosts::faults::FaultArgs;
-use crate::hosts::{Hosts, KeyArgs, Meeting, seconds};
+use crate::error::CliError;
+use crate::hosts::{CoordinatorArgs, Meeting};
 use crate::identity::Identity;
 use crate::interrupt;
 use crate::machine::Machine;
@@ -24,12 +23,11 @@ use clap::Args;
 use collect::{Collector, RequestResult};
 use console::Console;
 use decode::{Job, Outcome, Watchers};
-use rally_stages::deployment::{AssembleOptions, Deployment, refuse_what_does_not_run};
+use rally_stages::deployment::{AssembleOptions, Deployment};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 use summary::{Digest, Summary};
 
 /// Arguments of `rally run`.
@@ -68,16 +66,8 @@ pub struct RunArgs {
     /// changes
     #[arg(long)]
     prefix_reuse: bool,
-    /// In a graph with hosts: which one this is. That of the first attention device unless given.
-    #[arg(long, value_name = "NAME")]
-    host: Option<String>,
     #[command(flatten)]
-    key: KeyArgs,
-    #[command(flatten)]
-    faults: FaultArgs,
-    /// In a graph with hosts: how long to wait for one, at first for each, later for one without which the run cannot go on.
-    #[arg(long, value_name = "S", default_value_t = 30.0, value_parser = seconds)]
-    wait_hosts: f64,
+    coordinator: CoordinatorArgs,
     /// Output format.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -107,9 +97,9 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let outputs = Outputs { out: open(&args.out)?, logits: open(&args.logits)?, trace: open(&args.trace)? };
     let mut observer = Observer::start(&args.observe, &model_name(&deployment, args.session.model.as_deref()))?;
     let spans_per_lane = if outputs.trace.is_some() { summary::SPANS_PER_TRACE } else { summary::SPANS_PER_DIGEST };
-    let hosts = hosts(args, &deployment)?;
+    let hosts = args.coordinator.hosts(&deployment)?;
     let host = hosts.as_ref().map(|hosts| hosts.own);
-    let (interrupts, wait) = (interrupt::channel()?, Duration::from_secs_f64(args.wait_hosts));
+    let (interrupts, wait) = (interrupt::channel()?, args.coordinator.wait());
     if let Some(hosts) = &hosts {
         hosts.await_etcd(Some(wait), &interrupts)?;
     }
@@ -144,29 +134,12 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     if outcome.interrupted { Err(CliError::Interrupted) } else { Ok(ExitCode::SUCCESS) }
 }
 
-/// The hosts of the graph, if it has any; this one's plan compiled.
-fn hosts(args: &RunArgs, deployment: &Deployment) -> Result<Option<Hosts>, CliError> {
-    if deployment.spec.hosts.is_empty() {
-        return match &args.host {
-            Some(host) => Err(CliError::Mistake(format!("--host {host}: this graph has no hosts"))),
-            None => args.faults.refuse_without_hosts().map(|()| None),
-        };
-    }
-    let first = Hosts::first_attention(deployment).unwrap_or_default();
-    let name = args.host.as_ref().unwrap_or(&first);
-    // Before anyone looks for a key: a graph that cannot run needs none.
-    let own = deployment.spec.hosts.get_index_of(name.as_str());
-    refuse_what_does_not_run(&deployment.spec, deployment.stage_graph(), own).or_mistake()?;
-    let hosts = Hosts::open(deployment, name, &args.key, None)?.with_plan_of(deployment)?;
-    hosts.with_faults(&args.faults, deployment.stage_graph()).map(Some)
-}
-
 /// No output may be an input or another output.
 fn refuse_files_used_twice(args: &RunArgs, deployment: &Deployment) -> Result<(), CliError> {
     FilesInUse::new(&args.session.graph, &deployment.weights_source)
         .reads("the --requests file", args.requests.as_deref())
         .reads("the --costs table", args.costs.path())
-        .reads("the --faults plan", args.faults.faults.as_deref())
+        .reads("the --faults plan", args.coordinator.faults.faults.as_deref())
         .writes("--journal", args.journal.journal.as_deref())
         .writes("--resume", args.journal.resume.as_deref())
         .writes("--out", args.out.as_deref())

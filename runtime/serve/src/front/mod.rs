@@ -6,23 +6,27 @@
 //!
 //! Sequences wait here rather than in the planner, which takes them as they come: it is handed only so many ahead as it lets in
 //! between two looks, so that order stays open until the last moment.
+//!
+//! A run over several hosts may stop and go on with another engine ([`Revive`]). Streams see a pause, and what comes meanwhile waits.
 
 mod queue;
+mod revive;
 mod state;
 mod ticket;
 
 pub use queue::Client;
+pub use revive::{Revive, Why};
 pub(crate) use ticket::{Ticket, Update, stopping};
 
 use crate::api::error::ApiError;
-use crossbeam::channel::{Receiver, Sender, bounded, select, tick};
-use rally_engine::figures::{RunFigures, RunSample};
+use crossbeam::channel::{Receiver, Sender, bounded, never, select, tick};
+use rally_engine::figures::RunSample;
 use rally_engine::meter::{RequestMeter, RequestSample};
 use rally_engine::schedule::batch::SequenceRequest;
 use rally_engine::schedule::planner::{PlannerConfig, StepPlanner, SubmitError};
-use rally_engine::{Engine, EngineError, RunEvent, SubmitHandle};
+use rally_engine::{Engine, EngineError, RunEvent};
 use rally_metrics::Exporter;
-use state::{Closed, State};
+use state::{Closed, Run, State};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -47,6 +51,8 @@ pub struct FrontParts {
     pub exporter: Exporter,
     /// How long requests may wait.
     pub waiting: Waiting,
+    /// Who sets the run going again that has failed; without, it has failed for good.
+    pub revive: Option<Box<dyn Revive>>,
 }
 
 /// How many sequences may wait to be decoded, and how long.
@@ -67,8 +73,6 @@ pub(crate) struct Asking {
 }
 
 struct Shared {
-    handle: SubmitHandle,
-    figures: Arc<RunFigures>,
     /// Never planned with: it knows what fits.
     limits: StepPlanner,
     waiting: Waiting,
@@ -90,22 +94,20 @@ impl Front {
     /// # Errors
     /// The operating system gives no thread.
     pub fn start(parts: FrontParts) -> std::io::Result<Self> {
-        let FrontParts { engine, planner, meter, exporter, waiting } = parts;
+        let FrontParts { engine, planner, meter, exporter, waiting, revive } = parts;
         let shared = Arc::new(Shared {
-            handle: engine.handle(),
-            figures: engine.figures(),
             limits: StepPlanner::new(planner),
             waiting,
-            state: Mutex::new(State::new(meter, planner.sequences, waiting.most)),
+            state: Mutex::new(State::new(Run::of(&engine), meter, planner.sequences, waiting.most)),
         });
         let (stop, stopped) = bounded(0);
         let (fails, failed) = bounded(1);
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("rally-front".into()).spawn(move || {
-            if let Err(error) = watch(&engine, &theirs, &exporter, &stopped) {
-                theirs.state().fail(&error.to_string());
+            if let Err(reason) = watch(engine, &theirs, &exporter, &stopped, revive) {
+                theirs.state().fail(&reason);
                 // Nobody need be listening.
-                let _ = fails.try_send(error.to_string());
+                let _ = fails.try_send(reason);
             }
         })?;
         Ok(Self { shared, failed, stop: Some(stop), thread: Some(thread) })
@@ -125,7 +127,7 @@ impl Front {
         state.make_room(asking.client, requests.len(), shared.waiting.most)?;
         let queued = state.queue(requests, asking, Instant::now()).into_iter();
         let tickets = queued.map(|(id, updates)| Ticket::new(id, updates, Arc::clone(shared))).collect();
-        state.hand_over(&shared.handle);
+        state.hand_over();
         Ok(tickets)
     }
 
@@ -136,7 +138,7 @@ impl Front {
 
     /// Ends all that is open.
     pub fn cancel_all(&self) {
-        self.shared.state().cut_off().into_iter().for_each(|id| self.shared.handle.cancel(id));
+        self.shared.state().cut_off();
     }
 
     /// Sequences that have not ended.
@@ -146,13 +148,17 @@ impl Front {
 
     /// How requests do, and how the run does.
     pub(crate) fn sample(&self) -> (RequestSample, RunSample) {
-        let requests = self.shared.state().sample();
-        (requests, self.shared.figures.sample())
+        self.shared.state().sample()
     }
 
     /// Why nothing is taken in, if that is so.
     pub fn closed_because(&self) -> Option<String> {
         self.shared.state().closed_because()
+    }
+
+    /// Why the run stands still, if it does.
+    pub fn stands_because(&self) -> Option<String> {
+        self.shared.state().stands_because()
     }
 
     /// Gets the reason when the run fails.
@@ -172,66 +178,104 @@ impl Drop for Front {
 }
 
 /// The state for a moment. Let go of, it tells the run's figures how many wait here.
-struct Locked<'a> {
-    state: MutexGuard<'a, State>,
-    figures: &'a RunFigures,
-}
+struct Locked<'a>(MutexGuard<'a, State>);
 
 impl Deref for Locked<'_> {
     type Target = State;
 
     fn deref(&self) -> &State {
-        &self.state
+        &self.0
     }
 }
 
 impl DerefMut for Locked<'_> {
     fn deref_mut(&mut self) -> &mut State {
-        &mut self.state
+        &mut self.0
     }
 }
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        self.figures.set_waiting_outside(self.state.queued());
+        self.0.tell_waiting();
     }
 }
 
 impl Shared {
     fn state(&self) -> Locked<'_> {
         // Nothing panics under it but a fault in counting, and then counts are all that is lost.
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        Locked { state, figures: &self.figures }
+        Locked(self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn events(&self, first: RunEvent, more: impl Iterator<Item = RunEvent>) -> Result<(), EngineError> {
         let mut state = self.state();
         std::iter::once(first).chain(more).try_for_each(|event| state.event(event))?;
-        state.hand_over(&self.handle);
+        state.hand_over();
         Ok(())
     }
 
     /// Refuses those that have waited too long.
     fn look(&self) {
-        let mut state = self.state();
-        let handed_over = state.refuse_older(Instant::now(), self.waiting.longest);
-        drop(state);
-        handed_over.into_iter().for_each(|id| self.handle.cancel(id));
+        self.state().refuse_older(Instant::now(), self.waiting.longest);
     }
 }
 
-/// Hands events out until the run fails or the front goes.
-fn watch(engine: &Engine, shared: &Shared, exporter: &Exporter, stopped: &Receiver<()>) -> Result<(), EngineError> {
-    let (tidy, look) = (tick(TIDY), tick(LOOK));
+/// Hands events out until the front goes, or the run fails for good: why.
+fn watch(
+    mut engine: Engine,
+    shared: &Shared,
+    exporter: &Exporter,
+    stopped: &Receiver<()>,
+    mut revive: Option<Box<dyn Revive>>,
+) -> Result<(), String> {
     loop {
-        select! {
-            recv(engine.events()) -> event => {
-                let first = event.map_err(|_| EngineError::EndedEarly)?;
-                shared.events(first, engine.events().try_iter().take(EVENTS_AT_ONCE))?;
+        let breaks = revive.as_mut().map_or_else(never, |revive| revive.breaks());
+        let Some(why) = until_broken(&engine, shared, exporter, stopped, &breaks) else {
+            if revive.is_some() && shared.state().open() == 0 {
+                // Hosts that work with this one hear that nothing more comes.
+                engine.close();
+                drop(engine.join());
             }
-            recv(look) -> _ => shared.look(),
-            recv(tidy) -> _ => exporter.tidy(),
-            recv(stopped) -> _ => return Ok(()),
+            return Ok(());
+        };
+        let Some(revive) = &mut revive else { return Err(why.to_string()) };
+        shared.state().stand_still(&why);
+        engine = revive.revive(engine, why)?;
+        shared.state().go_on(Run::of(&engine));
+    }
+}
+
+/// Hands events out until the front goes, and then returns nothing; or until the run does not go on as it is.
+fn until_broken(
+    engine: &Engine,
+    shared: &Shared,
+    exporter: &Exporter,
+    stopped: &Receiver<()>,
+    breaks: &Receiver<usize>,
+) -> Option<Why> {
+    let (tidy, look) = (tick(TIDY), tick(LOOK));
+    let (mut breaks, mut back) = (breaks.clone(), None);
+    loop {
+        let told = select! {
+            recv(engine.events()) -> event => match event {
+                Ok(first) => shared.events(first, engine.events().try_iter().take(EVENTS_AT_ONCE)),
+                Err(_) => Err(EngineError::EndedEarly),
+            },
+            recv(breaks) -> host => {
+                if let Ok(host) = host {
+                    // What was told before is heard first.
+                    engine.break_off();
+                    back = Some(host);
+                }
+                breaks = never();
+                Ok(())
+            }
+            recv(look) -> _ => { shared.look(); Ok(()) }
+            recv(tidy) -> _ => { exporter.tidy(); Ok(()) }
+            recv(stopped) -> _ => return None,
+        };
+        if let Err(error) = told {
+            let back = back.filter(|_| error == EngineError::BrokenOff);
+            return Some(back.map_or(Why::Failed(error), Why::Returned));
         }
     }
 }

@@ -102,6 +102,15 @@ impl<T> Queue<T> {
         Some(entry)
     }
 
+    /// Puts the one that was taken last where it was.
+    pub(super) fn put_back(&mut self, entry: Entry<T>) {
+        let turn = self.turn;
+        let line = self.lines.entry(entry.client).or_insert_with(|| Line { turn, waiting: BTreeMap::new() });
+        line.turn = line.turn.saturating_sub(entry.tokens as u64);
+        line.waiting.entry(entry.priority).or_default().push_front(entry);
+        self.len += 1;
+    }
+
     /// Takes out those that `goes` is true of.
     pub(super) fn take(&mut self, goes: impl Fn(&Entry<T>) -> bool) -> Vec<Entry<T>> {
         let mut taken = Vec::new();
@@ -210,6 +219,18 @@ mod tests {
         (100..110).for_each(|id| queue.push(entry(id, 1, 0, 10)));
         let next: Vec<u64> = (0..6).filter_map(|_| queue.pop()).map(|entry| entry.id / 100).collect();
         assert_eq!(next.iter().filter(|id| **id == 1).count(), 3, "{next:?}");
+    }
+
+    #[test]
+    fn what_is_put_back_comes_next_and_costs_nothing() {
+        let mut queue = Queue::default();
+        (0..4).for_each(|id| queue.push(entry(id, id as usize % 2, 0, 10)));
+        for _ in 0..3 {
+            let first = queue.pop().expect("there are some");
+            assert_eq!(first.id, 0);
+            queue.put_back(first);
+        }
+        assert_eq!((queue.len(), order(&mut queue)), (4, vec![0, 1, 2, 3]));
     }
 
     #[test]

@@ -2,13 +2,16 @@
 
 use super::Asking;
 use super::queue::{Client, Entry, Queue};
+use super::revive::Why;
 use super::ticket::{Update, stopping};
 use crate::api::error::ApiError;
+use rally_engine::figures::{RunFigures, RunSample};
 use rally_engine::meter::{RequestMeter, RequestSample};
 use rally_engine::schedule::batch::{SequenceId, SequenceRequest};
-use rally_engine::schedule::planner::FinishReason;
-use rally_engine::{EngineError, RunEvent, SubmitHandle, TokenReport};
-use std::collections::HashMap;
+use rally_engine::schedule::planner::{FinishReason, SubmitError};
+use rally_engine::{Engine, EngineError, RunEvent, SubmitHandle, TokenReport};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -35,7 +38,24 @@ impl Closed {
     }
 }
 
+/// The engine that the run is on.
+pub(super) struct Run {
+    handle: SubmitHandle,
+    figures: Arc<RunFigures>,
+}
+
+impl Run {
+    pub(super) fn of(engine: &Engine) -> Self {
+        Self { handle: engine.handle(), figures: engine.figures() }
+    }
+}
+
 pub(super) struct State {
+    run: Run,
+    /// Why nothing is given to the planner: its run stands still.
+    stands: Option<String>,
+    /// All that the planner has.
+    given: HashSet<SequenceId>,
     updates: HashMap<SequenceId, UnboundedSender<Update>>,
     queue: Queue<SequenceRequest>,
     /// Handed over and not let in yet, and when they came.
@@ -54,8 +74,11 @@ pub(super) struct State {
 
 impl State {
     /// Of a run that decodes `sequences` at once, for which at most `waiting` wait: of three in four of them the order stays open.
-    pub(super) fn new(meter: RequestMeter, sequences: usize, waiting: usize) -> Self {
+    pub(super) fn new(run: Run, meter: RequestMeter, sequences: usize, waiting: usize) -> Self {
         Self {
+            run,
+            stands: None,
+            given: HashSet::new(),
             updates: HashMap::new(),
             queue: Queue::default(),
             ahead: HashMap::new(),
@@ -92,18 +115,36 @@ impl State {
         }
     }
 
-    pub(super) fn sample(&self) -> RequestSample {
-        self.meter.sample()
+    /// How requests do, and how the run does.
+    pub(super) fn sample(&self) -> (RequestSample, RunSample) {
+        (self.meter.sample(), self.run.figures.sample())
+    }
+
+    /// The run does not go on as it is: what comes waits.
+    pub(super) fn stand_still(&mut self, why: &Why) {
+        self.stands = Some(format!("the run stands still: {why}"));
+    }
+
+    pub(super) fn stands_because(&self) -> Option<String> {
+        self.stands.clone()
+    }
+
+    /// The run goes on, with all that its planner had. Who has left meanwhile is let go.
+    pub(super) fn go_on(&mut self, run: Run) {
+        (self.run, self.stands) = (run, None);
+        let left = self.given.iter().filter(|id| !self.updates.contains_key(id));
+        left.for_each(|id| self.run.handle.cancel(*id));
+        self.hand_over();
+    }
+
+    /// Tells the run's figures how many wait here.
+    pub(super) fn tell_waiting(&self) {
+        self.run.figures.set_waiting_outside(self.queue.len());
     }
 
     /// Sequences that have not ended.
     pub(super) fn open(&self) -> usize {
         self.updates.len()
-    }
-
-    /// Sequences that the planner does not have.
-    pub(super) fn queued(&self) -> usize {
-        self.queue.len()
     }
 
     /// Sequences that are not decoded yet.
@@ -164,15 +205,22 @@ impl State {
     }
 
     /// Gives the planner as many as it may have ahead.
-    pub(super) fn hand_over(&mut self, handle: &SubmitHandle) {
-        while self.ahead.len() < self.window.0
+    pub(super) fn hand_over(&mut self) {
+        while self.stands.is_none()
+            && self.ahead.len() < self.window.0
             && let Some(entry) = self.queue.pop()
         {
-            match handle.submit(entry.what) {
+            match self.run.handle.submit(entry.what.clone()) {
                 Ok(()) => {
                     self.ahead.insert(entry.id, entry.arrived);
+                    self.given.insert(entry.id);
                 }
-                // It was held against the same limits when it came: the run is over.
+                // The run has failed, as will be heard: whether this one waits for another is said then.
+                Err(SubmitError::Closed) => {
+                    self.queue.put_back(entry);
+                    return;
+                }
+                // It was held against the same limits when it came.
                 Err(error) => self.refuse(entry.id, &ApiError::NotReady(error.to_string())),
             }
         }
@@ -205,6 +253,7 @@ impl State {
 
     fn finished(&mut self, id: SequenceId, reason: FinishReason) {
         self.ahead.remove(&id);
+        self.given.remove(&id);
         self.tell(id, Update::Finished(reason));
         self.updates.remove(&id);
     }
@@ -228,11 +277,10 @@ impl State {
         self.meter.event(&RunEvent::Finished(id, FinishReason::Cancelled, Instant::now()));
     }
 
-    /// Nobody waits for a sequence any more. Returns whether the planner has it and must be told.
-    pub(super) fn let_go(&mut self, id: SequenceId, stopped: bool) -> bool {
-        if self.updates.remove(&id).is_none() {
-            return false;
-        }
+    /// Nobody waits for a sequence any more. Returns whom to tell so, if the planner has it. One that stands still hears of it when it
+    /// goes on.
+    pub(super) fn let_go(&mut self, id: SequenceId, stopped: bool) -> Option<SubmitHandle> {
+        self.updates.remove(&id)?;
         if stopped {
             self.meter.stopped(id);
         }
@@ -240,11 +288,11 @@ impl State {
         if waits {
             self.forget(id);
         }
-        !waits
+        (!waits && self.stands.is_none()).then(|| self.run.handle.clone())
     }
 
-    /// Refuses those that have waited for so long; returns those that the planner has and must let go of.
-    pub(super) fn refuse_older(&mut self, now: Instant, longest: Duration) -> Vec<SequenceId> {
+    /// Refuses those that have waited for so long; those that the planner has it lets go of.
+    pub(super) fn refuse_older(&mut self, now: Instant, longest: Duration) {
         let seconds = now.saturating_duration_since(self.looked).as_secs_f64().max(1e-3);
         self.looked = now;
         if self.admitted == 0 && self.ahead.len() >= self.window.0 {
@@ -258,20 +306,26 @@ impl State {
         }
         let old = |(_, arrived): &(&SequenceId, &Instant)| now.saturating_duration_since(**arrived) >= longest;
         let old: Vec<SequenceId> = self.ahead.iter().filter(old).map(|(id, _)| *id).collect();
-        for id in &old {
+        for id in old {
             // The planner's own answer takes it out of `ahead`, and tells the meter.
-            if let Some(updates) = self.updates.remove(id) {
+            if let Some(updates) = self.updates.remove(&id) {
                 let _ = updates.send(Update::Refused(refusal.clone()));
             }
+            self.run.handle.cancel(id);
         }
-        old
     }
 
-    /// All that are open; those that wait here are told at once, the others by the planner.
-    pub(super) fn cut_off(&mut self) -> Vec<SequenceId> {
+    /// Ends all that are open; those that wait here are told at once, the others by the planner, if it is there to do so.
+    pub(super) fn cut_off(&mut self) {
         for entry in self.queue.take(|_| true) {
             self.refuse(entry.id, &stopping());
         }
-        self.updates.keys().copied().collect()
+        let open: Vec<SequenceId> = self.updates.keys().copied().collect();
+        for id in open {
+            match self.stands {
+                Some(_) => self.refuse(id, &stopping()),
+                None => self.run.handle.cancel(id),
+            }
+        }
     }
 }

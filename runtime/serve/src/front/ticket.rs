@@ -58,9 +58,9 @@ impl Ticket {
     }
 
     fn let_go(&self, stopped: bool) {
-        let handed_over = self.shared.state().let_go(self.id, stopped);
-        if handed_over {
-            self.shared.handle.cancel(self.id);
+        let planner = self.shared.state().let_go(self.id, stopped);
+        if let Some(planner) = planner {
+            planner.cancel(self.id);
         }
     }
 }

@@ -161,9 +161,10 @@ async fn health() -> Response {
     json_response(StatusCode::OK, &json!({ "status": "ok" }))
 }
 
-/// Whether completions are answered now.
+/// Whether completions are answered now. Those that come while the run stands still wait, and are better sent elsewhere.
 async fn ready(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    match app.service()?.front.closed_because() {
+    let front = &app.service()?.front;
+    match front.closed_because().or_else(|| front.stands_because()) {
         Some(reason) => Err(ApiError::NotReady(reason)),
         None => Ok(json_response(StatusCode::OK, &json!({ "status": "ready" }))),
     }
