@@ -9,8 +9,8 @@ use rally::engine::schedule::policy::Schedule;
 use rally::engine::span::{LaneReport, Span};
 use rally::engine::{RunEvent, RunReport};
 use rally::graph::kinds::KindRegistry;
-use rally::graph::model::ModelShape;
-use rally::graph::spec::DeploymentSpec;
+use rally::graph::model::{ModelShape, WeightFormat};
+use rally::graph::spec::{ComputeDtype, DeploymentSpec};
 use rally::graph::stage_graph::StageGraph;
 use rally::stages::checkpoint::{Checkpoint, RandomWeights};
 use rally::stages::config::load_model_shape;
@@ -144,6 +144,102 @@ fn spans_of_cuda_lanes_are_the_devices() {
     for received in &ffn.spans {
         let first = sent(received.step).map(|span| span.start_ns).min().expect("something was sent in this step");
         assert!(first <= received.end_ns + 20_000, "step {}: {first} {received:?}", received.step);
+    }
+}
+
+/// Rows narrowed on their way into products. Where there are no tensor cores, as where the processor stands in, they stay f32.
+fn narrowed(mut spec: DeploymentSpec, compute: ComputeDtype) -> DeploymentSpec {
+    spec.compute = compute;
+    spec
+}
+
+/// The error of a row, its likeliest token right or not, of all rows that follow the golden folder's tokens.
+fn held_against(folder: &str, compute: ComputeDtype, rows: &str, steps: usize) -> (Vec<f64>, f64) {
+    let golden = Golden::open(folder);
+    let spec = narrowed(on_cuda(&one_device(), &["a"]), compute);
+    let (mut off, mut same, mut all) = (Vec::new(), 0, 0);
+    for case in &golden.cases {
+        let asks: Vec<Ask> = case.sequences.iter().map(|s| Ask::greedy(&s.prompt, steps)).collect();
+        let got = run(&spec, &golden.folder, &asks, None);
+        for (seq, (sequence, answer)) in case.sequences.iter().zip(&got).enumerate() {
+            let errors = errors(answer, &sequence.greedy, &golden.rows(case.id, seq, rows));
+            all += errors.len();
+            same += errors.len().min(steps) - usize::from(answer.tokens != sequence.greedy[..steps]);
+            off.extend(errors);
+        }
+    }
+    (off, same as f64 / all as f64)
+}
+
+#[test]
+fn rows_narrowed_to_fp8_are_near_the_golden_ones() {
+    let stays = machines() == Machines::StandIn;
+    let (rows, bound) = if stays { ("step_logits", 1e-3) } else { ("w8a8_step_logits", 0.08) };
+    let (off, _) = held_against("step3-fp8", ComputeDtype::Fp8, rows, 8);
+    let (count, (median, _)) = (off.len(), spread(off));
+    assert!(count >= 16 && median <= bound, "{count} rows, median {median}");
+}
+
+#[test]
+fn rows_narrowed_to_bf16_are_near_the_golden_ones() {
+    // Where nothing is narrowed, one folder shows it.
+    let folders = ["step3-renorm", "step3-s", "step3-m", "step3-fp8"];
+    let count = if machines() == Machines::StandIn { 1 } else { folders.len() };
+    for folder in &folders[..count] {
+        let (off, same) = held_against(folder, ComputeDtype::Bf16, "step_logits", 32);
+        let (median, high) = spread(off);
+        assert!(median <= 0.05 && high <= 0.12, "{folder}: median {median}, 90th percentile {high}");
+        assert!(same >= 0.85, "{folder}: the likeliest token is right in {same} of the rows");
+    }
+}
+
+/// Products give a row the same bits whatever rows are beside it, so a split gives those of the undivided with narrowed rows too.
+#[test]
+fn narrowed_rows_have_the_same_bits_in_any_company() {
+    let golden = Golden::open("step3-fp8");
+    let case = golden.cases.iter().max_by_key(|case| case.sequences.len()).expect("there are cases");
+    let asks: Vec<Ask> = case.sequences.iter().map(|s| Ask::greedy(&s.prompt, 8)).collect();
+    let formats = [ComputeDtype::Fp8, ComputeDtype::Bf16];
+    for compute in formats.into_iter().take(if machines() == Machines::StandIn { 1 } else { 2 }) {
+        let computes = |layout: &Layout, sides: &[&str]| narrowed(on_cuda(layout, sides), compute);
+        let want = run(&computes(&Layout { rounds: true, ..one_device() }, &["a"]), &golden.folder, &asks, None);
+        let split = Layout { prefill_chunk: 7, page_tokens: 16, ..Layout::default() };
+        let two = Layout { attention: 2, router_on_ffn: true, ..split.clone() };
+        for layout in [split, two] {
+            let spec = computes(&layout, &["a", "f"]);
+            let got = run(&spec, &golden.folder, &asks, None);
+            assert_eq!(bits(&got), bits(&want), "{compute:?} {layout:?}");
+        }
+    }
+}
+
+/// Heads, pages and widths that all of Hopper's kernels take together, in both formats of weights.
+#[test]
+fn a_model_that_runs_on_tensor_cores_alone() {
+    let widths = ModelShape { hidden: 256, query_rank: 128, expert_width: 128, shared_width: 128, ..small_shape() };
+    let asks: Vec<Ask> =
+        [1, 64, 70].map(|length| Ask::greedy(&(0..length).map(|i| i * 7 % 64).collect::<Vec<_>>(), 4)).into();
+    for (format, compute, bound) in [
+        (WeightFormat::Bf16, ComputeDtype::Bf16, 0.05),
+        (WeightFormat::Bf16, ComputeDtype::Fp8, 0.05),
+        (WeightFormat::Fp8Block, ComputeDtype::Fp8, 0.08),
+    ] {
+        let shape = ModelShape { heads: 64, head_dim: 256, dense_width: 256, weight_format: format, ..widths.clone() };
+        let weights = RandomWeights::new(5, format);
+        // The processor's kernels are the same for both.
+        for kv in ["fp8_e4m3", "bf16"].into_iter().take(if machines() == Machines::StandIn { 1 } else { 2 }) {
+            let layout = Layout { kv, ..one_device() };
+            let start = |spec: &DeploymentSpec, eager| {
+                let options = AssembleOptions { machines: machines(), eager, ..AssembleOptions::default() };
+                answers(start_with(spec, &shape, &weights, options), &asks)
+            };
+            let spec = narrowed(on_cuda(&layout, &["a"]), compute);
+            let (want, got) = (start(&layout.spec(), true), start(&spec, false));
+            let off: Vec<f64> = got.iter().zip(&want).flat_map(|(a, b)| errors(a, &b.tokens, &b.logits)).collect();
+            let (count, (median, _)) = (off.len(), spread(off));
+            assert!(count >= 6 && median <= bound, "{format:?} {compute:?} {kv}: {count} rows, median {median}");
+            assert_eq!(bits(&start(&spec, true)), bits(&got), "{format:?} {compute:?} {kv}: replayed, and not");
+        }
     }
 }
 

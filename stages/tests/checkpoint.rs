@@ -153,6 +153,21 @@ fn shards_are_opened_when_needed() {
     assert!(checkpoint.vector("lm_head.weight", 1).is_err());
 }
 
+/// Large matrices are made by several threads.
+#[test]
+fn random_weights_do_not_depend_on_who_makes_them() {
+    for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Fp8Block] {
+        let weights = RandomWeights::new(3, format);
+        let (rows, cols) = (1_500, 1_024);
+        let whole = values(&weights.matrix("model.a.weight", rows, cols, Part::all(rows, cols)).unwrap());
+        for first in (0..rows).step_by(128) {
+            let part = Part::rows(first..rows.min(first + 128), cols);
+            let got = values(&weights.matrix("model.a.weight", rows, cols, part.clone()).unwrap());
+            assert!(got == cut(&whole, cols, &part), "{format:?}, from row {first} on");
+        }
+    }
+}
+
 #[test]
 fn random_weights_do_not_depend_on_the_part() {
     for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Fp8Block] {

@@ -18,6 +18,11 @@ pub struct Counting {
 }
 
 impl Counting {
+    /// For a card of Hopper's with so many multiprocessors.
+    pub fn hopper(multiprocessors: usize) -> Counting {
+        Counting { bytes: AtomicUsize::new(0), mfa_ctas: multiprocessors }
+    }
+
     /// For a device that will be made on `machine`.
     pub fn of(machine: &dyn Machine) -> Counting {
         Counting {

@@ -14,6 +14,7 @@ pub use rows::{Narrowed, Norm};
 
 use crate::device::Device;
 use crate::error::CudaError;
+use crate::machine::Machine;
 use crate::memory::{Arena, DeviceSlice};
 use crate::module::{Kernel, Order, Shape};
 use crate::ops::Stored;
@@ -61,14 +62,42 @@ impl TensorOps {
         if !device.card().is_hopper() {
             return Ok(None);
         }
+        let ctas = stream.multiprocessors() as usize;
+        let arena = Arena::new(device, TensorOps::bytes(ctas))?;
+        TensorOps::within(device, stream, ctas, arena).map(Some)
+    }
+
+    /// The same on a machine, with memory of its own; none where it has none of these kernels, or only counts.
+    ///
+    /// # Errors
+    /// As [`TensorOps::new`].
+    pub fn on(machine: &dyn Machine) -> Result<Option<TensorOps>, CudaError> {
+        let ctas = machine.mfa_ctas();
+        if ctas == 0 {
+            return Ok(None);
+        }
+        let arena = machine.allocate(TensorOps::bytes(ctas))?;
+        let Some((device, stream)) = machine.card() else { return Ok(None) };
+        TensorOps::within(device, stream, ctas, arena).map(Some)
+    }
+
+    /// Bytes of what it keeps.
+    fn bytes(ctas: usize) -> usize {
+        Arena::bytes_for([product::partials_for(ctas) * 4, product::items_at_most(ctas) * 4])
+    }
+
+    fn within(
+        device: &Arc<Device>,
+        stream: &Arc<Stream>,
+        ctas: usize,
+        mut arena: Arena,
+    ) -> Result<TensorOps, CudaError> {
         let both = |source, names: [&'static str; 2], shared| -> Result<Both, CudaError> {
             let module = device.load(source)?;
             Ok([module.kernel(names[0], shared)?, module.kernel(names[1], shared)?])
         };
         let rows = device.load(&source::ROWS_FAST)?;
-        let ctas = stream.multiprocessors() as usize;
         let (partials, counters) = (product::partials_for(ctas), product::items_at_most(ctas));
-        let mut arena = Arena::new(device, Arena::bytes_for([partials * 4, counters * 4]))?;
         let ops = TensorOps {
             place: device.load(&source::SLOTS)?.kernel("place_slots", 0)?,
             narrow: [rows.kernel("narrow_fp8", 0)?, rows.kernel("narrow_bf16", 0)?],
@@ -86,7 +115,7 @@ impl TensorOps {
             stream: Arc::clone(stream),
         };
         ops.stream.fill(&ops.counters, 0)?;
-        Ok(Some(ops))
+        Ok(ops)
     }
 
     /// Its device.

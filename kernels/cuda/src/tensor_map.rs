@@ -27,6 +27,12 @@ pub(crate) struct Blocked {
 }
 
 impl Blocked {
+    /// Where there is no card, as when memory is only counted, a descriptor of nothing.
+    pub(crate) fn encode_on(&self, device: Option<&Device>) -> Result<TensorMap, CudaError> {
+        let nothing = || Ok(TensorMap(sys::CUtensorMap_st { opaque: [0; 16] }));
+        device.map_or_else(nothing, |device| self.encode(device))
+    }
+
     pub(crate) fn encode(&self, device: &Device) -> Result<TensorMap, CudaError> {
         device.bind()?;
         let row_bytes = self.columns * u64::from(self.element);

@@ -4,6 +4,7 @@
 //! activations and edges. What a runtime or driver takes for itself is not in here.
 
 mod cuda;
+mod hopper;
 mod slots;
 
 use crate::hardware::{self, Machine};

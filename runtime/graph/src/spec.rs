@@ -22,7 +22,7 @@ pub struct DeploymentSpec {
     pub name: String,
     /// Which model it serves.
     pub model: ModelSource,
-    /// Precision of arithmetic.
+    /// What rows may be rounded to on their way into products; sums are f32 whatever it is.
     #[serde(default)]
     pub compute: ComputeDtype,
     /// Hosts by name; absent when everything runs in one process.
@@ -68,16 +68,17 @@ pub struct ModelConfigSource {
     pub layers: Option<String>,
 }
 
-/// Precision of arithmetic. The CPU computes in f32 whatever the weights are stored as.
+/// What rows may be rounded to on their way into products with weights that are stored so; sums, norms, the residual stream and the router
+/// stay f32. CPU devices take f32 alone. A CUDA device without Hopper's tensor cores, or whose shapes they do not take, keeps f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ComputeDtype {
-    /// 32-bit floats: the reference.
+    /// Not at all: the reference.
     #[default]
     F32,
-    /// bfloat16 activations.
+    /// bfloat16, where weights are.
     Bf16,
-    /// fp8 e4m3 activations in quantised projections.
+    /// fp8 e4m3 with a scale each 128 channels where weights are fp8, and bfloat16 where weights are.
     Fp8,
 }
 

@@ -70,18 +70,18 @@ impl RandomWeights {
         // A uniform number of [-1, 1) has the variance 1/3.
         let bound = (3.0 / cols as f32).sqrt();
         let (height, width) = (part.rows.len(), part.cols.len());
-        let positions = part.rows.clone().flat_map(|row| part.cols.clone().map(move |col| (row * cols + col) as u64));
         Ok(match self.format_of(name) {
             WeightFormat::F32 => {
-                Matrix::from_f32(height, width, positions.map(|position| bound * stream.uniform(position)).collect())
+                let values = values(cols, &part, 0.0, |position| bound * stream.uniform(position));
+                Matrix::from_f32(height, width, values)
             }
             WeightFormat::Bf16 => {
-                let values = positions.map(|position| bf16::from_f32(bound * stream.uniform(position)));
-                Matrix::from_bf16(height, width, values.collect())
+                let value = |position| bf16::from_f32(bound * stream.uniform(position));
+                Matrix::from_bf16(height, width, values(cols, &part, bf16::ZERO, value))
             }
             WeightFormat::Fp8Block => {
                 self.check_tiles(name, rows, cols, &part)?;
-                let codes = positions.map(|position| f32_to_e4m3(E4M3_MAX * stream.uniform(position))).collect();
+                let codes = values(cols, &part, 0, |position| f32_to_e4m3(E4M3_MAX * stream.uniform(position)));
                 let scales = scales(self.stream(&names::scale(name)), cols, &part, bound / E4M3_MAX);
                 Matrix::from_fp8_block(height, width, codes, scales)
             }
@@ -99,6 +99,38 @@ impl RandomWeights {
             found: part.to_string(),
         })
     }
+}
+
+/// Values that are worth a thread of their own.
+const OF_A_THREAD: usize = 1 << 18;
+
+/// `value` at every position of a part of a matrix with so many columns, by as many threads as there are cores for: real shapes have
+/// billions of them.
+fn values<T: Copy + Send>(cols: usize, part: &Part, zero: T, value: impl Fn(u64) -> T + Sync) -> Vec<T> {
+    let (height, width) = (part.rows.len(), part.cols.len());
+    let mut made = vec![zero; height * width];
+    let fill = |first: usize, rows: &mut [T]| {
+        for (row, values) in (part.rows.start + first..).zip(rows.chunks_exact_mut(width)) {
+            let start = (row * cols + part.cols.start) as u64;
+            for (to, position) in values.iter_mut().zip(start..) {
+                *to = value(position);
+            }
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = cores.min(made.len() / OF_A_THREAD).max(1);
+    let rows = height.div_ceil(threads);
+    if threads == 1 {
+        fill(0, &mut made);
+        return made;
+    }
+    std::thread::scope(|scope| {
+        for (index, rows_of_one) in made.chunks_mut(rows * width).enumerate() {
+            let fill = &fill;
+            scope.spawn(move || fill(index * rows, rows_of_one));
+        }
+    });
+    made
 }
 
 /// One scale a tile, within a quarter of `base`, so that using a wrong tile's scale shows.

@@ -135,6 +135,7 @@ pub fn assemble(
         attention: attention.len(),
         registry,
         host: options.host,
+        compute: spec.compute,
     };
     let opened = devices::open(spec, &making, &options)?;
     let devices =

@@ -5,7 +5,7 @@ use super::assemble::{AssembleError, AssembleOptions};
 use crate::checkpoint::Outline;
 use crate::checkpoint::WeightSource;
 #[cfg(feature = "cuda")]
-use crate::kinds::cuda::{Crossings, CudaDevice, CudaValues};
+use crate::kinds::cuda::{Crossings, CudaDevice, CudaValues, Precision};
 use crate::kinds::{BuildContext, BuildError, StageRegistry};
 #[cfg(feature = "cuda")]
 use rally_cuda::CudaError;
@@ -29,7 +29,7 @@ use rally_graph::routes::Exchanges;
 use rally_graph::routes::Rails;
 #[cfg(feature = "cuda")]
 use rally_graph::spec::WireDtype;
-use rally_graph::spec::{Backend, DeploymentSpec};
+use rally_graph::spec::{Backend, ComputeDtype, DeploymentSpec};
 #[cfg(feature = "cuda")]
 use rally_graph::stage_graph::Device;
 #[cfg(feature = "cuda")]
@@ -54,6 +54,9 @@ pub(super) struct Making<'a> {
     pub(super) registry: &'a StageRegistry,
     /// The host whose devices are made, where there are several.
     pub(super) host: Option<usize>,
+    /// What rows may be narrowed to.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a card asks"))]
+    pub(super) compute: ComputeDtype,
 }
 
 impl Making<'_> {
@@ -96,6 +99,14 @@ pub(super) fn open(
         };
         let refused = |message: String| AssembleError::Device { name: device.name.clone(), message };
         let fault = |error: CudaError| refused(error.to_string());
+        if spec.compute != ComputeDtype::F32 && machine.mfa_ctas() == 0 {
+            let on = machine.name();
+            tracing::warn!(
+                device = device.name,
+                on,
+                "no tensor cores of Hopper's: rows stay f32 whatever `compute` is"
+            );
+        }
         let needed = making.bytes_on(index, &*machine)?;
         if let (Some(free), Some(memory)) =
             (machine.free_bytes().map_err(fault)?, planned.iter().find(|memory| memory.name == device.name))
@@ -128,7 +139,8 @@ impl Making<'_> {
     ) -> Result<Arc<CudaDevice>, CudaError> {
         let rows = self.planner.rows_per_device * self.attention;
         let crossings = crossings(self.graph, device, self.widths.hidden);
-        CudaDevice::open(machine, &self.planner, rows, self.widths, &crossings, captures)
+        let precision = Precision { compute: self.compute, captures };
+        CudaDevice::open(machine, &self.planner, rows, self.widths, &crossings, precision)
     }
 
     /// Bytes that a device takes on `machine`: all of it made once, of nothing.
@@ -244,6 +256,7 @@ impl Making<'_> {
 #[cfg(all(test, feature = "cuda"))]
 mod tests {
     use super::*;
+    use rally_graph::model::WeightFormat;
 
     #[test]
     fn a_card_is_full_when_its_devices_together_need_more_than_is_free() {
@@ -264,12 +277,14 @@ mod tests {
         assert!(beside.contains("beside the 2.00 GB of other devices"), "{beside}");
     }
 
-    /// Of every CUDA device: what `check` says that it needs, and what it takes.
-    fn planned_and_taken(graph: &str) -> Vec<(u64, u64)> {
-        let repository = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    fn tiny() -> ModelShape {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-step3");
+        crate::config::load_model_shape(folder.as_ref()).expect("the tiny model is there")
+    }
+
+    /// Of every CUDA device: what `check` says that it needs, and what it takes of a card with so many multiprocessors of Hopper's.
+    fn planned_and_taken(graph: &str, shape: ModelShape, multiprocessors: usize) -> Vec<(u64, u64)> {
         let spec: DeploymentSpec = serde_json::from_str(graph).expect("the graph is well formed");
-        let shape = crate::config::load_model_shape(format!("{repository}/models/tiny-step3").as_ref());
-        let shape = shape.expect("the tiny model is there");
         let graph = StageGraph::build(&spec, &shape, KindRegistry::shared()).expect("it unrolls");
         let attention = graph.devices_of_role(rally_graph::kinds::Role::Embed).len();
         let micro_batches = spec.schedule.micro_batches as usize;
@@ -282,13 +297,14 @@ mod tests {
             attention,
             registry: &StageRegistry::builtin(),
             host: None,
+            compute: spec.compute,
         };
         let planned = device_memory(&spec, &shape, KindRegistry::shared(), Machine::default());
         let on_cuda = (0..graph.devices.len()).filter(|device| graph.devices[*device].backend == Backend::Cuda);
         let both = on_cuda.map(|device| {
             (
                 planned[device].needed_bytes(),
-                making.bytes_on(device, &Counting::default()).expect("it can be made") as u64,
+                making.bytes_on(device, &Counting::hopper(multiprocessors)).expect("it can be made") as u64,
             )
         });
         both.collect()
@@ -305,12 +321,47 @@ mod tests {
         let with_little_kv =
             split.replace("65536", "4096").replace(r#""rows_per_micro_batch": 64"#, r#""rows_per_micro_batch": 512"#);
         for (graph, devices) in [(split, 2), (&two_by_two, 4), (&with_little_kv, 2)] {
-            let both = planned_and_taken(graph);
-            assert_eq!(both.len(), devices);
-            for (planned, taken) in both {
-                let off = planned.abs_diff(taken) as f64 / taken as f64;
-                assert!(off <= 0.02, "{planned} bytes planned, {taken} taken: off by {:.1} %", 100.0 * off);
-            }
+            near(&planned_and_taken(graph, tiny(), 0), devices);
+        }
+    }
+
+    #[track_caller]
+    fn near(both: &[(u64, u64)], devices: usize) {
+        assert_eq!(both.len(), devices);
+        for (planned, taken) in both {
+            let off = planned.abs_diff(*taken) as f64 / *taken as f64;
+            assert!(off <= 0.02, "{planned} bytes planned, {taken} taken: off by {:.1} %", 100.0 * off);
+        }
+    }
+
+    /// Hopper's own kernels need other buffers: narrowed rows and slots, plans and parts of fast attention.
+    #[test]
+    fn check_says_what_tensor_cores_take_within_2_percent() {
+        let graph = include_str!("../../../graphs/1a1f-cuda.json")
+            .replace(r#""rows_per_micro_batch": 64"#, r#""rows_per_micro_batch": 256"#)
+            .replace("65536", "4096");
+        let whole = ModelShape {
+            hidden: 512,
+            heads: 64,
+            head_dim: 256,
+            query_rank: 256,
+            expert_width: 256,
+            shared_width: 256,
+            dense_width: 512,
+            ..tiny()
+        };
+        for format in [WeightFormat::Bf16, WeightFormat::Fp8Block] {
+            let shape = ModelShape { weight_format: format, ..whole.clone() };
+            let of = |compute: &str| {
+                let graph = graph.replace(r#""compute": "f32""#, &format!(r#""compute": "{compute}""#));
+                let both = planned_and_taken(&graph, shape.clone(), 132);
+                near(&both, 2);
+                both.iter().map(|(_, taken)| *taken).collect::<Vec<_>>()
+            };
+            let (f32, bf16, fp8) = (of("f32"), of("bf16"), of("fp8"));
+            // What is chosen shows in what is taken: with fp8 weights only the head's rows may be rounded to bf16, on the attention side.
+            assert!(f32 != bf16 && f32 != fp8, "{f32:?} {bf16:?} {fp8:?}");
+            assert_eq!(bf16 == fp8, format == WeightFormat::Bf16, "{bf16:?} {fp8:?}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{TILE_STEP, TensorOps, refused};
 use crate::error::CudaError;
+use crate::machine::{Machine, write};
 use crate::memory::{Arena, DeviceSlice};
 use crate::ops::Routing;
 use crate::stream::Stream;
@@ -45,7 +46,40 @@ impl Slots {
         held: &[usize],
         shares: bool,
     ) -> Result<Slots, CudaError> {
-        if top_k > MOST_TOP_K || held.len() > MOST_HELD {
+        let (local, slots) =
+            Slots::within((rows, top_k, experts), held, shares, |bytes| Arena::new(stream.device(), bytes))?;
+        stream.write(&local, &slots.local)?;
+        Ok(slots)
+    }
+
+    /// The same in a machine's memory; it may only count. The first of `shape` are rows, then experts a row, then all experts.
+    ///
+    /// # Errors
+    /// As [`Slots::new`].
+    pub fn on(
+        machine: &dyn Machine,
+        shape: (usize, usize, usize),
+        held: &[usize],
+        shares: bool,
+    ) -> Result<Slots, CudaError> {
+        let (local, slots) = Slots::within(shape, held, shares, |bytes| machine.allocate(bytes))?;
+        write(machine, &local, &slots.local)?;
+        Ok(slots)
+    }
+
+    /// Whether so many experts can be sorted by.
+    pub fn takes(top_k: usize, held: usize) -> bool {
+        top_k <= MOST_TOP_K && held <= MOST_HELD
+    }
+
+    /// What `local` is to hold, and the rest.
+    fn within(
+        (rows, top_k, experts): (usize, usize, usize),
+        held: &[usize],
+        shares: bool,
+        allocate: impl FnOnce(usize) -> Result<Arena, CudaError>,
+    ) -> Result<(Vec<i32>, Slots), CudaError> {
+        if !Slots::takes(top_k, held.len()) {
             let problem = format!("{top_k} of {} experts; {MOST_TOP_K} of {MOST_HELD} are possible", held.len());
             return Err(refused("slots", problem));
         }
@@ -54,7 +88,7 @@ impl Slots {
         let capacity = capacity(rows, top_k, held.len(), shares);
         let tiles = 4 * (capacity / TILE_STEP + held.len() + 1);
         let sizes = [experts, rows * top_k, capacity, tiles, 2];
-        let mut arena = Arena::new(stream.device(), Arena::bytes_for(sizes.map(|count| count * 4)))?;
+        let mut arena = allocate(Arena::bytes_for(sizes.map(|count| count * 4)))?;
         let slots = Slots {
             top_k,
             held: held.len(),
@@ -66,8 +100,7 @@ impl Slots {
             tiles: arena.take(tiles)?,
             head: arena.take(2)?,
         };
-        stream.write(&local, &slots.local)?;
-        Ok(slots)
+        Ok((local, slots))
     }
 
     /// Slots that so many rows may need.

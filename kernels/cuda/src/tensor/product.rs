@@ -4,6 +4,7 @@ use super::rows::{Narrowed, SCALE_GROUP};
 use super::{Slots, TILE_TOKENS, TensorOps, of, refused, tiles_for};
 use crate::device::Device;
 use crate::error::CudaError;
+use crate::machine::Machine;
 use crate::memory::DeviceSlice;
 use crate::ops::{Stored, Weights};
 use crate::tensor_map::{Blocked, TensorMap};
@@ -57,6 +58,18 @@ impl TensorMatrix {
     /// # Errors
     /// The driver's own.
     pub fn of(device: &Device, weights: &Weights) -> Result<Option<TensorMatrix>, CudaError> {
+        TensorMatrix::described(Some(device), weights)
+    }
+
+    /// The same of weights on a machine, which may only count.
+    ///
+    /// # Errors
+    /// The driver's own.
+    pub fn on(machine: &dyn Machine, weights: &Weights) -> Result<Option<TensorMatrix>, CudaError> {
+        TensorMatrix::described(machine.card().map(|(device, _)| &**device), weights)
+    }
+
+    fn described(device: Option<&Device>, weights: &Weights) -> Result<Option<TensorMatrix>, CudaError> {
         let (rows, cols, count, stored) = (weights.rows(), weights.cols(), weights.count(), weights.stored());
         let fits = stored != Stored::F32
             && cols.is_multiple_of(SCALE_GROUP)
@@ -76,7 +89,7 @@ impl TensorMatrix {
             box_blocks: 1,
         };
         Ok(Some(TensorMatrix {
-            map: map.encode(device)?,
+            map: map.encode_on(device)?,
             scales: weights.scales().clone(),
             _values: weights.values().clone(),
             rows,
@@ -89,6 +102,16 @@ impl TensorMatrix {
     /// The format, which rows must be narrowed to.
     pub fn stored(&self) -> Stored {
         self.stored
+    }
+
+    /// Output width.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input width.
+    pub fn cols(&self) -> usize {
+        self.cols
     }
 
     fn blocks(&self) -> usize {

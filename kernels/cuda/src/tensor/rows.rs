@@ -4,6 +4,7 @@ use super::experts::{MOST_TOP_K, Slots};
 use super::{TensorOps, of, refused};
 use crate::device::Device;
 use crate::error::CudaError;
+use crate::machine::Machine;
 use crate::memory::{Arena, DeviceSlice};
 use crate::ops::Stored;
 use crate::tensor_map::{Blocked, TensorMap};
@@ -39,7 +40,31 @@ impl Narrowed {
         width: usize,
         stored: Stored,
     ) -> Result<Narrowed, CudaError> {
-        if width == 0 || !width.is_multiple_of(SCALE_GROUP) || width > WIDTH_AT_MOST || stored == Stored::F32 {
+        Narrowed::within(Some(&**device), slots, width, stored, |bytes| Arena::new(device, bytes))
+    }
+
+    /// The same in a machine's memory; it may only count.
+    ///
+    /// # Errors
+    /// As [`Narrowed::new`].
+    pub fn on(machine: &dyn Machine, slots: usize, width: usize, stored: Stored) -> Result<Narrowed, CudaError> {
+        let device = machine.card().map(|(device, _)| &**device);
+        Narrowed::within(device, slots, width, stored, |bytes| machine.allocate(bytes))
+    }
+
+    /// Whether rows of this width can be narrowed.
+    pub fn takes(width: usize) -> bool {
+        width > 0 && width.is_multiple_of(SCALE_GROUP) && width <= WIDTH_AT_MOST
+    }
+
+    fn within(
+        device: Option<&Device>,
+        slots: usize,
+        width: usize,
+        stored: Stored,
+        allocate: impl FnOnce(usize) -> Result<Arena, CudaError>,
+    ) -> Result<Narrowed, CudaError> {
+        if !Narrowed::takes(width) || stored == Stored::F32 {
             return Err(refused(
                 "narrow",
                 format!("rows of {width} in {stored:?}: multiples of 128 to {WIDTH_AT_MOST}"),
@@ -47,7 +72,7 @@ impl Narrowed {
         }
         let slots = slots.max(1).next_multiple_of(8);
         let (bytes, scales) = (slots * width * stored.bytes(), slots * width / SCALE_GROUP);
-        let mut arena = Arena::new(device, Arena::bytes_for([bytes, scales * size_of::<f32>()]))?;
+        let mut arena = allocate(Arena::bytes_for([bytes, scales * size_of::<f32>()]))?;
         let (codes, scales) = (arena.take(bytes)?, arena.take(scales)?);
         let map = Blocked {
             address: codes.address(),
@@ -58,7 +83,7 @@ impl Narrowed {
             box_rows: TOKEN_BOX,
             box_blocks: 1,
         };
-        Ok(Narrowed { map: map.encode(device)?, codes, scales, slots, width, stored })
+        Ok(Narrowed { map: map.encode_on(device)?, codes, scales, slots, width, stored })
     }
 
     /// The numbers as they lie there, for tests.

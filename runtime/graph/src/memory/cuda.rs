@@ -1,5 +1,7 @@
 //! Bytes of activations, crossings and scratch on a CUDA device: what its stages and its values take of the card beside weights and KV.
+//! The card is taken to be one of Hopper's where shapes and the graph let its own kernels run.
 
+use super::hopper::{self, Numbers};
 use super::{Rows, layers_of, pages_per_device};
 use crate::kinds::Role;
 use crate::kinds::weights::{routing_row_bytes, wire_row_bytes};
@@ -7,7 +9,7 @@ use crate::model::ModelShape;
 use crate::placement::ExpertPlacement;
 use crate::resolve::{Resolved, StageAt};
 use crate::shard::part;
-use crate::spec::{Routing, WireDtype};
+use crate::spec::{ComputeDtype, Routing, WireDtype};
 use crate::stage_graph::DeviceIndex;
 
 /// Bytes of a row in a batch descriptor: token, position, first page, sampled row, and how a token is chosen.
@@ -32,7 +34,8 @@ pub(super) fn count(resolved: &Resolved<'_>, device: DeviceIndex, shape: &ModelS
     let offered: u64 = crossings.offered.iter().map(|record| record * rows.total).sum();
     let wire = rows.total * wire_row_bytes(WireDtype::F32, shape.hidden);
     let scratch: u64 = on.iter().map(|stage| scratch(resolved, stage, device, shape, rows)).sum();
-    u64::from(resolved.spec.schedule.micro_batches) * (flowing + summed + offered) + wire + summed + scratch
+    let tensor = if resolved.spec.compute == ComputeDtype::F32 { 0 } else { hopper::PRODUCTS };
+    u64::from(resolved.spec.schedule.micro_batches) * (flowing + summed + offered) + wire + summed + scratch + tensor
 }
 
 /// What a device does with rows that cross.
@@ -66,22 +69,42 @@ fn scratch(resolved: &Resolved<'_>, stage: &StageAt<'_>, device: DeviceIndex, sh
     let (counts, at) = (stage.counts(), stage.counts().position(position));
     let inner = |width: usize| part(width, counts.tensor, at.tensor).len() as u64;
     let (hidden, top_k, total) = (shape.hidden as u64, shape.top_k as u64, rows.total);
+    let numbers = Numbers::of_projections(resolved.spec.compute, shape);
     match stage.spec.kind.as_str() {
         "mfa_attention" => attention(resolved, stage, shape, rows),
         "router" => 4 * total * shape.experts as u64,
-        "dense_ffn" => 4 * total * inner(shape.dense_width),
+        "dense_ffn" => match numbers.filter(|_| hopper::takes_ffn(hidden, inner(shape.dense_width))) {
+            Some(numbers) => {
+                let slots = hopper::Slots { rows: total, top_k: 1, experts: 1, held: 0, shares: true };
+                slots.bytes(numbers, hidden, inner(shape.dense_width)) + 8 * total
+            }
+            None => 4 * total * inner(shape.dense_width),
+        },
         "expert_ffn" => {
-            let shared = if at.expert == 0 { total } else { 0 };
+            let shares = at.expert == 0;
+            let shared = if shares { total } else { 0 };
             let answers = total * top_k * (inner(shape.expert_width) + hidden);
-            let sorted = layers_of(stage, shape).next().map_or(0, |(layer, _)| {
+            let held = layers_of(stage, shape).next().map(|(layer, _)| {
                 let placed = ExpertPlacement::of(stage.spec, layer, shape.experts, counts.experts);
-                let held = placed.held_by(at.expert).len() as u64;
+                placed.held_by(at.expert).len() as u64
+            });
+            let alike = !shares || shape.shared_width == shape.expert_width;
+            let fits = alike && hopper::takes_ffn(hidden, inner(shape.expert_width));
+            if let (Some(numbers), Some(held)) = (numbers.filter(|_| fits), held.filter(|held| *held > 0)) {
+                let slots = hopper::Slots { rows: total, top_k, experts: shape.experts as u64, held, shares };
+                return slots.bytes(numbers, hidden, inner(shape.expert_width));
+            }
+            let sorted = held.map_or(0, |held| {
                 let tiles = (total * top_k / TILE_ROWS + held).min(total * top_k);
                 shape.experts as u64 + held + 3 * tiles + total * top_k
             });
             4 * (answers + shared * (inner(shape.shared_width) + hidden) + sorted)
         }
-        "sampling" => 4 * rows.sampled * (hidden + shape.vocab as u64 + CHOSEN + 3 * shape.vocab.div_ceil(1024) as u64),
+        "sampling" => {
+            let narrowed = Numbers::of_head(resolved.spec.compute, shape).filter(|_| hopper::takes(hidden));
+            4 * rows.sampled * (hidden + shape.vocab as u64 + CHOSEN + 3 * shape.vocab.div_ceil(1024) as u64)
+                + narrowed.map_or(0, |numbers| numbers.rows(rows.sampled, hidden))
+        }
         _ => 0,
     }
 }
@@ -89,11 +112,27 @@ fn scratch(resolved: &Resolved<'_>, stage: &StageAt<'_>, device: DeviceIndex, sh
 /// Buffers, the table of angles, and in every layer the page of rows that pad.
 fn attention(resolved: &Resolved<'_>, stage: &StageAt<'_>, shape: &ModelShape, rows: &Rows) -> u64 {
     let limits = &resolved.spec.limits;
-    let width = shape.heads * shape.head_dim;
-    let values = 2 * shape.hidden + shape.query_rank + 2 * width + 2 * shape.head_dim;
+    let (width, hidden, rank) = ((shape.heads * shape.head_dim) as u64, shape.hidden as u64, shape.query_rank as u64);
+    let numbers = Numbers::of_projections(resolved.spec.compute, shape);
+    let narrow = |width: u64| numbers.filter(|_| hopper::takes(width));
+    // Towards a product: narrowed, or as many f32 as `plain`.
+    let towards = |width: u64, plain: u64| match narrow(width) {
+        Some(numbers) => numbers.rows(rows.share, width),
+        None => 4 * rows.share * plain,
+    };
+    let kv_dtype = stage.spec.kv_dtype.unwrap_or_default();
+    let fast = hopper::takes_attention(shape, limits.page_tokens, kv_dtype);
+    let (attended, projected) = match narrow(width) {
+        Some(_) => (if fast { 0 } else { width }, 0),
+        None => (0, hidden),
+    };
+    let values = rank + width + 2 * shape.head_dim as u64 + attended + projected;
+    let buffers = 4 * rows.share * values + towards(hidden, hidden) + towards(rank, 0) + towards(width, width);
+    let of_fast =
+        if fast { hopper::attention(rows.share, resolved.spec.schedule.micro_batches.into(), width) } else { 0 };
     let tokens = pages_per_device(limits, rows.attention.len()) * u64::from(limits.page_tokens);
     let angles = tokens.min(shape.max_positions as u64) * shape.head_dim as u64;
     let layers = layers_of(stage, shape).count() as u64;
-    let token = stage.info.kv_bytes_per_token(shape, stage.spec.kv_dtype.unwrap_or_default());
-    4 * (rows.share * values as u64 + angles) + layers * u64::from(limits.page_tokens) * token
+    let token = stage.info.kv_bytes_per_token(shape, kv_dtype);
+    buffers + of_fast + 4 * angles + layers * u64::from(limits.page_tokens) * token
 }

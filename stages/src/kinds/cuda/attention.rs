@@ -5,12 +5,13 @@ use super::super::registry::{BuildContext, BuildError};
 use super::captured::{Captured, Which};
 use super::device::CudaDevice;
 use super::load::{self, LoadError, stored};
-use super::mfa::FastAttention;
+use super::mfa::{FastAttention, FastLayer};
+use super::products::{Matrix, Rows};
 use super::{fault, refused};
 use rally_cuda::CudaError;
 use rally_cuda::memory::DeviceSlice;
-use rally_cuda::mfa::MfaCall;
-use rally_cuda::ops::{KvPages, Stored, Weights};
+use rally_cuda::mfa_append::Projected;
+use rally_cuda::ops::{KvPages, Stored};
 use rally_engine::slot::storage_dtype;
 use rally_engine::stage::{Stage, StageError, TaskContext};
 use rally_graph::model::ModelShape;
@@ -19,16 +20,16 @@ use std::sync::Arc;
 
 struct Layer {
     input_norm: DeviceSlice<f32>,
-    q_proj: Weights,
+    q_proj: Matrix,
     inter_norm: DeviceSlice<f32>,
-    wq: Weights,
-    k_proj: Weights,
-    v_proj: Weights,
-    o_proj: Weights,
+    wq: Matrix,
+    k_proj: Matrix,
+    v_proj: Matrix,
+    o_proj: Matrix,
     post_norm: DeviceSlice<f32>,
     kv: KvPages,
-    /// With [`FastAttention`], a call for each micro-batch.
-    calls: Vec<MfaCall>,
+    /// With [`FastAttention`].
+    fast: Option<FastLayer>,
 }
 
 struct MfaAttention {
@@ -52,12 +53,18 @@ struct Kernels {
 
 /// Of one micro-batch at a time.
 struct Buffers {
-    normed: DeviceSlice<f32>,
+    normed: Rows,
     compressed: DeviceSlice<f32>,
+    /// `compressed`, normed.
+    ranked: Rows,
     q: DeviceSlice<f32>,
     k: DeviceSlice<f32>,
     v: DeviceSlice<f32>,
+    /// Empty where the fast attention leaves bf16, and its next reader takes that.
     attended: DeviceSlice<f32>,
+    /// `attended`, towards the output projection.
+    out: Rows,
+    /// Empty where the output projection adds to x itself.
     projected: DeviceSlice<f32>,
 }
 
@@ -71,7 +78,7 @@ pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) ->
     let layers = layers.map_err(LoadError::on(device))?;
     let first_layer = context.layers.first().copied().unwrap_or_default();
     let rope = rope_table(context, device).map_err(fault(device))?;
-    let buffers = buffers(context, device).map_err(fault(device))?;
+    let buffers = buffers(context, device, layers.iter().next(), fast.is_some()).map_err(fault(device))?;
     let (heads, hidden, eps) = (shape.heads, shape.hidden, shape.rms_norm_eps);
     let kernels = Kernels { device: Arc::clone(device), layers, heads, hidden, eps, rope, buffers, fast };
     let most = context.attention_rows();
@@ -87,17 +94,33 @@ fn fast(context: &BuildContext<'_>, device: &CudaDevice) -> Result<Option<FastAt
     FastAttention::new(device, context.shape, pages, (context.attention_rows(), context.planner.micro_batches))
 }
 
-fn buffers(context: &BuildContext<'_>, device: &CudaDevice) -> Result<Buffers, CudaError> {
+/// `like`: any layer, if there is one.
+fn buffers(
+    context: &BuildContext<'_>,
+    device: &CudaDevice,
+    like: Option<&Layer>,
+    is_fast: bool,
+) -> Result<Buffers, CudaError> {
     let (shape, rows) = (context.shape, context.attention_rows());
     let width = shape.heads * shape.head_dim;
+    let compressed = device.buffer(rows * shape.query_rank)?;
+    let towards = |matrix: Option<&Matrix>, plain: &dyn Fn() -> Result<DeviceSlice<f32>, CudaError>| match matrix {
+        Some(matrix) => Rows::towards(device, matrix, rows, plain),
+        None => plain().map(Rows::Plain),
+    };
+    let is_narrow = |matrix: Option<&Matrix>| matches!(matrix, Some(Matrix::Tensor(_)));
+    let o_proj = like.map(|layer| &layer.o_proj);
+    let attended = device.buffer(if is_fast && is_narrow(o_proj) { 0 } else { rows * width })?;
     Ok(Buffers {
-        normed: device.buffer(rows * shape.hidden)?,
-        compressed: device.buffer(rows * shape.query_rank)?,
+        normed: towards(like.map(|layer| &layer.q_proj), &|| device.buffer(rows * shape.hidden))?,
+        ranked: towards(like.map(|layer| &layer.wq), &|| Ok(compressed.clone()))?,
+        compressed,
         q: device.buffer(rows * width)?,
         k: device.buffer(rows * shape.head_dim)?,
         v: device.buffer(rows * shape.head_dim)?,
-        attended: device.buffer(rows * width)?,
-        projected: device.buffer(rows * shape.hidden)?,
+        out: towards(o_proj, &|| Ok(attended.clone()))?,
+        attended,
+        projected: device.buffer(if is_narrow(o_proj) { 0 } else { rows * shape.hidden })?,
     })
 }
 
@@ -124,26 +147,33 @@ fn load_layer(
     let vector = |name: &str, len| load::vector(context, device, &format!("model.layers.{layer}.{name}.weight"), len);
     let matrix = |name: &str, rows, cols| {
         load::matrix(context, device, &format!("model.layers.{layer}.self_attn.{name}.weight"), rows, cols)
+            .map(Arc::new)
     };
     let (width, planner) = (heads * head_dim, context.planner);
     // One more, for rows that pad.
     let pages = planner.pages_per_device as usize;
     let kv = KvPages::new(device.machine(), pages + 1, planner.page_tokens, head_dim, kv_format(context))?;
-    let (kv, calls) = match fast {
-        Some(fast) => fast.layer(device, kv)?,
-        None => (kv, Vec::new()),
+    let (kv, fast) = match fast {
+        Some(fast) => fast.layer(device, kv).map(|(kv, layer)| (kv, Some(layer)))?,
+        None => (kv, None),
     };
+    let of_hidden = [
+        matrix("q_proj", query_rank, hidden)?,
+        matrix("k_proj", head_dim, hidden)?,
+        matrix("v_proj", head_dim, hidden)?,
+    ];
+    let [q_proj, k_proj, v_proj] = Matrix::all(device, of_hidden)?;
     Ok(Layer {
         input_norm: vector("input_layernorm", hidden)?,
-        q_proj: matrix("q_proj", query_rank, hidden)?,
+        q_proj,
         inter_norm: vector("self_attn.inter_norm", query_rank)?,
-        wq: matrix("wq", width, query_rank)?,
-        k_proj: matrix("k_proj", head_dim, hidden)?,
-        v_proj: matrix("v_proj", head_dim, hidden)?,
-        o_proj: matrix("o_proj", hidden, width)?,
+        wq: Matrix::one(device, matrix("wq", width, query_rank)?)?,
+        k_proj,
+        v_proj,
+        o_proj: Matrix::one(device, matrix("o_proj", hidden, width)?)?,
         post_norm: vector("post_attention_layernorm", hidden)?,
         kv,
-        calls,
+        fast,
     })
 }
 
@@ -171,19 +201,29 @@ impl Kernels {
         let layer = self.layers.at(which.layer);
         let (ops, values, to) = (self.device.ops(), self.device.values(which.micro_batch), &self.buffers);
         let (hidden, eps) = (self.hidden, self.eps);
-        ops.rms_norm(&values.x, None, rows, &layer.input_norm, eps, &to.normed)?;
-        ops.matmul(&to.normed, rows, &layer.q_proj, &to.compressed)?;
-        ops.rms_norm(&to.compressed, None, rows, &layer.inter_norm, eps, &to.compressed)?;
-        ops.matmul(&to.compressed, rows, &layer.wq, &to.q)?;
-        ops.matmul(&to.normed, rows, &layer.k_proj, &to.k)?;
-        ops.matmul(&to.normed, rows, &layer.v_proj, &to.v)?;
-        ops.rope_append(&to.q, &to.k, &to.v, &self.rope, rows, self.heads, &values.paged, &layer.kv)?;
-        match &self.fast {
-            Some(fast) => fast.attend(&self.device, &layer.calls[which.micro_batch], &to.q, rows, &to.attended)?,
-            None => ops.attention(&to.q, rows, self.heads, &values.paged, &layer.kv, &to.attended)?,
+        let device = &*self.device;
+        to.normed.norm(device, &values.x, rows, &layer.input_norm, eps)?;
+        to.normed.times(device, rows, &layer.q_proj, &to.compressed)?;
+        to.normed.times(device, rows, &layer.k_proj, &to.k)?;
+        to.normed.times(device, rows, &layer.v_proj, &to.v)?;
+        to.ranked.norm(device, &to.compressed, rows, &layer.inter_norm, eps)?;
+        to.ranked.times(device, rows, &layer.wq, &to.q)?;
+        match (&self.fast, &layer.fast) {
+            (Some(fast), Some(fast_layer)) => {
+                let from = Projected { q: &to.q, k: &to.k, v: &to.v };
+                fast.attend(fast_layer, which.micro_batch, rows, from, &self.rope, &values.paged)?;
+                match &to.out {
+                    Rows::Narrow(narrowed) => fast.narrow(device, rows, narrowed)?,
+                    Rows::Plain(plain) => fast.widen(device, rows, plain)?,
+                }
+            }
+            _ => {
+                ops.rope_append(&to.q, &to.k, &to.v, &self.rope, rows, self.heads, &values.paged, &layer.kv)?;
+                ops.attention(&to.q, rows, self.heads, &values.paged, &layer.kv, &to.attended)?;
+                to.out.take(device, &to.attended, rows)?;
+            }
         }
-        ops.matmul(&to.attended, rows, &layer.o_proj, &to.projected)?;
-        ops.add(&values.x, &to.projected, rows, hidden)?;
+        to.out.times_added(device, rows, &layer.o_proj, (&values.x, hidden), &to.projected)?;
         ops.rms_norm(&values.x, None, rows, &layer.post_norm, eps, &values.u)
     }
 }

@@ -1,18 +1,22 @@
 //! A CUDA device of a deployment: its kernels, the values of its micro-batches, and what its stages share.
 
+use super::products::TensorCores;
 use rally_cuda::CudaError;
 use rally_cuda::machine::{Machine, write};
 use rally_cuda::memory::{Arena, DeviceSlice, Plain};
 use rally_cuda::ops::{Choice, Ops, Paged, Routing, Stored, Weights, record_bytes};
+use rally_cuda::tensor::TensorOps;
 use rally_engine::Widths;
 use rally_engine::schedule::planner::PlannerConfig;
 use rally_engine::stage::StageError;
+use rally_graph::spec::ComputeDtype;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// One device. Its stages and the rows that cross its edges work on it in the order of its lane, which is its stream's.
 pub struct CudaDevice {
     ops: Ops,
+    tensor: Option<TensorCores>,
     pub(super) widths: Widths,
     values: Vec<MicroBatch>,
     /// Encoded rows on their way in, or out to the host.
@@ -53,6 +57,15 @@ pub(super) struct MicroBatch {
 
 /// Words of a descriptor for each row before the page numbers: token, position, first page, sampled row, and a choice.
 pub(super) const DESCRIBED: usize = 4 + size_of::<Choice>() / size_of::<i32>();
+
+/// How a device's stages work.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Precision {
+    /// What rows may be narrowed to on their way into products.
+    pub(crate) compute: ComputeDtype,
+    /// Whether kernels are captured and replayed.
+    pub(crate) captures: bool,
+}
 
 /// What a device does with rows that cross to or from devices of its kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,10 +113,11 @@ impl CudaDevice {
         rows: usize,
         widths: Widths,
         crossings: &Crossings,
-        captures: bool,
+        Precision { compute, captures }: Precision,
     ) -> Result<Arc<Self>, CudaError> {
         let ops = Ops::new(machine)?;
         let machine = Arc::clone(ops.machine());
+        let tensor = TensorCores::of(&*machine, compute)?;
         let pages = planner.pages_per_device as usize;
         let values = (0..planner.micro_batches).map(|_| MicroBatch::new(&*machine, rows, widths, pages, crossings));
         let values = values.collect::<Result<_, _>>()?;
@@ -112,7 +126,7 @@ impl CudaDevice {
         let wire = machine.allocate(rows * record)?.take(rows * record)?;
         let part = if crossings.sums { rows * widths.hidden } else { 0 };
         let part = machine.allocate(part * size_of::<f32>())?.take(part)?;
-        Ok(Arc::new(Self { ops, widths, values, wire, part, captures, shared: Mutex::default() }))
+        Ok(Arc::new(Self { ops, tensor, widths, values, wire, part, captures, shared: Mutex::default() }))
     }
 
     /// What it is, for people.
@@ -122,6 +136,16 @@ impl CudaDevice {
 
     pub(super) fn ops(&self) -> &Ops {
         &self.ops
+    }
+
+    /// Tensor cores, where the graph asks for them and the card has them.
+    pub(super) fn tensor(&self) -> Option<&TensorCores> {
+        self.tensor.as_ref()
+    }
+
+    /// Their kernels, for whoever was made for them.
+    pub(super) fn tensor_ops(&self) -> &TensorOps {
+        self.tensor.as_ref().expect("what is made for tensor cores is made where there are some").ops()
     }
 
     pub(super) fn machine(&self) -> &dyn Machine {

@@ -6,6 +6,7 @@ use super::super::registry::{BuildContext, BuildError};
 use super::captured::{Captured, Which};
 use super::device::CudaDevice;
 use super::load::{self, LoadError};
+use super::tensor_ffn::{self, TensorFfn};
 use super::{fault, refused};
 use rally_cuda::CudaError;
 use rally_cuda::memory::DeviceSlice;
@@ -40,10 +41,47 @@ fn experts(
 ) -> Result<Block, LoadError> {
     let shape = context.shape;
     SwiGlu::load((layer, "moe"), shape.hidden, shape.expert_width, share, |name, rows, cols, part| {
-        load::matrices(device, held, (part.rows.len(), part.cols.len()), |expert| {
-            context.weights.expert_matrix(name, expert, shape.experts, rows, cols, part.clone())
+        load::stack(device, held.len(), (part.rows.len(), part.cols.len()), |index| {
+            context.weights.expert_matrix(name, held[index], shape.experts, rows, cols, part.clone())
         })
     })
+}
+
+/// On tensor cores, either FFN.
+struct OnTensorCores {
+    captured: Captured,
+    device: Arc<CudaDevice>,
+    ffn: TensorFfn,
+    most: usize,
+}
+
+impl OnTensorCores {
+    /// None where the plain kernels are to do it; `held`: experts of each layer.
+    fn make(
+        context: &BuildContext<'_>,
+        device: &Arc<CudaDevice>,
+        which: tensor_ffn::Which,
+        share: &Share,
+        held: &[Vec<usize>],
+    ) -> Result<Option<Box<dyn Stage>>, BuildError> {
+        if !tensor_ffn::fits(context, device, which, share, held).map_err(LoadError::on(device))? {
+            return Ok(None);
+        }
+        let ffn = TensorFfn::load(context, device, which, share, held).map_err(LoadError::on(device))?;
+        let (captured, device) = (Captured::default(), Arc::clone(device));
+        Ok(Some(Box::new(Self { captured, device, ffn, most: context.gathered_rows() })))
+    }
+}
+
+impl Stage for OnTensorCores {
+    fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
+        let Self { captured, device, ffn, most } = self;
+        let which = Which::of(task);
+        let done = captured.run(device, which, (task.values.rows, *most), |rows| {
+            ffn.enqueue(device, which.layer, which.micro_batch, rows)
+        });
+        done.map_err(device.fault())
+    }
 }
 
 struct DenseFfn {
@@ -60,6 +98,9 @@ pub(super) fn build_dense(
 ) -> Result<Box<dyn Stage>, BuildError> {
     let shape = context.shape;
     let share = Share::of(context);
+    if let Some(stage) = OnTensorCores::make(context, device, tensor_ffn::Which::Dense, &share, &[])? {
+        return Ok(stage);
+    }
     let block = |layer| plain(context, device, (layer, "mlp"), shape.dense_width, &share);
     let layers = Layers::make(context, block).map_err(LoadError::on(device))?;
     let most = context.gathered_rows();
@@ -116,13 +157,13 @@ pub(super) fn build_expert(
 ) -> Result<Box<dyn Stage>, BuildError> {
     let shape = context.shape;
     let share = Share::of(context);
-    let mut sorted: Option<(Vec<usize>, Arc<Sorted>)> = None;
+    let held = held(context, device, &share)?;
+    if let Some(stage) = OnTensorCores::make(context, device, tensor_ffn::Which::Experts, &share, &held)? {
+        return Ok(stage);
+    }
+    let (mut sorted, mut of_layers): (Option<(Vec<usize>, Arc<Sorted>)>, _) = (None, held.iter());
     let layers = Layers::make(context, |layer| {
-        let placed = ExpertPlacement::of(&context.stage.spec, layer, shape.experts, share.counts.experts);
-        if placed.lent_at_once(shape.top_k) > 0 {
-            return Err(refused(device, "experts with copies run on CPU devices alone: place each once".into()));
-        }
-        let held = placed.held_by(share.at.expert);
+        let held = of_layers.next().expect("as many as layers");
         // Layers that place their experts alike, as nearly all do, share the buffers.
         let same = sorted.as_ref().filter(|(before, _)| before == held).map(|(_, sorted)| Arc::clone(sorted));
         let (rows, top_k) = (context.gathered_rows(), shape.top_k);
@@ -136,6 +177,19 @@ pub(super) fn build_expert(
     let buffers = buffers(context, device, &share).map_err(fault(device))?;
     let kernels = Kernels { device: Arc::clone(device), layers, buffers, hidden: shape.hidden };
     Ok(Box::new(ExpertFfn { captured: Captured::default(), kernels, most: context.gathered_rows() }))
+}
+
+/// The experts that the device holds in each of its layers.
+fn held(context: &BuildContext<'_>, device: &CudaDevice, share: &Share) -> Result<Vec<Vec<usize>>, BuildError> {
+    let of_layer = |layer: &usize| {
+        let experts = context.shape.experts;
+        let placed = ExpertPlacement::of(&context.stage.spec, *layer, experts, share.counts.experts);
+        if placed.lent_at_once(context.shape.top_k) > 0 {
+            return Err(refused(device, "experts with copies run on CPU devices alone: place each once".into()));
+        }
+        Ok(placed.held_by(share.at.expert).to_vec())
+    };
+    context.layers.iter().map(of_layer).collect()
 }
 
 fn load_moe(

@@ -81,16 +81,19 @@ pub(super) fn matrix_part(
     Ok(Weights::one(device.machine(), host(&matrix))?)
 }
 
-/// As many matrices as `experts`, each `read` by expert id; all of the first one's shape.
-pub(super) fn matrices(
+/// `count` matrices of one shape, each `read` by its index.
+pub(super) fn stack(
     device: &CudaDevice,
-    experts: &[usize],
+    count: usize,
     shape: (usize, usize),
     read: impl Fn(usize) -> Result<Matrix, CheckpointError>,
 ) -> Result<Weights, LoadError> {
-    Weights::of(device.machine(), experts.len(), shape.0, shape.1, |index, take| {
-        Ok(take(host(&read(experts[index])?))?)
-    })
+    Weights::of(device.machine(), count, shape.0, shape.1, |index, take| Ok(take(host(&read(index)?))?))
+}
+
+/// The format of a matrix.
+pub(super) fn format_of(matrix: &Matrix) -> Stored {
+    host(matrix).stored
 }
 
 /// A matrix as a device is given it.

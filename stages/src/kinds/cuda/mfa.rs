@@ -7,10 +7,12 @@ use super::device::CudaDevice;
 use rally_cuda::machine::write;
 use rally_cuda::memory::DeviceSlice;
 use rally_cuda::mfa::{self, HEAD_DIM, HEADS, MfaCall, MfaDecode, MfaStep, PARTIAL_BYTES};
+use rally_cuda::mfa_append::{MfaAppend, Projected};
 use rally_cuda::module::Order;
-use rally_cuda::ops::{KvPages, Stored};
+use rally_cuda::ops::{KvPages, Paged, Stored};
 use rally_cuda::split::{self, Costs, PAGE_TOKENS, RowPages, WorkSplit};
 use rally_cuda::stream::Stream;
+use rally_cuda::tensor::Narrowed;
 use rally_cuda::{CudaError, Device};
 use rally_engine::stage::TaskContext;
 use rally_graph::model::ModelShape;
@@ -32,8 +34,16 @@ pub(super) struct FastAttention {
     arrivals: DeviceSlice<i32>,
     /// Loaded with the first layer.
     decode: Option<MfaDecode>,
+    append: Option<MfaAppend>,
     rows: Vec<RowPages>,
     pages: Vec<i32>,
+}
+
+/// What it keeps of a layer.
+pub(super) struct FastLayer {
+    pages: mfa::KvPages,
+    /// One for each micro-batch; none where memory is only counted.
+    calls: Vec<MfaCall>,
 }
 
 impl FastAttention {
@@ -61,15 +71,16 @@ impl FastAttention {
             partials: device.buffer(WorkSplit::slots_at_most(ctas) * PARTIAL_BYTES)?,
             arrivals,
             decode: None,
+            append: None,
             rows: Vec::with_capacity(rows),
             pages: Vec::new(),
         }))
     }
 
-    /// A layer's pages, and its call for each micro-batch.
-    pub(super) fn layer(&mut self, device: &CudaDevice, kv: KvPages) -> Result<(KvPages, Vec<MfaCall>), CudaError> {
+    /// A layer's pages, and what is kept of it.
+    pub(super) fn layer(&mut self, device: &CudaDevice, kv: KvPages) -> Result<(KvPages, FastLayer), CudaError> {
         let (kv, pages) = kv.for_mfa()?;
-        let Some(decode) = self.decode(pages)? else { return Ok((kv, Vec::new())) };
+        let Some(decode) = self.decode(pages.clone())? else { return Ok((kv, FastLayer { pages, calls: Vec::new() })) };
         let call = |(micro_batch, work): (usize, &DeviceSlice<i32>)| {
             decode.prepare(MfaStep {
                 q: self.q.cast(),
@@ -84,7 +95,8 @@ impl FastAttention {
                 scale: 1.0 / (HEAD_DIM as f32).sqrt(),
             })
         };
-        Ok((kv, self.plans.iter().enumerate().map(call).collect::<Result<_, _>>()?))
+        let calls = self.plans.iter().enumerate().map(call).collect::<Result<_, _>>()?;
+        Ok((kv, FastLayer { pages, calls }))
     }
 
     fn decode(&mut self, pages: mfa::KvPages) -> Result<Option<MfaDecode>, CudaError> {
@@ -92,6 +104,7 @@ impl FastAttention {
         if let Some(decode) = &self.decode {
             return decode.for_pages(pages).map(Some);
         }
+        self.append = Some(MfaAppend::new(card)?);
         let decode = MfaDecode::new(card, pages.clone())?;
         let again = decode.for_pages(pages)?;
         self.decode = Some(decode);
@@ -112,19 +125,30 @@ impl FastAttention {
         write(device.machine(), &words, &self.plans[task.micro_batch].part(0, words.len()))
     }
 
-    /// Attention of rows q `[rows, 64, 256]` f32, rotated, to `out` of the same shape.
+    /// Rotates the rows of a step, appends their keys and values, and attends: the result is what [`Self::narrow`] or [`Self::widen`]
+    /// take. `table` as in [`MfaAppend::enqueue`].
     pub(super) fn attend(
         &self,
-        device: &CudaDevice,
-        call: &MfaCall,
-        q: &DeviceSlice<f32>,
+        layer: &FastLayer,
+        micro_batch: usize,
         rows: usize,
-        out: &DeviceSlice<f32>,
+        from: Projected<'_>,
+        table: &DeviceSlice<f32>,
+        at: &Paged,
     ) -> Result<(), CudaError> {
-        let width = HEADS * HEAD_DIM;
-        device.ops().encode(q, rows, width, Stored::Bf16, &self.q)?;
-        let (_, stream) = self.card.as_ref().expect("calls are made for a card");
-        call.enqueue(stream)?;
-        device.ops().decode(&self.out, rows, width, Stored::Bf16, out)
+        let (_, stream) = self.card.as_ref().expect("work is enqueued on cards alone, not where memory is counted");
+        let append = self.append.as_ref().expect("loaded with the first layer");
+        append.enqueue(stream, rows, from, table, at, &layer.pages, &self.q.cast())?;
+        layer.calls[micro_batch].enqueue(stream)
+    }
+
+    /// What was attended to, `[rows, 64 · 256]`, for a product.
+    pub(super) fn narrow(&self, device: &CudaDevice, rows: usize, to: &Narrowed) -> Result<(), CudaError> {
+        device.tensor_ops().narrow_bf16(&self.out.cast(), rows, to)
+    }
+
+    /// The same in f32.
+    pub(super) fn widen(&self, device: &CudaDevice, rows: usize, to: &DeviceSlice<f32>) -> Result<(), CudaError> {
+        device.ops().decode(&self.out, rows, HEADS * HEAD_DIM, Stored::Bf16, to)
     }
 }

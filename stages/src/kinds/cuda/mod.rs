@@ -10,12 +10,14 @@ mod embed;
 mod ffn;
 mod load;
 mod mfa;
+mod products;
 mod router;
 mod sampling;
+mod tensor_ffn;
 mod values;
 
-pub(crate) use device::Crossings;
 pub use device::CudaDevice;
+pub(crate) use device::{Crossings, Precision};
 pub(crate) use values::CudaValues;
 
 use super::registry::{BuildContext, BuildError};

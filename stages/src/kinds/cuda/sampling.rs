@@ -8,10 +8,11 @@ use super::device::CudaDevice;
 use super::embed::reported;
 use super::fault;
 use super::load::{self, LoadError};
+use super::products::{Matrix, Rows};
 use rally_cuda::CudaError;
 use rally_cuda::machine::read;
 use rally_cuda::memory::DeviceSlice;
-use rally_cuda::ops::{Chosen, REPORTED_AT_MOST, Weights};
+use rally_cuda::ops::{Chosen, REPORTED_AT_MOST};
 use rally_engine::schedule::batch::{RowGroup, SampleSpec};
 use rally_engine::stage::{Sample, Stage, StageError, TaskContext};
 use rally_kernels::sampling::{log_prob, top_log_probs};
@@ -22,10 +23,13 @@ struct Sampling {
     most: usize,
     device: Arc<CudaDevice>,
     norm: DeviceSlice<f32>,
-    head: Arc<Weights>,
+    head: Matrix,
+    vocab: usize,
     eps: f32,
     /// Last rows of the groups that sample, `[groups, hidden]`.
     rows: DeviceSlice<f32>,
+    /// The same, towards the head.
+    inputs: Rows,
     logits: DeviceSlice<f32>,
     chosen: Chosen,
     /// What the host is told of it.
@@ -39,14 +43,19 @@ pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) ->
     let (name, vocab, hidden) = (head_name(shape), shape.vocab, shape.hidden);
     let head = || load::matrix(context, device, name, vocab, hidden);
     let head = device.shared(name, head).map_err(LoadError::on(device))?;
+    let head = Matrix::one(device, head).map_err(fault(device))?;
     let most = most_samples(context);
+    let rows = device.buffer(most * hidden).map_err(fault(device))?;
+    let inputs = Rows::towards(device, &head, most, || Ok(rows.clone())).map_err(fault(device))?;
     Ok(Box::new(Sampling {
         captured: Captured::default(),
         most,
         norm: load::vector(context, device, "model.norm.weight", hidden).map_err(LoadError::on(device))?,
         head,
+        vocab,
         eps: shape.rms_norm_eps,
-        rows: device.buffer(most * hidden).map_err(fault(device))?,
+        rows,
+        inputs,
         logits: device.buffer(most * vocab).map_err(fault(device))?,
         chosen: Chosen::new(device.machine(), most, vocab).map_err(fault(device))?,
         tokens: vec![0; most * 2],
@@ -82,12 +91,13 @@ impl Sampling {
     fn choose(&mut self, task: &TaskContext<'_>, count: usize) -> Result<(), CudaError> {
         let reports = sampled(task).any(|(_, spec)| reported(spec).is_some());
         let which = Which { layer: 0, micro_batch: task.micro_batch, form: usize::from(reports) };
-        let Self { captured, most, device, norm, head, eps, rows, logits, chosen, .. } = self;
+        let Self { captured, most, device, norm, head, vocab, eps, rows, inputs, logits, chosen, .. } = self;
         let (ops, values) = (device.ops(), device.values(task.micro_batch));
         captured.run(device, which, (count, *most), |count| {
             ops.rms_norm(&values.x, Some(&values.sampled), count, norm, *eps, rows)?;
-            ops.matmul(rows, count, head, logits)?;
-            ops.sample(logits, count, head.rows(), &values.choices, reports, chosen)
+            inputs.take(device, rows, count)?;
+            inputs.times(device, count, head, logits)?;
+            ops.sample(logits, count, *vocab, &values.choices, reports, chosen)
         })?;
         let machine = self.device.machine();
         read(machine, &self.chosen.tokens.part(0, count * 2), &mut self.tokens[..count * 2])?;
@@ -108,7 +118,7 @@ impl Sampling {
         let by_host = spec.detail.logprobs.filter(|_| reported(spec).is_none());
         let mut logits = None;
         if spec.detail.logits || by_host.is_some() {
-            let vocab = self.head.rows();
+            let vocab = self.vocab;
             let mut whole = vec![0.0; vocab];
             let there = self.logits.part(row * vocab, vocab);
             read(self.device.machine(), &there, &mut whole).map_err(self.device.fault())?;

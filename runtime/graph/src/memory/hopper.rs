@@ -1,0 +1,85 @@
+//! Bytes of what Hopper's own kernels keep beside weights and KV: rows narrowed for tensor cores, rows sorted by expert, the plans and
+//! parts of fast attention. Which shapes they take is `kernels/cuda`'s; what is here follows it.
+
+use crate::model::{FP8_TILE, ModelShape, WeightFormat};
+use crate::spec::{ComputeDtype, WireDtype};
+
+/// Multiprocessors of an H100 or H200.
+const CTAS: u64 = 132;
+/// What products keep: parts of sums, two tiles of 128 x 160 a multiprocessor, and their counters.
+pub(super) const PRODUCTS: u64 = 2 * CTAS * (128 * 160 + 1) * 4;
+/// Widest row of a product.
+const WIDTH_AT_MOST: u64 = 16384;
+/// Rows of a tile that slots are cut into.
+const TILE: u64 = 128;
+
+/// Whether rows of this width can be narrowed.
+pub(super) fn takes(width: u64) -> bool {
+    width > 0 && width.is_multiple_of(FP8_TILE as u64) && width <= WIDTH_AT_MOST
+}
+
+/// Whether tensor cores take an FFN of these widths.
+pub(super) fn takes_ffn(hidden: u64, inner: u64) -> bool {
+    takes(hidden) && takes(inner) && hidden.is_multiple_of(2 * FP8_TILE as u64)
+}
+
+/// How rows are narrowed.
+#[derive(Clone, Copy)]
+pub(super) struct Numbers {
+    bytes: u64,
+}
+
+impl Numbers {
+    /// On their way into projections; none where they stay f32.
+    pub(super) fn of_projections(compute: ComputeDtype, shape: &ModelShape) -> Option<Self> {
+        match (shape.weight_format, compute) {
+            (WeightFormat::Bf16, ComputeDtype::Bf16 | ComputeDtype::Fp8) => Some(Self { bytes: 2 }),
+            (WeightFormat::Fp8Block, ComputeDtype::Fp8) => Some(Self { bytes: 1 }),
+            _ => None,
+        }
+    }
+
+    /// On their way into the head, which is never fp8.
+    pub(super) fn of_head(compute: ComputeDtype, shape: &ModelShape) -> Option<Self> {
+        let narrow = compute != ComputeDtype::F32 && shape.weight_format != WeightFormat::F32;
+        narrow.then_some(Self { bytes: 2 })
+    }
+
+    /// Of so many rows, scales included.
+    pub(super) fn rows(self, rows: u64, width: u64) -> u64 {
+        rows.max(1).next_multiple_of(8) * (width * self.bytes + 4 * (width / FP8_TILE as u64))
+    }
+}
+
+/// Rows sorted by expert.
+pub(super) struct Slots {
+    pub(super) rows: u64,
+    pub(super) top_k: u64,
+    pub(super) experts: u64,
+    pub(super) held: u64,
+    pub(super) shares: bool,
+}
+
+impl Slots {
+    /// What an FFN keeps.
+    pub(super) fn bytes(&self, numbers: Numbers, hidden: u64, inner: u64) -> u64 {
+        let chosen = self.rows * self.top_k;
+        let slots = (chosen + 7 * self.held + if self.shares { self.rows } else { 0 }).next_multiple_of(8);
+        let sorted = self.experts + chosen + slots + 4 * (slots / TILE + self.held + 1) + 2;
+        numbers.rows(slots, hidden) + numbers.rows(slots, inner) + 2 * slots * hidden + 4 * sorted
+    }
+}
+
+/// Whether fast attention takes heads, pages and cache.
+pub(super) fn takes_attention(shape: &ModelShape, page_tokens: u32, kv_dtype: WireDtype) -> bool {
+    (shape.heads, shape.head_dim, page_tokens) == (64, 256, 64) && kv_dtype != WireDtype::F32
+}
+
+/// What it keeps: q and the result in bf16, a plan a micro-batch, and parts of rows that are cut.
+pub(super) fn attention(rows: u64, micro_batches: u64, width: u64) -> u64 {
+    let plan = (rows + 2 * CTAS) * ITEM_WORDS + 6 * CTAS;
+    4 * rows * width + 4 * micro_batches * plan + 2 * CTAS * (2 * width + 1024)
+}
+
+/// Words of an item of a plan.
+const ITEM_WORDS: u64 = 16;

@@ -1,0 +1,189 @@
+//! FFNs on tensor cores: rows to slots sorted by expert, narrowed, the two grouped products, and the sum of a row's answers. The shared
+//! expert is one more behind those that are held; a dense FFN is a shared expert alone.
+
+use super::super::ffn::{Share, SwiGlu};
+use super::super::layers::Layers;
+use super::super::registry::BuildContext;
+use super::device::CudaDevice;
+use super::load::{self, LoadError};
+use super::products::unlike;
+use crate::checkpoint::Part;
+use rally_cuda::CudaError;
+use rally_cuda::memory::DeviceSlice;
+use rally_cuda::ops::{Routing, Weights};
+use rally_cuda::tensor::{Narrowed, Slots, TensorMatrix};
+use rally_graph::model::FP8_TILE;
+use std::sync::Arc;
+
+/// Weight rows that a product of the second kind takes at once.
+const DOWN_ROWS: usize = 256;
+
+/// A layer's FFN.
+pub(super) struct Block {
+    weights: SwiGlu<TensorMatrix>,
+    slots: Arc<Slots>,
+}
+
+/// All layers of a stage, and what they share.
+pub(super) struct TensorFfn {
+    layers: Layers<Block>,
+    /// What a dense FFN is routed by: nobody.
+    nobody: Option<Routing>,
+    rows: Narrowed,
+    inner: Narrowed,
+    answers: DeviceSlice<u16>,
+    hidden: usize,
+}
+
+/// Which FFN.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    Dense,
+    Experts,
+}
+
+/// Slots that layers share which hold the same experts, as nearly all do.
+#[derive(Default)]
+struct SameSlots(Option<(Vec<usize>, Arc<Slots>)>);
+
+impl SameSlots {
+    fn of(&mut self, held: &[usize], make: impl FnOnce() -> Result<Slots, CudaError>) -> Result<Arc<Slots>, CudaError> {
+        if let Some((before, slots)) = &self.0
+            && before == held
+        {
+            return Ok(Arc::clone(slots));
+        }
+        let slots = Arc::new(make()?);
+        self.0 = Some((held.to_vec(), Arc::clone(&slots)));
+        Ok(slots)
+    }
+}
+
+/// Whether tensor cores take these FFNs, of which the device has the part `share`; `held`: experts of each layer.
+pub(super) fn fits(
+    context: &BuildContext<'_>,
+    device: &CudaDevice,
+    which: Which,
+    share: &Share,
+    held: &[Vec<usize>],
+) -> Result<bool, LoadError> {
+    let (Some(tensor), Some(layer)) = (device.tensor(), context.layers.first()) else { return Ok(false) };
+    let shape = context.shape;
+    let width = width(context, which);
+    let inner = share.inner(width);
+    // The shared expert lies behind the others, so it is of their shape.
+    let alike = which == Which::Dense || !share.has_shared() || shape.shared_width == shape.expert_width;
+    let most_held = held.iter().map(Vec::len).max().unwrap_or(0);
+    let sorts =
+        which == Which::Dense || (Slots::takes(shape.top_k, most_held + 1) && held.iter().all(|held| !held.is_empty()));
+    let takes = Narrowed::takes(inner.len()) && Narrowed::takes(shape.hidden) && shape.hidden.is_multiple_of(DOWN_ROWS);
+    if !(alike && sorts && takes) {
+        return Ok(false);
+    }
+    let few = Part::rows(inner.start..inner.start + FP8_TILE, shape.hidden);
+    let name = format!("model.layers.{layer}.{}.gate_proj.weight", block(which));
+    let matrix = match which {
+        Which::Dense => context.weights.matrix(&name, width, shape.hidden, few)?,
+        Which::Experts => context.weights.expert_matrix(&name, held[0][0], shape.experts, width, shape.hidden, few)?,
+    };
+    Ok(tensor.takes(load::format_of(&matrix)))
+}
+
+fn width(context: &BuildContext<'_>, which: Which) -> usize {
+    match which {
+        Which::Dense => context.shape.dense_width,
+        Which::Experts => context.shape.expert_width,
+    }
+}
+
+fn block(which: Which) -> &'static str {
+    match which {
+        Which::Dense => "mlp",
+        Which::Experts => "moe",
+    }
+}
+
+impl TensorFfn {
+    /// Of what [`fits`]; `held` as there.
+    pub(super) fn load(
+        context: &BuildContext<'_>,
+        device: &CudaDevice,
+        which: Which,
+        share: &Share,
+        held: &[Vec<usize>],
+    ) -> Result<Self, LoadError> {
+        let (shape, rows, machine) = (context.shape, context.gathered_rows(), device.machine());
+        let (mut same, mut of_layers) = (SameSlots::default(), held.iter());
+        let layers = Layers::make(context, |layer| -> Result<Block, LoadError> {
+            let none = Vec::new();
+            let held = of_layers.next().unwrap_or(&none);
+            let (routing, shares) = match which {
+                Which::Dense => ((rows, 1, 1), true),
+                Which::Experts => ((rows, shape.top_k, shape.experts), share.has_shared()),
+            };
+            let slots = same.of(held, || Slots::on(machine, routing, held, shares))?;
+            let read = |name: &str, rows, cols, part: Part| -> Result<TensorMatrix, LoadError> {
+                let weights = stacked(context, device, which, (name, rows, cols), &part, (held, shares))?;
+                Ok(TensorMatrix::on(machine, &weights)?.ok_or_else(unlike)?)
+            };
+            let weights = SwiGlu::load((layer, block(which)), shape.hidden, width(context, which), share, read)?;
+            Ok(Block { weights, slots })
+        })?;
+        let first = layers.iter().next().ok_or_else(unlike)?;
+        let (inner, stored) = (first.weights.gate.rows(), first.weights.gate.stored());
+        let alike = |layer: &Block| layer.weights.gate.stored() == stored && layer.weights.down.stored() == stored;
+        if !layers.iter().all(alike) {
+            return Err(unlike().into());
+        }
+        let slots = layers.iter().map(|layer| layer.slots.capacity_for(rows)).max().unwrap_or(0);
+        let nobody = || -> Result<Routing, CudaError> {
+            Ok(Routing { ids: device.copied(&vec![0; rows])?, weights: device.copied(&vec![0.0; rows])? })
+        };
+        let narrowed = Narrowed::on(machine, slots, shape.hidden, stored)?;
+        Ok(Self {
+            nobody: (which == Which::Dense).then(nobody).transpose()?,
+            inner: Narrowed::on(machine, narrowed.slots(), inner, stored)?,
+            answers: device.buffer(narrowed.slots() * shape.hidden)?,
+            rows: narrowed,
+            layers,
+            hidden: shape.hidden,
+        })
+    }
+
+    /// u to y of a micro-batch.
+    pub(super) fn enqueue(
+        &self,
+        device: &CudaDevice,
+        layer: usize,
+        micro_batch: usize,
+        rows: usize,
+    ) -> Result<(), CudaError> {
+        let Block { weights: SwiGlu { gate, up, down }, slots } = self.layers.at(layer);
+        let (tensor, values) = (device.tensor_ops(), device.values(micro_batch));
+        tensor.place(self.nobody.as_ref().unwrap_or(&values.routing), rows, slots)?;
+        tensor.narrow(&values.u, rows, None, Some(slots), &self.rows)?;
+        tensor.up(&self.rows, slots, gate, up, &self.inner)?;
+        tensor.down(&self.inner, slots, down, &self.answers)?;
+        tensor.sum(slots, rows, self.hidden, &self.answers, &values.y)
+    }
+}
+
+/// The matrices `name` of the experts held, and behind them the shared one's if there is one.
+fn stacked(
+    context: &BuildContext<'_>,
+    device: &CudaDevice,
+    which: Which,
+    (name, rows, cols): (&str, usize, usize),
+    part: &Part,
+    (held, shares): (&[usize], bool),
+) -> Result<Weights, LoadError> {
+    let shared = match which {
+        Which::Dense => name.to_owned(),
+        Which::Experts => name.replace(".moe.", ".share_expert."),
+    };
+    let count = held.len() + usize::from(shares);
+    load::stack(device, count, (part.rows.len(), part.cols.len()), |index| match held.get(index) {
+        Some(expert) => context.weights.expert_matrix(name, *expert, context.shape.experts, rows, cols, part.clone()),
+        None => context.weights.matrix(&shared, rows, cols, part.clone()),
+    })
+}
