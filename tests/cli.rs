@@ -218,7 +218,6 @@ fn broken_requests_and_arguments_are_refused() {
     refused(&[&base[..], &["--requests", file, "--schedule", "ping_pong:0"]].concat(), "ping_pong:0");
     refused(&[&base[..], &["--requests", file, "--schedule", "custom"]].concat(), "order");
     refused(&[&base[..], &["--requests", "no/such/file"]].concat(), "no/such/file");
-    refused(&["run", "graphs/step3-2a2f.json", "--requests", file], "`compute` other than `f32`");
 }
 
 /// Starts a run that would take minutes, and returns once it decodes.

@@ -56,7 +56,7 @@ impl Stage for Toy {
     }
 
     fn exchanges(&self) -> Vec<ExchangeSize> {
-        vec![ExchangeSize { rows: MOST_ROWS, width: 1, own: true }; 2]
+        vec![ExchangeSize { rows: MOST_ROWS, width: 1, own: true, stays: false }; 2]
     }
 }
 

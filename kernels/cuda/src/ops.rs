@@ -7,12 +7,14 @@ mod attention;
 mod experts;
 mod rows;
 mod sample;
+mod slices;
 mod weights;
 mod wire;
 
 pub use attention::{KvPages, Paged};
 pub use experts::{Routing, Sorted};
 pub use sample::{Choice, Chosen, REPORTED_AT_MOST};
+pub use slices::Sliced;
 pub use weights::{HostMatrix, Weights};
 pub use wire::record_bytes;
 
@@ -61,6 +63,8 @@ pub struct Ops {
     embed: Box<dyn Launch>,
     rms_norm: Box<dyn Launch>,
     add: Box<dyn Launch>,
+    slice_columns: Box<dyn Launch>,
+    add_slices: Box<dyn Launch>,
     rope_append: Box<dyn Launch>,
     /// By [`Stored`].
     attention: [Box<dyn Launch>; 3],
@@ -83,7 +87,8 @@ impl Ops {
     pub fn new(machine: Arc<dyn Machine>) -> Result<Ops, CudaError> {
         let on = &*machine;
         let [matmul, gated] = kernels(on, &source::MATMUL, ["matmul", "gated"])?;
-        let [embed, rms_norm, add] = kernels(on, &source::ROWS, ["embed", "rms_norm", "add"])?;
+        let [embed, rms_norm, add, slice_columns, add_slices] =
+            kernels(on, &source::ROWS, ["embed", "rms_norm", "add", "slice_columns", "add_slices"])?;
         let [rope_append] = kernels(on, &source::ROPE_APPEND, ["rope_append"])?;
         let attention = kernels(on, &source::ATTENTION, ["attention_f32", "attention_bf16", "attention_fp8"])?;
         let [route] = kernels(on, &source::ROUTER, ["route"])?;
@@ -98,6 +103,8 @@ impl Ops {
             embed,
             rms_norm,
             add,
+            slice_columns,
+            add_slices,
             rope_append,
             attention,
             route,

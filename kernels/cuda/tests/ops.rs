@@ -6,7 +6,8 @@ use rally_cuda::machine::{Machine, Machines, read, write};
 use rally_cuda::memory::{DeviceSlice, Plain};
 use rally_cuda::mfa;
 use rally_cuda::ops::{
-    Choice, Chosen, HostMatrix, KvPages, Ops, Paged, REPORTED_AT_MOST, Routing, Sorted, Stored, Weights, record_bytes,
+    Choice, Chosen, HostMatrix, KvPages, Ops, Paged, REPORTED_AT_MOST, Routing, Sliced, Sorted, Stored, Weights,
+    record_bytes,
 };
 use rally_kernels::activation::{axpy, swiglu_in_place};
 use rally_kernels::attention::{AttentionScratch, mfa_attention_chunk};
@@ -482,4 +483,38 @@ fn shapes_that_do_not_fit_are_refused_before_anything_is_launched() {
     assert!(KvPages::new(bench.machine(), 1, 1, 513, Stored::F32).is_err());
     let machine: Arc<dyn Machine> = Arc::clone(bench.ops.machine());
     assert!(machine.kernels(&rally_cuda::source::MATMUL, &["no_such_kernel"]).is_err());
+}
+
+#[test]
+fn slices_of_columns_and_their_sum() {
+    let mut bench = Bench::new(31);
+    for (rows, width, slices, most) in [(1, 7, 1, 1), (3, 37, 3, 5), (9, 1100, 8, 9), (2, 513, 2, 4)] {
+        let x = bench.values(rows * width);
+        let (of, out) = (Sliced { width, slices, most }, bench.poisoned::<f32>(most * width));
+        bench.ops.slice_columns(&bench.put(&x), rows, of, &out).expect("enqueued");
+        let got = bench.got(&out);
+        for slice in 0..slices {
+            let columns = cut(width, slices, slice);
+            for row in 0..rows {
+                let first = most * columns.start + row * columns.len();
+                let want = &x[row * width + columns.start..row * width + columns.end];
+                assert_eq!(&got[first..first + columns.len()], want, "slice {slice} of {slices}, row {row}");
+            }
+        }
+        let parts = bench.values(slices * most * width);
+        let before = bench.values(rows * width);
+        let sum = bench.poisoned::<f32>(rows * width);
+        write(bench.machine(), &before, &sum.part(0, rows * width)).expect("written");
+        bench.ops.add_slices(&bench.put(&parts), rows, of, &sum).expect("enqueued");
+        let part = |slice: usize, at: usize| parts[slice * most * width + at];
+        let want = (0..rows * width).map(|at| before[at] + (1..slices).fold(part(0, at), |sum, s| sum + part(s, at)));
+        assert_eq!(bench.got(&sum), want.collect::<Vec<_>>());
+    }
+}
+
+/// The `index`-th of `parts` parts of `total`: the first ones have one more.
+fn cut(total: usize, parts: usize, index: usize) -> std::ops::Range<usize> {
+    let (base, more) = (total / parts, total % parts);
+    let start = index * base + index.min(more);
+    start..start + base + usize::from(index < more)
 }

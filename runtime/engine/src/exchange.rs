@@ -4,6 +4,7 @@
 //! later one crosses here, what a device keeps for itself too: a lane may serve other micro-batches between two parts.
 
 use crate::engine::EngineError;
+use crate::remote::Parcel;
 use crate::slot::{self, Header};
 use crate::stage::StageError;
 use crate::transfer::expect_header;
@@ -18,6 +19,8 @@ pub struct ExchangeSize {
     pub width: usize,
     /// Whether a device sends to itself as well.
     pub own: bool,
+    /// Whether the rows stay in the memory of devices ([`Exchange::leave`]).
+    pub stays: bool,
 }
 
 /// The slots of one part on one device, a slot a peer, its own among them.
@@ -92,6 +95,21 @@ impl<'a> Exchange<'a> {
         let slot = legs.outgoing.get(peer).filter(|_| legs.outgoing_width > 0).ok_or(StageError::NoExchange)?;
         slot::take(slot)?.push_rows(rows, legs.outgoing_width);
         Ok(())
+    }
+
+    /// Leaves `rows` rows in the memory of devices for `peer`: `parcel` says where. In an exchange whose rows stay there.
+    pub fn leave(&self, peer: usize, rows: usize, parcel: &Parcel) -> Result<(), StageError> {
+        let legs = self.legs.ok_or(StageError::NoExchange)?;
+        let slot = legs.outgoing.get(peer).filter(|_| legs.outgoing_width > 0).ok_or(StageError::NoExchange)?;
+        slot::take(slot)?.leave(rows, parcel);
+        Ok(())
+    }
+
+    /// What `peer` has left, if it was any rows.
+    pub fn left_by(&self, peer: usize) -> Result<Option<Parcel>, StageError> {
+        let slot = self.legs.and_then(|legs| legs.incoming.get(peer)).ok_or(StageError::NoExchange)?;
+        let slot = slot::take(slot)?;
+        Ok(slot.left().filter(|_| slot.header().rows > 0))
     }
 
     /// Rows that came from `peer`.

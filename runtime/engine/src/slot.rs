@@ -206,6 +206,17 @@ impl Slot {
         self.header.rows += rows;
     }
 
+    /// Says where `rows` rows are that stay in the memory of devices.
+    pub(crate) fn leave(&mut self, rows: usize, parcel: &Parcel) {
+        self.header.rows = rows;
+        self.parcel = Some(Parcel::clone(parcel));
+    }
+
+    /// Where they are.
+    pub(crate) fn left(&self) -> Option<Parcel> {
+        self.parcel.clone()
+    }
+
     /// Copies f32 rows of `width` values, from row `first` on, as many as `target` holds.
     pub fn read_rows(&self, first: usize, width: usize, target: &mut [f32]) {
         let rows = target.len() / width;

@@ -248,9 +248,10 @@ impl<'a> Wiring<'a> {
         let peers = exchanges.peers_of(task.device);
         let size = |part: usize| sizes.get(part).copied().unwrap_or_default();
         let mut slot = |from: DeviceIndex, to: DeviceIndex, part: usize| {
-            let ExchangeSize { rows, width, own } = size(part);
+            let ExchangeSize { rows, width, own, stays } = size(part);
             let rows = if own || from != to { rows } else { 0 };
-            let make = || Arc::new(Mutex::new(Slot::new(rows, width, 0, WireDtype::F32)));
+            let slot = || if stays { Slot::of_parcels() } else { Slot::new(rows, width, 0, WireDtype::F32) };
+            let make = || Arc::new(Mutex::new(slot()));
             Arc::clone(self.made.entry((task.stage, micro_batch, from, to, Leg::Part(part))).or_insert_with(make))
         };
         let mut legs = Legs { part: task.part, ..Legs::default() };

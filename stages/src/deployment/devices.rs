@@ -320,7 +320,9 @@ mod tests {
             .replace(r#""kind": "dense_ffn","#, r#""kind": "dense_ffn", "shard": { "tensor": 2 },"#);
         let with_little_kv =
             split.replace("65536", "4096").replace(r#""rows_per_micro_batch": 64"#, r#""rows_per_micro_batch": 512"#);
-        for (graph, devices) in [(split, 2), (&two_by_two, 4), (&with_little_kv, 2)] {
+        let sliced =
+            two_by_two.replace(r#""kind": "mfa_attention","#, r#""kind": "mfa_attention", "shard": { "o_proj": 2 },"#);
+        for (graph, devices) in [(split, 2), (&two_by_two, 4), (&with_little_kv, 2), (&sliced, 4)] {
             near(&planned_and_taken(graph, tiny(), 0), devices);
         }
     }

@@ -211,7 +211,7 @@ pub(super) fn build_expert(context: &mut BuildContext<'_>) -> Result<Box<dyn Sta
         taken: vec![0; shards],
         effort: 0,
     };
-    let exchange = ExchangeSize { rows: rows * lent, width: shape.hidden, own: false };
+    let exchange = ExchangeSize { rows: rows * lent, width: shape.hidden, own: false, stays: false };
     Ok(Box::new(ExpertFfn { layers, work, exchange }))
 }
 

@@ -45,7 +45,7 @@ impl Split {
     }
 
     pub(super) fn exchanges(&self) -> Vec<ExchangeSize> {
-        let size = |width| ExchangeSize { rows: self.rows, width, own: true };
+        let size = |width| ExchangeSize { rows: self.rows, width, own: true, stays: false };
         vec![size(self.columns().len()), size(self.hidden)]
     }
 

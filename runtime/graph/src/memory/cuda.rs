@@ -122,14 +122,25 @@ fn attention(resolved: &Resolved<'_>, stage: &StageAt<'_>, shape: &ModelShape, r
     };
     let kv_dtype = stage.spec.kv_dtype.unwrap_or_default();
     let fast = hopper::takes_attention(shape, limits.page_tokens, kv_dtype);
+    let micro_batches = u64::from(resolved.spec.schedule.micro_batches);
+    let slices = stage.counts().o_proj.max(1) as u64;
     let (attended, projected) = match narrow(width) {
+        _ if slices > 1 => (width, 0),
         Some(_) => (if fast { 0 } else { width }, 0),
         None => (0, hidden),
     };
+    // Rows of all peers in the columns of a slice, and their parts of o; what peers fetch is there for every micro-batch.
+    let split = match slices {
+        1 => towards(width, width),
+        _ => {
+            let (all, slice) = (slices * rows.share, width.div_ceil(slices));
+            let inputs = narrow(slice).map_or(0, |numbers| numbers.rows(all, slice));
+            4 * (micro_batches * (rows.share * width + all * hidden) + all * (slice + hidden)) + inputs
+        }
+    };
     let values = rank + width + 2 * shape.head_dim as u64 + attended + projected;
-    let buffers = 4 * rows.share * values + towards(hidden, hidden) + towards(rank, 0) + towards(width, width);
-    let of_fast =
-        if fast { hopper::attention(rows.share, resolved.spec.schedule.micro_batches.into(), width) } else { 0 };
+    let buffers = 4 * rows.share * values + towards(hidden, hidden) + towards(rank, 0) + split;
+    let of_fast = if fast { hopper::attention(rows.share, micro_batches, width) } else { 0 };
     let tokens = pages_per_device(limits, rows.attention.len()) * u64::from(limits.page_tokens);
     let angles = tokens.min(shape.max_positions as u64) * shape.head_dim as u64;
     let layers = layers_of(stage, shape).count() as u64;

@@ -4,7 +4,6 @@ use crate::diagnostic::Reporter;
 use crate::model::ModelShape;
 use crate::placement::ExpertPlacement;
 use crate::resolve::{Resolved, StageAt};
-use crate::source::join;
 use crate::spec::Backend;
 
 /// Kinds that have a CUDA implementation; transfers are the engine's.
@@ -34,13 +33,6 @@ fn judge(stage: &StageAt<'_>, device: &str, shape: &ModelShape, out: &mut Report
     let kind = stage.spec.kind.as_str();
     if !KINDS.contains(&kind) {
         refuse(stage.at("kind"), format!("`{kind}` is a kind of your own"), "give it a CPU device");
-    }
-    if stage.spec.shard.is_some_and(|shard| shard.o_proj.is_some_and(|slices| slices > 1)) {
-        refuse(
-            join(&stage.at("shard"), "o_proj"),
-            "a split output projection".into(),
-            "leave it out, or use CPU devices",
-        );
     }
     let lends = |layer: usize| {
         ExpertPlacement::of(stage.spec, layer, shape.experts, stage.counts().experts).lent_at_once(shape.top_k) > 0

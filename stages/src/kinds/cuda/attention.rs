@@ -4,14 +4,17 @@ use super::super::layers::Layers;
 use super::super::registry::{BuildContext, BuildError};
 use super::captured::{Captured, Which};
 use super::device::CudaDevice;
+use super::fault;
 use super::load::{self, LoadError, stored};
 use super::mfa::{FastAttention, FastLayer};
+use super::o_proj::{self, Split};
 use super::products::{Matrix, Rows};
-use super::{fault, refused};
+use crate::checkpoint::Part;
 use rally_cuda::CudaError;
 use rally_cuda::memory::DeviceSlice;
 use rally_cuda::mfa_append::Projected;
 use rally_cuda::ops::{KvPages, Stored};
+use rally_engine::exchange::ExchangeSize;
 use rally_engine::slot::storage_dtype;
 use rally_engine::stage::{Stage, StageError, TaskContext};
 use rally_graph::model::ModelShape;
@@ -49,6 +52,7 @@ struct Kernels {
     rope: DeviceSlice<f32>,
     buffers: Buffers,
     fast: Option<FastAttention>,
+    split: Option<Split>,
 }
 
 /// Of one micro-batch at a time.
@@ -70,17 +74,16 @@ struct Buffers {
 
 pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) -> Result<Box<dyn Stage>, BuildError> {
     let shape = context.shape;
-    if !context.peers.is_empty() {
-        return Err(refused(device, "`shard.o_proj` runs on CPU devices alone: leave it out".into()));
-    }
     let mut fast = fast(context, device).map_err(fault(device))?;
     let layers = Layers::make(context, |layer| load_layer(context, device, layer, &mut fast));
     let layers = layers.map_err(LoadError::on(device))?;
     let first_layer = context.layers.first().copied().unwrap_or_default();
     let rope = rope_table(context, device).map_err(fault(device))?;
-    let buffers = buffers(context, device, layers.iter().next(), fast.is_some()).map_err(fault(device))?;
+    let like = layers.iter().next();
+    let split = Split::of(context, device, like.map(|layer: &Layer| &layer.o_proj)).map_err(fault(device))?;
+    let buffers = buffers(context, device, like, (fast.is_some(), split.is_some())).map_err(fault(device))?;
     let (heads, hidden, eps) = (shape.heads, shape.hidden, shape.rms_norm_eps);
-    let kernels = Kernels { device: Arc::clone(device), layers, heads, hidden, eps, rope, buffers, fast };
+    let kernels = Kernels { device: Arc::clone(device), layers, heads, hidden, eps, rope, buffers, fast, split };
     let most = context.attention_rows();
     Ok(Box::new(MfaAttention { captured: Captured::default(), kernels, most, first_layer }))
 }
@@ -99,7 +102,7 @@ fn buffers(
     context: &BuildContext<'_>,
     device: &CudaDevice,
     like: Option<&Layer>,
-    is_fast: bool,
+    (is_fast, is_split): (bool, bool),
 ) -> Result<Buffers, CudaError> {
     let (shape, rows) = (context.shape, context.attention_rows());
     let width = shape.heads * shape.head_dim;
@@ -108,9 +111,10 @@ fn buffers(
         Some(matrix) => Rows::towards(device, matrix, rows, plain),
         None => plain().map(Rows::Plain),
     };
-    let is_narrow = |matrix: Option<&Matrix>| matches!(matrix, Some(Matrix::Tensor(_)));
-    let o_proj = like.map(|layer| &layer.o_proj);
-    let attended = device.buffer(if is_fast && is_narrow(o_proj) { 0 } else { rows * width })?;
+    // Of what is split, the product has buffers of its own.
+    let o_proj = like.filter(|_| !is_split).map(|layer| &layer.o_proj);
+    let is_narrow = matches!(o_proj, Some(Matrix::Tensor(_)));
+    let attended = device.buffer(if is_fast && is_narrow { 0 } else { rows * width })?;
     Ok(Buffers {
         normed: towards(like.map(|layer| &layer.q_proj), &|| device.buffer(rows * shape.hidden))?,
         ranked: towards(like.map(|layer| &layer.wq), &|| Ok(compressed.clone()))?,
@@ -120,7 +124,7 @@ fn buffers(
         v: device.buffer(rows * shape.head_dim)?,
         out: towards(o_proj, &|| Ok(attended.clone()))?,
         attended,
-        projected: device.buffer(if is_narrow(o_proj) { 0 } else { rows * shape.hidden })?,
+        projected: device.buffer(if is_narrow || is_split { 0 } else { rows * shape.hidden })?,
     })
 }
 
@@ -157,6 +161,8 @@ fn load_layer(
         Some(fast) => fast.layer(device, kv).map(|(kv, layer)| (kv, Some(layer)))?,
         None => (kv, None),
     };
+    let (o_proj, columns) = (format!("model.layers.{layer}.self_attn.o_proj.weight"), o_proj::columns(context, width));
+    let o_proj = load::matrix_part(context, device, &o_proj, hidden, width, Part::cols(hidden, columns))?;
     let of_hidden = [
         matrix("q_proj", query_rank, hidden)?,
         matrix("k_proj", head_dim, hidden)?,
@@ -170,7 +176,7 @@ fn load_layer(
         wq: Matrix::one(device, matrix("wq", width, query_rank)?)?,
         k_proj,
         v_proj,
-        o_proj: Matrix::one(device, matrix("o_proj", hidden, width)?)?,
+        o_proj: Matrix::one(device, Arc::new(o_proj))?,
         post_norm: vector("post_attention_layernorm", hidden)?,
         kv,
         fast,
@@ -184,24 +190,41 @@ impl Stage for MfaAttention {
         filled.map(|()| true).map_err(device.fault())
     }
 
+    fn exchanges(&self) -> Vec<ExchangeSize> {
+        self.kernels.split.as_ref().map(Split::exchanges).unwrap_or_default()
+    }
+
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
         let Self { captured, kernels, most, first_layer } = self;
-        if let Some(fast) = kernels.fast.as_mut().filter(|_| task.layer == *first_layer) {
-            fast.plan(&kernels.device, task).map_err(kernels.device.fault())?;
-        }
-        let which = Which::of(task);
+        let device = Arc::clone(&kernels.device);
+        let which = Which { form: task.exchange.part(), ..Which::of(task) };
         let rows = (task.batch.rows, *most);
-        let done = captured.run(&kernels.device, which, rows, |rows| kernels.enqueue(which, rows));
-        done.map_err(kernels.device.fault())
+        match (which.form, kernels.split.is_some()) {
+            (0, _) => {
+                if let Some(fast) = kernels.fast.as_mut().filter(|_| task.layer == *first_layer) {
+                    fast.plan(&device, task).map_err(device.fault())?;
+                }
+                let done = captured.run(&device, which, rows, |rows| kernels.attend(which, rows));
+                done.map_err(device.fault())?;
+                kernels.split.as_mut().map_or(Ok(()), |split| split.leave_slices(&device, task))
+            }
+            (1, true) => kernels.multiply_slice(captured, which, task),
+            _ => {
+                let split = kernels.split.as_ref().ok_or(StageError::NoExchange)?;
+                split.take_parts(&device, task)?;
+                let done = captured.run(&device, which, rows, |rows| kernels.finish(which, rows));
+                done.map_err(device.fault())
+            }
+        }
     }
 }
 
 impl Kernels {
-    fn enqueue(&self, which: Which, rows: usize) -> Result<(), CudaError> {
+    /// All of it, or as far as what the slices of a split output projection are made from.
+    fn attend(&self, which: Which, rows: usize) -> Result<(), CudaError> {
         let layer = self.layers.at(which.layer);
-        let (ops, values, to) = (self.device.ops(), self.device.values(which.micro_batch), &self.buffers);
-        let (hidden, eps) = (self.hidden, self.eps);
-        let device = &*self.device;
+        let (device, to, eps) = (&*self.device, &self.buffers, self.eps);
+        let (ops, values) = (device.ops(), device.values(which.micro_batch));
         to.normed.norm(device, &values.x, rows, &layer.input_norm, eps)?;
         to.normed.times(device, rows, &layer.q_proj, &to.compressed)?;
         to.normed.times(device, rows, &layer.k_proj, &to.k)?;
@@ -223,7 +246,41 @@ impl Kernels {
                 to.out.take(device, &to.attended, rows)?;
             }
         }
-        to.out.times_added(device, rows, &layer.o_proj, (&values.x, hidden), &to.projected)?;
-        ops.rms_norm(&values.x, None, rows, &layer.post_norm, eps, &values.u)
+        if let Some(split) = &self.split {
+            return split.pack(device, which.micro_batch, rows, &to.attended);
+        }
+        to.out.times_added(device, rows, &layer.o_proj, (&values.x, self.hidden), &to.projected)?;
+        self.norm(which, rows)
+    }
+
+    /// The own slice with the rows of all peers.
+    fn multiply_slice(
+        &mut self,
+        captured: &mut Captured,
+        which: Which,
+        task: &TaskContext<'_>,
+    ) -> Result<(), StageError> {
+        let (device, layer) = (Arc::clone(&self.device), self.layers.at(which.layer));
+        let split = self.split.as_mut().ok_or(StageError::NoExchange)?;
+        let rows = split.gather(&device, task)?;
+        let done = captured.run(&device, which, (rows, split.most()), |rows| {
+            split.multiply(&device, which.micro_batch, rows, &layer.o_proj)
+        });
+        done.map_err(device.fault())?;
+        split.leave_parts(&device, task)
+    }
+
+    /// x += o out of its parts, u.
+    fn finish(&self, which: Which, rows: usize) -> Result<(), CudaError> {
+        if let Some(split) = &self.split {
+            split.add(&self.device, rows, &self.device.values(which.micro_batch).x)?;
+        }
+        self.norm(which, rows)
+    }
+
+    /// x to u.
+    fn norm(&self, which: Which, rows: usize) -> Result<(), CudaError> {
+        let (layer, values) = (self.layers.at(which.layer), self.device.values(which.micro_batch));
+        self.buffers.normed.norm_to(&self.device, &values.x, rows, (&layer.post_norm, self.eps), &values.u)
     }
 }

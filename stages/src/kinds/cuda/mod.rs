@@ -1,7 +1,7 @@
 //! The built-in stages on CUDA devices: the same work as their neighbours one folder up, on values that stay in the device's memory.
 //!
 //! A stage enqueues and does not wait. What waits is sampling, whose tokens the host needs, and a transfer that sends rows to a device
-//! of another kind (`values.rs`). Not here, and refused: a split output projection and experts with copies.
+//! of another kind (`values.rs`). Not here, and refused: experts with copies.
 
 mod attention;
 mod captured;
@@ -10,6 +10,7 @@ mod embed;
 mod ffn;
 mod load;
 mod mfa;
+mod o_proj;
 mod products;
 mod router;
 mod sampling;

@@ -112,6 +112,23 @@ impl Rows {
         }
     }
 
+    /// Rows of x, normed, in f32 to `to`, by the faster of the kernels; what is here is lost.
+    pub(super) fn norm_to(
+        &self,
+        device: &CudaDevice,
+        x: &DeviceSlice<f32>,
+        rows: usize,
+        (weight, eps): (&DeviceSlice<f32>, f32),
+        to: &DeviceSlice<f32>,
+    ) -> Result<(), CudaError> {
+        match self {
+            Self::Plain(_) => device.ops().rms_norm(x, None, rows, weight, eps, to),
+            Self::Narrow(beside) => {
+                device.tensor_ops().narrow(x, rows, Some(Norm { weight, eps, normed: Some(to) }), None, beside)
+            }
+        }
+    }
+
     /// Rows of x as they are; where they stay f32, x is what they are kept in.
     pub(super) fn take(&self, device: &CudaDevice, x: &DeviceSlice<f32>, rows: usize) -> Result<(), CudaError> {
         match self {

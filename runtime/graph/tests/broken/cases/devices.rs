@@ -43,12 +43,16 @@ pub(super) const CASES: &[Case] = &[
         TINY,
         &[
             (
-                r#""attn": { "backend": "cpu", "cores": [0] }"#,
-                r#""attn": { "backend": "cuda", "count": 2, "fabric": "nvlink" }"#,
+                r#""ffn":  { "backend": "cpu", "cores": [1] }"#,
+                r#""ffn": { "backend": "cuda", "count": 2, "fabric": "nvlink" }"#,
             ),
-            (ATTENTION, r#"{ "kind": "mfa_attention", "on": "attn", "kv_dtype": "bf16", "shard": { "o_proj": 2 } },"#),
+            (
+                EXPERTS,
+                r#"{ "kind": "expert_ffn", "on": "ffn", "on_layers": "moe", "shard": { "experts": 2 }, "placement": [[0, 1, 2, 3, 6], [4, 5, 6, 7]] },"#,
+            ),
+            (r#""on_layers": "dense" },"#, r#""on_layers": "dense", "shard": { "tensor": 2 } },"#),
         ],
-        &[("not-on-cuda", "/stages/1/layers/0/shard/o_proj", 14)],
+        &[("not-on-cuda", "/stages/1/layers/3/placement", 17)],
     ),
     case(
         "an o_proj shard that does not divide a group",
