@@ -20,7 +20,7 @@ pub struct Counting {
 impl Counting {
     /// For a card of Hopper's with so many multiprocessors.
     pub fn hopper(multiprocessors: usize) -> Counting {
-        Counting { bytes: AtomicUsize::new(0), mfa_ctas: multiprocessors }
+        Counting { bytes: AtomicUsize::new(0), mfa_ctas: multiprocessors, multiprocessors }
     }
 
     /// For a device that will be made on `machine`.
