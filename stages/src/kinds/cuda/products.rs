@@ -47,7 +47,7 @@ fn takes(compute: ComputeDtype, stored: Stored) -> bool {
 /// A matrix as those kernels read it that multiply with it.
 pub(super) enum Matrix {
     Plain(Arc<Weights>),
-    Tensor(TensorMatrix),
+    Tensor(Box<TensorMatrix>),
 }
 
 impl Matrix {
@@ -62,7 +62,7 @@ impl Matrix {
         }
         let alike = described.windows(2).all(|pair| pair[0].stored() == pair[1].stored());
         match <[TensorMatrix; N]>::try_from(described) {
-            Ok(all) if alike => Ok(all.map(Self::Tensor)),
+            Ok(all) if alike => Ok(all.map(|matrix| Self::Tensor(Box::new(matrix)))),
             _ => Ok(weights.map(Self::Plain)),
         }
     }
@@ -78,7 +78,7 @@ pub(super) enum Rows {
     /// f32.
     Plain(DeviceSlice<f32>),
     /// In the format of the weights.
-    Narrow(Narrowed),
+    Narrow(Box<Narrowed>),
 }
 
 impl Rows {
@@ -92,7 +92,8 @@ impl Rows {
         match matrix {
             Matrix::Plain(_) => plain().map(Self::Plain),
             Matrix::Tensor(matrix) => {
-                Narrowed::on(device.machine(), most, matrix.cols(), matrix.stored()).map(Self::Narrow)
+                let narrowed = Narrowed::on(device.machine(), most, matrix.cols(), matrix.stored())?;
+                Ok(Self::Narrow(Box::new(narrowed)))
             }
         }
     }
