@@ -459,18 +459,16 @@ fn what_cuda_devices_do_not_run_is_refused_with_a_remedy() {
         placement: Some(vec![vec![0, 1, 2, 3], vec![3, 4, 5]]),
         ..Places { a: vec![1], f: vec![2], expert: [2, 1, 1], dense: [1, 2], ..Places::default() }
     };
-    for (places, expected) in [(copies, "experts with copies")] {
-        let spec = on_cuda(&Layout { places: Some(places), ..Layout::default() }, &["a", "f"]);
-        let model = repository("tests/golden/step3-renorm");
-        let shape = load_model_shape(&model).expect("the model's configuration is in order");
-        let weights = Checkpoint::open(&model).expect("the model's weights are there");
-        let schedule = Schedule::from_spec(&spec.schedule).expect("the policy runs");
-        let graph = StageGraph::build(&spec, &shape, KindRegistry::shared()).expect("the graph unrolls");
-        let options = AssembleOptions { machines: machines(), ..AssembleOptions::default() };
-        let refused = assemble(&spec, graph, &shape, &weights, &schedule, &StageRegistry::builtin(), options).err();
-        let message = refused.map(|error| error.to_string()).unwrap_or_default();
-        assert!(message.contains(expected) && message.contains("CPU devices"), "{message}");
-    }
+    let spec = on_cuda(&Layout { places: Some(copies), ..Layout::default() }, &["a", "f"]);
+    let model = repository("tests/golden/step3-renorm");
+    let shape = load_model_shape(&model).expect("the model's configuration is in order");
+    let weights = Checkpoint::open(&model).expect("the model's weights are there");
+    let schedule = Schedule::from_spec(&spec.schedule).expect("the policy runs");
+    let graph = StageGraph::build(&spec, &shape, KindRegistry::shared()).expect("the graph unrolls");
+    let options = AssembleOptions { machines: machines(), ..AssembleOptions::default() };
+    let refused = assemble(&spec, graph, &shape, &weights, &schedule, &StageRegistry::builtin(), options).err();
+    let message = refused.map(|error| error.to_string()).unwrap_or_default();
+    assert!(message.contains("experts with copies") && message.contains("CPU devices"), "{message}");
 }
 
 /// A and F on parts of one card: the tokens and logits of whole cards, to the bit; and more than there is, refused by name.
