@@ -266,6 +266,28 @@ fn an_open_loop_arrives_when_it_said() {
     assert!(number(run, "duration") >= times[11]);
 }
 
+/// A prompt that is taken as read costs one row, however long it is.
+#[test]
+fn prompts_are_taken_as_read_on_cuda_devices() {
+    let rows = |pretended: &str| {
+        let arguments =
+            ["--batch", "4", "--random-input-len", "96", "--random-output-len", "4", "--pretend-read", pretended];
+        let mut command =
+            bench(&[&["graphs/1a1f-cuda.json", "--warmup", "0", "--format", "json"], &arguments[..]].concat());
+        let output = command.env("RALLY_CUDA", "stand-in").output().expect("the binary starts");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let result: Value = serde_json::from_slice(&output.stdout).expect("one JSON object on stdout");
+        results::fits(&result);
+        assert_eq!(result["load"]["pretend_read"].as_u64().unwrap_or(0).to_string(), pretended);
+        let stages = result["runs"][0]["stages"].as_array().expect("stages").clone();
+        let attention = stages.iter().find(|stage| stage["stage"] == "mfa_attention").expect("attention ran");
+        attention["count"].as_u64().expect("a count")
+    };
+    // Of 6 layers: 4 tokens of each of 4 sequences in 3 micro-batches, and before them chunks of 32 rows of 96, or none.
+    let (read, pretended) = (rows("0"), rows("95"));
+    assert!(pretended < read && pretended >= 4 * 6, "{pretended} tasks where prompts are taken as read, else {read}");
+}
+
 #[test]
 fn mistakes_are_named() {
     for (arguments, said) in [
@@ -282,6 +304,7 @@ fn mistakes_are_named() {
         (&["--against-graph", "no/such.json"], "no/such.json"),
         (&["--save-result", "no/such/folder/x.json"], "cannot be written"),
         (&["--repeats", "0"], "0"),
+        (&["--pretend-read", "16"], "`attn` is none: let prompts be read"),
     ] {
         refused(&[&[GRAPH], arguments].concat(), said);
     }

@@ -233,6 +233,10 @@ impl Control {
         lock(&self.state).planner.reuse_prefixes();
     }
 
+    pub(crate) fn pretend_read(&self, tokens: usize) {
+        lock(&self.state).planner.pretend_read(tokens);
+    }
+
     /// Tokens that sequences have brought, and of them those that were cached.
     pub(crate) fn prefix_queries_and_hits(&self) -> (u64, u64) {
         let state = lock(&self.state);

@@ -341,6 +341,12 @@ impl Engine {
         self.control.reuse_prefixes();
     }
 
+    /// Takes the first `tokens` tokens of prompts that come as read, for whoever measures
+    /// ([`rally_schedule::planner::StepPlanner::pretend_read`]); stages were told to [`crate::stage::Stage::pretend`].
+    pub fn pretend_read(&self, tokens: usize) {
+        self.control.pretend_read(tokens);
+    }
+
     /// Says that nothing more will be submitted: the run ends when all is done. What comes later is refused.
     pub fn close(&self) {
         self.control.close();

@@ -72,6 +72,8 @@ pub struct StepPlanner {
     pace: Option<Pace>,
     /// Present if prefixes are reused.
     reuse: Option<Reuse>,
+    /// Tokens of a prompt, from the first on, that count as read though nobody reads them.
+    pretended: usize,
     /// Whether any running sequence may have a claim.
     claimed: bool,
     /// Whether any may have ended, have to leave or have a claim, or has read what is to be cached: else nobody's pages come back.
@@ -110,6 +112,7 @@ impl StepPlanner {
             way: None,
             pace: None,
             reuse: None,
+            pretended: 0,
             claimed: false,
             stirred: false,
             level_for: 0,

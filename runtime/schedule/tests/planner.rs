@@ -219,6 +219,22 @@ fn three_prompts_take_three_micro_batches() {
 }
 
 #[test]
+fn a_prompt_that_is_taken_as_read_has_its_pages_and_reads_its_last_token() {
+    for (pretended, reads) in [(0, 0), (5, 5), (8, 8), (9, 8), (1000, 8)] {
+        let mut planner = StepPlanner::new(small());
+        planner.pretend_read(pretended);
+        planner.submit(request(0, 9, 4)).expect("it fits");
+        let (mut batches, mut events) = (vec![DeviceBatch::default()], Vec::new());
+        planner.plan(0, &mut batches, &mut events);
+        let group = &batches[0].groups[0];
+        // Chunks are of four rows, and nine tokens have three pages of four.
+        assert_eq!((group.first_position, group.rows), (reads, 4.min(9 - reads)), "{pretended}");
+        assert_eq!(group.pages.len(), 3, "{pretended}");
+        assert_eq!(group.sample.is_some(), reads + group.rows == 9, "{pretended}");
+    }
+}
+
+#[test]
 fn what_can_never_run_is_refused_with_the_numbers() {
     let planner = StepPlanner::new(small());
     let refusal = |prompt, most| planner.accepts(&request(0, prompt, most)).expect_err("it cannot run");

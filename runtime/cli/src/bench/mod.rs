@@ -36,6 +36,7 @@ use rally_trace::Recording;
 use rally_trace::html::PageText;
 use result::Measurement;
 use round::{Plan, Rounds};
+use serde_json::json;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -64,6 +65,10 @@ pub struct BenchArgs {
     /// Rounds; 1, or 5 where several are compared.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     repeats: Option<u32>,
+    /// Take the first N tokens of every prompt as read: small numbers stand for their keys and values, and what is generated means
+    /// nothing. For times at contexts whose reading would take longer than what is measured; attention on CUDA devices.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pretend_read: usize,
     /// What a good request keeps, in milliseconds: `tpot:50 ttft:2000`; the graph's `slo` if not given.
     #[arg(long, value_name = "GOAL:MS", num_args = 1..)]
     goodput: Vec<Goal>,
@@ -128,6 +133,7 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode, CliError> {
         goals: &goals,
         interrupts: &interrupts,
         keep_last: args.trace.is_some(),
+        pretend_read: args.pretend_read,
         several: contenders.len() > 1,
     };
     let repeats =
@@ -157,6 +163,10 @@ fn make_load(args: &BenchArgs, contenders: &[Contender]) -> Result<MadeLoad, Cli
     }
     if let Some(limits) = smallest {
         args.load.fit(&mut load, limits)?;
+    }
+    if args.pretend_read > 0 {
+        load.words.push_str(&format!(", the first {} tokens of each taken as read", args.pretend_read));
+        load.json["pretend_read"] = json!(args.pretend_read);
     }
     Ok(load)
 }

@@ -9,7 +9,8 @@ use crate::observe::Observer;
 use crate::{interrupt, session};
 use crossbeam::channel::Receiver;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rally_engine::{Engine, RunReport};
+use rally_engine::{Engine, EngineParts, RunReport};
+use rally_graph::kinds::Role;
 use rally_graph::plan::Plan as LanePlan;
 use rally_load::Load;
 use rally_load::goodput::Goal;
@@ -37,6 +38,8 @@ pub struct Plan<'a> {
     pub interrupts: &'a Receiver<()>,
     /// Keep what the lanes of the last round did, for a trace.
     pub keep_last: bool,
+    /// Tokens of every prompt that count as read.
+    pub pretend_read: usize,
     /// Whether several contenders take turns, and metrics name them.
     pub several: bool,
 }
@@ -78,9 +81,13 @@ impl Rounds {
         // As `rally run` has it.
         let options = AssembleOptions { learn: true, spans_per_lane: SPANS_PER_LANE, ..AssembleOptions::default() };
         let weights = contender.weights.assembly();
-        let parts = session::assemble_with(&contender.deployment, &contender.schedule, &weights, options)?;
+        let mut parts = session::assemble_with(&contender.deployment, &contender.schedule, &weights, options)?;
+        if plan.pretend_read > 0 {
+            pretend(&mut parts)?;
+        }
         let lane_plan = Arc::clone(&parts.plan);
         let engine = Engine::start(parts).or_failure()?;
+        engine.pretend_read(plan.pretend_read);
         interrupt::begin_work();
         let hidden = ProgressBar::hidden();
         let bar = if observer.is_live() { hidden.clone() } else { bar(title, plan.load.output_tokens() as u64) };
@@ -116,6 +123,21 @@ impl Rounds {
         self.interrupted = interrupted;
         Ok(interrupted)
     }
+}
+
+/// Writes something to all KV pages.
+fn pretend(parts: &mut EngineParts) -> Result<(), CliError> {
+    let graph = Arc::clone(&parts.graph);
+    for (device, part) in parts.devices.iter_mut().enumerate() {
+        for (index, stage) in &mut part.stages {
+            if graph.stages[*index].role == Role::Attention && !stage.pretend().or_failure()? {
+                let name = &graph.devices[device].name;
+                let what = "--pretend-read is for attention on CUDA devices";
+                return Err(CliError::Mistake(format!("{what}, and `{name}` is none: let prompts be read")));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// When the load began to drain, in seconds since it began: all that had begun had their first tokens, and the next one ended.

@@ -205,7 +205,8 @@ impl StepPlanner {
                     reuse.count(sequence.known_tokens(), cached);
                 }
             }
-            self.count_new(&sequence, cached, micro_batch, device);
+            let read = self.read_already(sequence.known_tokens(), cached);
+            self.count_new(&sequence, read, micro_batch, device);
             self.start(sequence, device, micro_batch);
         }
     }
@@ -336,6 +337,7 @@ impl StepPlanner {
         let taken = state.pages.take(prefill.div_ceil(self.config.page_tokens) - shared, &mut pages);
         assert!(taken, "admission checked that the pages are free");
         let planned = sequence.generated.len();
+        let prefilled = self.read_already(prefill, shared * self.config.page_tokens);
         self.count_started(device, pages.len() < sequence.final_pages);
         // Oldest first, always.
         let place = self.running.partition_point(|running| running.sequence.arrival < sequence.arrival);
@@ -349,7 +351,7 @@ impl StepPlanner {
             pages,
             shared,
             prefill,
-            prefilled: shared * self.config.page_tokens,
+            prefilled,
             planned,
             // Behind those that have read already: a stream of short prompts must not hold a long one up.
             prefill_turn: self.prefill_turns,

@@ -80,6 +80,17 @@ impl StepPlanner {
         self.reuse.get_or_insert_with(|| Reuse::new(config.micro_batches, config.devices));
     }
 
+    /// Takes the first `tokens` tokens of every sequence that comes as read, all but its last one at most: for whoever measures long
+    /// contexts and sees to it that something stands in the KV pages. What is generated then means nothing.
+    pub fn pretend_read(&mut self, tokens: usize) {
+        self.pretended = tokens;
+    }
+
+    /// Tokens of a sequence with `known` ones that it need not read where `cached` are cached.
+    pub(super) fn read_already(&self, known: usize, cached: usize) -> usize {
+        cached.max(self.pretended.min(known.saturating_sub(1)))
+    }
+
     /// Tokens that sequences have brought, since prefixes are reused.
     pub fn prefix_queries(&self) -> u64 {
         self.reuse.as_ref().map_or(0, |reuse| reuse.queries)
