@@ -70,6 +70,19 @@ pub enum CudaError {
         /// Bytes free.
         free: usize,
     },
+    /// NCCL cannot be loaded.
+    #[error(
+        "libnccl is not installed or not found: install NCCL 2.28 (`libnccl2` and `libnccl-dev`, or a folder with `libnccl.so` on LD_LIBRARY_PATH)"
+    )]
+    NoNccl,
+    /// A call of NCCL failed.
+    #[error("{action} with NCCL failed: {code}")]
+    Nccl {
+        /// What was being done.
+        action: &'static str,
+        /// NCCL's own code.
+        code: String,
+    },
     /// A card cannot be divided as its devices want.
     #[error("no such share of a card: {problem}")]
     Share {

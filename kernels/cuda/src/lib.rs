@@ -19,6 +19,7 @@ pub mod memory;
 pub mod mfa;
 pub mod mfa_append;
 pub mod module;
+pub mod nccl;
 pub mod ops;
 pub mod plain;
 pub mod probe;

@@ -4,7 +4,6 @@ use crate::device::Device;
 use crate::error::{Context, CudaError};
 use crate::probe::{self, Card};
 use cudarc::driver::sys;
-use std::cmp::Reverse;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
@@ -158,24 +157,44 @@ impl Drop for Share {
 pub fn split(device: &Arc<Device>, sizes: &[u32]) -> Result<Vec<Arc<Share>>, CudaError> {
     supported()?;
     device.bind()?;
-    let mut rest = multiprocessors_of(device)?;
-    // Whole steps first: what the driver leaves is the rest of the card.
-    let step = Grain::of(device.card()).step;
-    let mut order: Vec<usize> = (0..sizes.len()).collect();
-    order.sort_by_key(|index| (!sizes[*index].is_multiple_of(step), Reverse(sizes[*index]), *index));
-    let mut shares: Vec<Option<Arc<Share>>> = vec![None; sizes.len()];
-    for index in order {
-        let wanted = sizes[index];
-        let part = if count(&rest) == wanted { rest } else { cut(&mut rest, wanted)? };
-        if count(&part) != wanted {
-            return Err(refused(format!(
-                "the driver gives {} multiprocessors where {wanted} are wanted",
-                count(&part)
-            )));
+    let (all, step) = (multiprocessors_of(device)?, Grain::of(device.card()).step);
+    // What is left of a division cannot be divided again (CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION, driver 580): one call has to do.
+    let parts = match *sizes {
+        [size] if size == count(&all) => vec![vec![all]],
+        [size] => vec![cut(&all, 1, size)?.0],
+        [first, second] if first + second == count(&all) => {
+            let odd = !first.is_multiple_of(step);
+            let (mut group, rest) = cut(&all, 1, if odd { second } else { first })?;
+            group.push(rest);
+            if odd {
+                group.reverse();
+            }
+            group.into_iter().map(|part| vec![part]).collect()
         }
-        shares[index] = Some(Arc::new(take(device, part)?));
-    }
-    Ok(shares.into_iter().flatten().collect())
+        _ => in_steps(&all, step, sizes)?,
+    };
+    let shares = parts.into_iter().zip(sizes).map(|(mut parts, wanted)| {
+        let given: u32 = parts.iter().map(count).sum();
+        if given != *wanted {
+            return Err(refused(format!("the driver gives {given} multiprocessors where {wanted} are wanted")));
+        }
+        Ok(Arc::new(take(device, &mut parts)?))
+    });
+    shares.collect()
+}
+
+/// Shares put together from the smallest groups that there are.
+fn in_steps(all: &sys::CUdevResource, step: u32, sizes: &[u32]) -> Result<Vec<Vec<sys::CUdevResource>>, CudaError> {
+    let (groups, rest) = cut(all, count(all) / step, step)?;
+    let mut groups = groups.into_iter();
+    let parts = sizes.iter().map(|size| {
+        let mut parts: Vec<_> = groups.by_ref().take((size / step) as usize).collect();
+        if !size.is_multiple_of(step) {
+            parts.push(rest);
+        }
+        parts
+    });
+    Ok(parts.collect())
 }
 
 /// All multiprocessors of a card.
@@ -191,27 +210,33 @@ fn multiprocessors_of(device: &Device) -> Result<sys::CUdevResource, CudaError> 
     }
 }
 
-/// Takes `wanted` multiprocessors off `rest`.
-fn cut(rest: &mut sys::CUdevResource, wanted: u32) -> Result<sys::CUdevResource, CudaError> {
-    let (mut part, mut left) = (MaybeUninit::zeroed(), MaybeUninit::zeroed());
-    let mut groups = 1;
-    // SAFETY: one group is asked for, and there is room for one; the driver fills both when the call succeeds.
-    unsafe {
-        sys::cuDevSmResourceSplitByCount(part.as_mut_ptr(), &mut groups, &*rest, left.as_mut_ptr(), 0, wanted)
+/// `groups` times `size` multiprocessors of `all`, and what is left.
+fn cut(
+    all: &sys::CUdevResource,
+    groups: u32,
+    size: u32,
+) -> Result<(Vec<sys::CUdevResource>, sys::CUdevResource), CudaError> {
+    let mut given = groups;
+    let mut parts = vec![*all; groups as usize];
+    let mut rest = MaybeUninit::zeroed();
+    // SAFETY: there is room for as many groups as are asked for; the driver fills all when the call succeeds.
+    let rest = unsafe {
+        sys::cuDevSmResourceSplitByCount(parts.as_mut_ptr(), &mut given, all, rest.as_mut_ptr(), 0, size)
             .result()
             .during("dividing a card's multiprocessors")?;
-        *rest = left.assume_init();
-        Ok(part.assume_init())
-    }
+        rest.assume_init()
+    };
+    parts.truncate(given as usize);
+    Ok((parts, rest))
 }
 
-fn take(device: &Arc<Device>, mut part: sys::CUdevResource) -> Result<Share, CudaError> {
-    let multiprocessors = count(&part);
+fn take(device: &Arc<Device>, parts: &mut [sys::CUdevResource]) -> Result<Share, CudaError> {
+    let multiprocessors = parts.iter().map(count).sum();
     let (mut description, mut handle) = (std::ptr::null_mut(), std::ptr::null_mut());
     let flags = sys::CUgreenCtxCreate_flags::CU_GREEN_CTX_DEFAULT_STREAM as u32;
-    // SAFETY: one resource of the driver's own making; both handles are filled when the calls succeed.
+    // SAFETY: resources of the driver's own making, of one division; both handles are filled when the calls succeed.
     unsafe {
-        sys::cuDevResourceGenerateDesc(&mut description, &mut part, 1)
+        sys::cuDevResourceGenerateDesc(&mut description, parts.as_mut_ptr(), parts.len() as u32)
             .result()
             .during("describing a share of a card")?;
         sys::cuGreenCtxCreate(&mut handle, description, device.handle(), flags)

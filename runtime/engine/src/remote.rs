@@ -89,6 +89,24 @@ pub trait RemoteValues: Send {
     /// `to += from`, row by row.
     fn add(&mut self, to: Field, from: Field, at: RemoteRows) -> Result<(), StageError>;
 
+    /// Whether [`RemoteValues::sum`] may do what it is asked.
+    fn sums_at_once(&self) -> bool {
+        false
+    }
+
+    /// Sums parts of y to `to`, each offered by another device and expected, if there is a way to do so at once, and it is worth it.
+    /// Returns whether it did: where not, they are accepted and added one after the other. Of more than two parts the order in which
+    /// they are added is that way's own.
+    fn sum(
+        &mut self,
+        _to: Field,
+        _at: RemoteRows,
+        _crossing: Crossing,
+        _parcels: &[Parcel],
+    ) -> Result<bool, StageError> {
+        Ok(false)
+    }
+
     /// Rounds rows as if they had crossed.
     fn round(&mut self, field: Field, at: RemoteRows, dtype: StorageDtype) -> Result<(), StageError>;
 

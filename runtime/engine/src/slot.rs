@@ -41,7 +41,7 @@ pub struct Slot {
     parcel: Option<Parcel>,
 }
 
-fn crossing(dtype: WireDtype, payload: Payload) -> Crossing {
+pub(crate) fn crossing(dtype: WireDtype, payload: Payload) -> Crossing {
     Crossing { dtype: storage_dtype(dtype), routed: payload == Payload::RoutedInput }
 }
 
@@ -163,6 +163,11 @@ impl Slot {
             remote.expect(self.parcel.as_ref())?;
         }
         Ok(expected)
+    }
+
+    /// What another device offers, if the rows stay where they are and there are any.
+    pub(crate) fn offered(&self) -> Option<&Parcel> {
+        self.parcel.as_ref().filter(|_| self.stays && self.header.rows > 0)
     }
 
     /// Encodes the first `header.rows` rows of `source`. Returns the bytes that would cross.

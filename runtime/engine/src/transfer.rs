@@ -14,6 +14,7 @@ use rally_kernels::activation::add_in_place;
 use rally_kernels::wire;
 use rally_transport::{Stamp, Transport};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Rows on their way from one sum to the next. A lane has one.
 pub(crate) struct Scratch {
@@ -262,7 +263,9 @@ fn sum_there(
 ) -> Result<(), EngineError> {
     for (g, parts) in groups.iter().enumerate() {
         let target = if g == 0 { Field::Output } else { Field::Sum };
-        for (index, sources) in parts.iter().enumerate() {
+        let summed =
+            parts.len() > 1 && remote.sums_at_once() && sum_at_once(remote, (target, at), parts, dtype, header)?;
+        for (index, sources) in parts.iter().enumerate().filter(|_| !summed) {
             let field = if index == 0 { target } else { Field::Part };
             each_share(sources, header, |rows, slot| {
                 let at = RemoteRows { first: rows.start, rows: rows.len(), ..at };
@@ -280,6 +283,26 @@ fn sum_there(
         }
     }
     Ok(())
+}
+
+/// Lets the device sum the parts of a group all at once. Returns whether it did.
+fn sum_at_once(
+    remote: &mut dyn RemoteValues,
+    (target, at): (Field, RemoteRows),
+    parts: &[Part],
+    dtype: WireDtype,
+    header: Header,
+) -> Result<bool, EngineError> {
+    let mut parcels = Vec::with_capacity(parts.len());
+    for sources in parts {
+        // Replicas have rows of their own each.
+        let [(share, slot)] = &sources[..] else { return Ok(false) };
+        let slot = slot::take(slot)?;
+        expect_header(slot.header(), header, Some(share.of(header.rows).len()))?;
+        let Some(parcel) = slot.offered().filter(|_| slot.header().rows == at.rows) else { return Ok(false) };
+        parcels.push(Arc::clone(parcel));
+    }
+    Ok(remote.sum(target, at, slot::crossing(dtype, Payload::Output), &parcels)?)
 }
 
 /// Decodes a part of y into `target`, each replica's rows to their places.

@@ -12,6 +12,8 @@ use rally_cuda::CudaError;
 #[cfg(feature = "cuda")]
 use rally_cuda::counting::Counting;
 #[cfg(feature = "cuda")]
+use rally_cuda::nccl::{Choice, Fabric};
+#[cfg(feature = "cuda")]
 use rally_cuda::shares::Wanted;
 use rally_engine::schedule::planner::PlannerConfig;
 #[cfg(feature = "cuda")]
@@ -120,7 +122,77 @@ pub(super) fn open(
         machine.reserve(needed).map_err(fault)?;
         opened.push(Some(making.cuda_device(index, machine, !options.eager).map_err(fault)?));
     }
+    connect(making, &opened);
     Ok(opened)
+}
+
+/// Connects cards by NCCL where a device sums parts of y that are on several, if it is there and worth it.
+#[cfg(feature = "cuda")]
+fn connect(making: &Making<'_>, opened: &[Opened]) {
+    let choice = Choice::from_environment();
+    let card = |device: &DeviceIndex| opened[*device].as_ref().and_then(|device| device.card());
+    for (index, device) in opened.iter().enumerate() {
+        let (Some(device), Some(root)) = (device, card(&index)) else { continue };
+        let mut fabrics: Vec<Arc<Fabric>> = Vec::new();
+        for cards in summed_cards(making.graph, index, root, card) {
+            let most = making.planner.rows_per_device * making.widths.hidden * size_of::<f32>();
+            if !choice.takes(cards.len(), most) {
+                continue;
+            }
+            match Fabric::over(&cards) {
+                Ok(fabric) if fabrics.iter().any(|other| Arc::ptr_eq(other, &fabric)) => {}
+                Ok(fabric) => {
+                    tracing::info!(
+                        device = making.graph.devices[index].name,
+                        ?cards,
+                        "sums of FFN parts may go through NCCL"
+                    );
+                    fabrics.push(fabric);
+                }
+                Err(error) => {
+                    let device = &making.graph.devices[index].name;
+                    tracing::warn!(device, ?cards, %error, "sums of FFN parts are copied and added");
+                }
+            }
+        }
+        if !fabrics.is_empty() {
+            device.connect(fabrics);
+        }
+    }
+}
+
+/// The cards that parts of one sum of `device`, on card `root`, come from, with its own; sums of one card alone are left out.
+#[cfg(feature = "cuda")]
+fn summed_cards(
+    graph: &StageGraph,
+    device: DeviceIndex,
+    root: usize,
+    card: impl Fn(&DeviceIndex) -> Option<usize>,
+) -> BTreeSet<Vec<usize>> {
+    let mut sums = BTreeSet::new();
+    for instance in graph.graph.node_weights().filter(|instance| instance.payload == Payload::Output) {
+        let Some(transfer) = &graph.stages[instance.stage].transfer else { continue };
+        if !transfer.to.contains(&device) {
+            continue;
+        }
+        let mut groups: HashMap<&str, Vec<usize>> = HashMap::new();
+        for from in &transfer.from {
+            groups.entry(graph.devices[*from].group.as_str()).or_default().extend(card(from));
+        }
+        for mut cards in groups.into_values().filter(|cards| cards.len() > 1) {
+            let parts = cards.len();
+            cards.sort_unstable();
+            cards.dedup();
+            // A card has one part of a sum.
+            if cards.len() == parts {
+                cards.push(root);
+                cards.sort_unstable();
+                cards.dedup();
+                sums.insert(cards);
+            }
+        }
+    }
+    sums
 }
 
 /// Which card, and what of it.
@@ -308,6 +380,30 @@ mod tests {
             )
         });
         both.collect()
+    }
+
+    /// Attention on device 0, FFN on 1 and 2, which share each sum.
+    #[test]
+    fn sums_of_parts_on_several_cards_are_found() {
+        let text = include_str!("../../../graphs/1a1f-cuda.json")
+            .replace(r#""ffn":  {"#, r#""ffn": { "count": 2,"#)
+            .replace(r#""kind": "expert_ffn","#, r#""kind": "expert_ffn", "shard": { "tensor": 2 },"#)
+            .replace(r#""kind": "dense_ffn","#, r#""kind": "dense_ffn", "shard": { "tensor": 2 },"#);
+        let spec: DeploymentSpec = serde_json::from_str(&text).expect("the graph is well formed");
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-step3");
+        let shape = crate::config::load_model_shape(model.as_ref()).expect("the tiny model is there");
+        let graph = StageGraph::build(&spec, &shape, KindRegistry::shared()).expect("it unrolls");
+        let sums = |device: DeviceIndex, cards: [Option<usize>; 3]| {
+            let root = cards[device].unwrap_or_default();
+            summed_cards(&graph, device, root, |device| cards[*device]).into_iter().collect::<Vec<_>>()
+        };
+        let none: Vec<Vec<usize>> = Vec::new();
+        assert_eq!(sums(0, [Some(0), Some(1), Some(2)]), [[0, 1, 2]]);
+        assert_eq!(sums(0, [Some(1), Some(0), Some(1)]), [[0, 1]]);
+        // Two parts on one card, a part on none, and a device that sums nothing.
+        assert_eq!(sums(0, [Some(0), Some(1), Some(1)]), none);
+        assert_eq!(sums(0, [Some(0), None, Some(1)]), none);
+        assert_eq!(sums(1, [Some(0), Some(1), Some(2)]), none);
     }
 
     #[test]

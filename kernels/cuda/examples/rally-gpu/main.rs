@@ -4,12 +4,14 @@
 //! cargo run --release -p rally-cuda --example rally-gpu -- test
 //! cargo run --release -p rally-cuda --example rally-gpu -- bench
 //! cargo run --release -p rally-cuda --example rally-gpu -- shares
+//! cargo run --release -p rally-cuda --example rally-gpu -- peers 2
 //! ```
 //!
 //! The binary stands alone: strip it and carry it to a machine without Rust. `bench NAME` runs lines that contain NAME.
 
 mod bench;
 mod data;
+mod peers;
 mod plain;
 mod problem;
 mod reference;
@@ -30,9 +32,10 @@ fn run() -> Result<bool, CudaError> {
     match arguments.first().map(String::as_str) {
         Some("test") => tests::run(&device, filter),
         Some("bench") => bench::run(&device, filter).map(|()| true),
+        Some("peers") => peers::run(filter.parse().unwrap_or(2)),
         Some("shares") => shares::run(&device, &mut bench::Bench::new(&device)?, filter),
         _ => {
-            println!("usage: rally-gpu test|bench|shares [NAME]");
+            println!("usage: rally-gpu test|bench|shares [NAME], or peers [CARDS]");
             Ok(false)
         }
     }

@@ -23,6 +23,7 @@ pub(super) fn findings() -> Vec<Finding> {
         }
         Err(error) => missing("cuda compiler", &error),
     });
+    findings.push(nccl());
     findings.push(cache());
     findings
 }
@@ -65,6 +66,24 @@ fn shares(cards: &[rally_cuda::probe::Card]) -> Finding {
         ),
         (Ok(()), None) => missing(item, &rally_cuda::CudaError::NoDevice),
         (Err(error), _) => missing(item, &error),
+    }
+}
+
+/// For sums between cards.
+#[cfg(feature = "cuda")]
+fn nccl() -> Finding {
+    match rally_cuda::nccl::version() {
+        Ok((major, minor, patch)) => ok(
+            "nccl",
+            format!("NCCL {major}.{minor}.{patch}"),
+            "sums of parts on several cards go through it where that was measured to be faster; `RALLY_NCCL=always` or `off`",
+        ),
+        Err(error) => Finding {
+            item: "nccl",
+            state: "limited",
+            found: "none".into(),
+            meaning: format!("sums of parts on several cards are copied and added; {error}"),
+        },
     }
 }
 

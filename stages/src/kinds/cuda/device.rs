@@ -4,6 +4,7 @@ use super::products::TensorCores;
 use rally_cuda::CudaError;
 use rally_cuda::machine::{Machine, write};
 use rally_cuda::memory::{Arena, DeviceSlice, Plain};
+use rally_cuda::nccl::Fabric;
 use rally_cuda::ops::{Choice, Ops, Paged, Routing, Stored, Weights, record_bytes};
 use rally_cuda::tensor::TensorOps;
 use rally_engine::Widths;
@@ -11,7 +12,7 @@ use rally_engine::schedule::planner::PlannerConfig;
 use rally_engine::stage::StageError;
 use rally_graph::spec::ComputeDtype;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// One device. Its stages and the rows that cross its edges work on it in the order of its lane, which is its stream's.
 pub struct CudaDevice {
@@ -27,6 +28,8 @@ pub struct CudaDevice {
     captures: bool,
     /// Matrices that several stages share, by tensor name.
     shared: Mutex<HashMap<String, Arc<Weights>>>,
+    /// Ways to sum parts of y that are on several cards.
+    fabrics: OnceLock<Vec<Arc<Fabric>>>,
 }
 
 /// A micro-batch's values.
@@ -126,7 +129,32 @@ impl CudaDevice {
         let wire = machine.allocate(rows * record)?.take(rows * record)?;
         let part = if crossings.sums { rows * widths.hidden } else { 0 };
         let part = machine.allocate(part * size_of::<f32>())?.take(part)?;
-        Ok(Arc::new(Self { ops, tensor, widths, values, wire, part, captures, shared: Mutex::default() }))
+        Ok(Arc::new(Self {
+            ops,
+            tensor,
+            widths,
+            values,
+            wire,
+            part,
+            captures,
+            shared: Mutex::default(),
+            fabrics: OnceLock::new(),
+        }))
+    }
+
+    /// Lets it sum through these, from now on.
+    pub(crate) fn connect(&self, fabrics: Vec<Arc<Fabric>>) {
+        // Whoever opens devices does so once.
+        let _ = self.fabrics.set(fabrics);
+    }
+
+    pub(super) fn fabrics(&self) -> &[Arc<Fabric>] {
+        self.fabrics.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Number of its card; none of the processor.
+    pub(crate) fn card(&self) -> Option<usize> {
+        self.machine().card().map(|(card, _)| card.card().ordinal)
     }
 
     /// What it is, for people.

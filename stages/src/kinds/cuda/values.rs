@@ -8,6 +8,7 @@ use super::load::stored;
 use rally_cuda::CudaError;
 use rally_cuda::machine::{Mark, copy, read, write};
 use rally_cuda::memory::DeviceSlice;
+use rally_cuda::nccl::{Choice, Fabric, Number, PartAt};
 use rally_cuda::ops::{Stored, record_bytes};
 use rally_engine::remote::{Crossing, Field, Moment, Parcel, RemoteRows, RemoteValues};
 use rally_engine::stage::StageError;
@@ -29,6 +30,8 @@ pub(crate) struct CudaValues {
     swept: Option<DeviceSlice<u8>>,
     /// The end of its last turn, where devices take turns.
     turn: Option<Arc<Mark>>,
+    /// When sums go through NCCL.
+    nccl: Choice,
 }
 
 /// Times the cache's size: what is written is not told apart from what stays by all caches alike.
@@ -72,6 +75,7 @@ impl CudaValues {
             free: Vec::with_capacity(MOMENTS),
             swept: None,
             turn: None,
+            nccl: Choice::from_environment(),
         }
     }
 
@@ -118,6 +122,57 @@ impl CudaValues {
         machine.fill(&swept, 0)?;
         self.swept = Some(swept);
         Ok(())
+    }
+
+    /// Each card has a part, or none: so it cannot be done where two devices of one card have parts, or where nobody connected the cards.
+    fn try_sum(&self, to: Field, at: RemoteRows, crossing: Crossing, offers: &[&Offer]) -> Result<bool, CudaError> {
+        let (device, hidden, dtype) = (&self.device, self.device.widths.hidden, stored(crossing.dtype));
+        let number = match dtype {
+            Stored::F32 => Number::F32,
+            Stored::Bf16 => Number::Bf16,
+            Stored::Fp8 => return Ok(false),
+        };
+        let (Some((_, main)), Some(root)) = (device.machine().card(), device.card()) else { return Ok(false) };
+        let (record, count) = (record_bytes(dtype, hidden), at.rows * hidden);
+        let mut parts = Vec::with_capacity(offers.len() + 1);
+        for offer in offers {
+            let Some(card) = offer.device.card() else { return Ok(false) };
+            let first = offer.first.load(Ordering::Relaxed);
+            let source = RemoteRows { micro_batch: offer.micro_batch, first, ..at };
+            let address = match dtype {
+                Stored::F32 => rows(&offer.device, offer.field, source).address(),
+                _ => {
+                    let room = offered(offer.device.values(source.micro_batch), offer.field);
+                    room.ok_or_else(|| no_room(offer.field))?.part(first * record, at.rows * record).address()
+                }
+            };
+            parts.push(PartAt { card, address });
+        }
+        let adds_nothing = parts.iter().all(|part| part.card != root);
+        if adds_nothing {
+            parts.push(PartAt { card: root, address: device.part.address() });
+        }
+        let has_all = |fabric: &&Arc<Fabric>| {
+            let cards = fabric.cards();
+            cards.len() == parts.len() && cards.into_iter().all(|card| parts.iter().any(|part| part.card == card))
+        };
+        let Some(fabric) = device.fabrics().iter().find(has_all) else { return Ok(false) };
+        if !self.nccl.takes(parts.len(), at.rows * record) {
+            return Ok(false);
+        }
+        if adds_nothing {
+            device.machine().fill(&device.part.part(0, count).as_bytes(), 0)?;
+        }
+        let wire = device.wire.part(0, at.rows * record);
+        // SAFETY: every part has `count` numbers, which are expected before and stay until rows have come back along their way; so has
+        // the wire, which is this device's own.
+        unsafe { fabric.sum(main, root, &parts, wire.address(), count, number)? };
+        let target = self.rows(to, at);
+        match dtype {
+            Stored::F32 => copy(device.machine(), &wire, device.machine().place(), &target.as_bytes())?,
+            _ => device.ops().decode(&wire, at.rows, hidden, dtype, &target)?,
+        }
+        Ok(true)
     }
 
     fn rows(&self, field: Field, at: RemoteRows) -> DeviceSlice<f32> {
@@ -247,6 +302,15 @@ impl RemoteValues for CudaValues {
     fn add(&mut self, to: Field, from: Field, at: RemoteRows) -> Result<(), StageError> {
         let (to, from) = (self.rows(to, at), self.rows(from, at));
         self.device.ops().add(&to, &from, at.rows, self.device.widths.hidden).map_err(self.device.fault())
+    }
+
+    fn sums_at_once(&self) -> bool {
+        !self.device.fabrics().is_empty()
+    }
+
+    fn sum(&mut self, to: Field, at: RemoteRows, crossing: Crossing, parcels: &[Parcel]) -> Result<bool, StageError> {
+        let offers = parcels.iter().map(|parcel| offer(Some(parcel))).collect::<Result<Vec<_>, _>>()?;
+        self.try_sum(to, at, crossing, &offers).map_err(self.device.fault())
     }
 
     fn round(&mut self, field: Field, at: RemoteRows, dtype: StorageDtype) -> Result<(), StageError> {
