@@ -52,6 +52,16 @@ __device__ __forceinline__ void copy_bytes(u32 to, const void *from, u32 bytes, 
                  "r"(bytes), "r"(barrier)
                  : "memory");
 }
+// 16 bytes into shared memory, by an ordinary write that comes later, and an arrival (one that the barrier counts) of the thread's
+// when all of its own are there. What wgmma reads of them needs `async_proxy_fence`.
+__device__ __forceinline__ void copy_piece_if(bool does, u32 to, u64 from) {
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %2, 0; @p cp.async.cg.shared.global.L2::128B [%0], [%1], 16; }" ::"r"(to), "l"(from),
+                 "r"((int)does)
+                 : "memory");
+}
+__device__ __forceinline__ void arrive_with_pieces(u32 barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
 __device__ __forceinline__ void prefetch_map(const TensorMap *map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }

@@ -1,7 +1,7 @@
 // Products of rows with one matrix on tensor cores: y = x Wᵀ, or y += x Wᵀ.
 //
 //   w    [outputs, inputs]  e4m3 with f32 scales each 128 x 128, or bf16
-//   x    [slots, inputs]    e4m3 with scales [inputs / 128, slots], or bf16; row i is slot i
+//   x    [slots, inputs]    e4m3 with scales [slots], or bf16; row i is slot i
 //   out  [rows, outputs]    f32
 //
 // inputs a multiple of 128, any number of outputs. An item is 128 outputs and one of `splits` parts of the inputs, whose
@@ -11,13 +11,13 @@
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #include "tensor.cuh"
 
-typedef Memory<1, 6, 16, 32> ProjectMemory;
+typedef Memory<1, 6, 16, 4, 4> ProjectMemory;
 
 // Accumulators of a thread at most, which is what parts are apart: tiles of one launch may differ in size.
-#define MOST_SUMS (TILE_TOKENS / 2)
+#define MOST_PART (TILE_TOKENS / 2)
 
 __device__ __forceinline__ float *part_of(const Product &a, const Run &run, int split) {
-    return a.partials + ((size_t)run.group * a.splits + split) * MOST_SUMS * 256 + threadIdx.x;
+    return a.partials + ((size_t)run.group * a.splits + split) * MOST_PART * 256 + threadIdx.x;
 }
 
 // Leaves a part for whoever comes last, which is who gets true.
@@ -48,7 +48,7 @@ template <int N> __device__ __forceinline__ void add_parts(const Product &a, con
     pin(sum);
 #pragma unroll 1
     for (int split = 1; split < a.splits; split++) {
-        part += MOST_SUMS * 256;
+        part += MOST_PART * 256;
 #pragma unroll
         for (int i = 0; i < N; i++) sum[i] += __ldcg(part + i * 256);
     }
@@ -56,6 +56,8 @@ template <int N> __device__ __forceinline__ void add_parts(const Product &a, con
 }
 
 template <bool Fp8> struct Project {
+    static constexpr bool Chained = false, Gathers = false, RowScaled = true;
+
     __device__ __forceinline__ int row(const Product &a, const Run &run, int box, const TensorMap *&map) const {
         map = &a.w;
         return run.row_block * 128;
@@ -66,10 +68,12 @@ template <bool Fp8> struct Project {
     }
 
     template <int Chunks, int N>
-    __device__ __forceinline__ void item(const Product &a, ProjectMemory &memory, Ring<ProjectMemory> &ring, const Entry<32> &entry, const Run &run, int group, int thread) const {
+    __device__ __forceinline__ void item(const Product &a, ProjectMemory &memory, Ring<ProjectMemory> &ring, const Entry<4> &entry, int group, int thread) const {
         float sum[1][Chunks][N];
         const float *const scales[1] = {entry.scales[0]};
-        multiply_run<Fp8>(sum, memory, ring, scales, run.end - run.begin, group * 8192, 0, thread);
+        const Run &run = entry.run;
+        clear(sum);
+        multiply_run<Fp8, Project>(sum, memory, ring, scales, run.end - run.begin, group * 8192, 0, thread);
         if (a.splits > 1) {
             if (!leave_part(a, memory, run, sum[0])) return;
             // A few sums at a time: all of them and their parts would not fit in registers.
@@ -84,7 +88,8 @@ template <bool Fp8> struct Project {
                 int token = c * 2 * N + i / 4 * 8 + 2 * (thread & 3) + (i & 1), at = upper + (i & 2) * 4;
                 if (token >= run.count || at >= a.outputs) continue;
                 float *to = (float *)a.out + (size_t)(run.first - a.first + token) * a.outputs + at;
-                *to = a.adds ? *to + sum[0][c][i] : sum[0][c][i];
+                float y = Fp8 ? sum[0][c][i] * entry.weights[token] : sum[0][c][i];
+                *to = a.adds ? __fadd_rn(*to, y) : y;
             }
     }
 };

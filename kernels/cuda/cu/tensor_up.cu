@@ -1,7 +1,8 @@
 // The first product of expert FFNs on tensor cores: h = silu(x Gᵀ) · (x Uᵀ), for rows sorted by expert (`slots.cu`).
 //
 //   w, up     [experts, outputs, inputs]  e4m3 with f32 scales each 128 x 128, or bf16
-//   x         [slots, inputs]             as `rows_fast.cu` quantises it: e4m3, scales [inputs / 128, slots]; or bf16
+//   x         [rows, inputs]              as `rows_fast.cu` quantises it: e4m3, scales [rows]; or bf16
+//   row_of    [slots]                     whose row a slot is, from slots.cu, as are `costs`
 //   tiles     from slots.cu
 //   out       [slots, outputs]            e4m3 with scales [outputs / 128, slots], or bf16; slots of no tile are not written
 //
@@ -10,7 +11,7 @@
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #include "tensor.cuh"
 
-typedef Memory<2, 4, PIECE * PIECE_STRIDE, 32> UpMemory;
+typedef Memory<2, 4, PIECE * PIECE_STRIDE, TILE_TOKENS, 4> UpMemory;
 
 __device__ __forceinline__ float swiglu(float gate, float up) {
     return __fdividef(gate, 1.0f + fast_exp2(-1.4426950408889634f * gate)) * up;
@@ -36,6 +37,8 @@ __device__ __forceinline__ void store_quantised(const uint4 raw, u8 *to, float *
 }
 
 template <bool Fp8> struct Up {
+    static constexpr bool Chained = true, Gathers = true, RowScaled = true;
+
     __device__ __forceinline__ int row(const Product &a, const Run &run, int box, const TensorMap *&map) const {
         map = box == 0 ? &a.w : &a.up;
         return run.expert * a.outputs + run.row_block * 128;
@@ -46,36 +49,41 @@ template <bool Fp8> struct Up {
     }
 
     template <int Chunks, int N>
-    __device__ __forceinline__ void item(const Product &a, UpMemory &memory, Ring<UpMemory> &ring, const Entry<32> &entry, const Run &run, int group, int thread) const {
+    __device__ __forceinline__ void item(const Product &a, UpMemory &memory, Ring<UpMemory> &ring, const Entry<TILE_TOKENS> &entry, int group, int thread) const {
         float sum[2][Chunks][N];
         const float *const scales[2] = {entry.scales[0], entry.scales[1]};
-        multiply_run<Fp8>(sum, memory, ring, scales, a.blocks, group * 8192, BOX_BYTES, thread);
+        const Run &run = entry.run;
+        take_sums(a, run, sum);
+        multiply_run<Fp8, Up>(sum, memory, ring, scales, run.end - run.begin, group * 8192, BOX_BYTES, thread);
+        if (run.leaves) return leave_sums(a, sum);
         int warp = thread / 32, lane = thread % 32, token = (group * 128 + thread) / 16, part = thread % 16;
 #pragma unroll
-        for (int c = 0; c < Chunks; c++)
+        for (int q = 0; q < Chunks * N / 8; q++) {
+            int start = q * PIECE;
+            if (start >= run.count) continue;
+            u32 words[4];
 #pragma unroll
-            for (int q = 0; q < N / 8; q++) {
-                int start = c * 2 * N + q * PIECE, turn = q + c * (N / 8);
-                if (start >= run.count) continue;
-                u32 words[4];
-#pragma unroll
-                for (int j = 0; j < 2; j++) {
-                    const float *gate = &sum[0][c][q * 8 + j * 4], *up = &sum[1][c][q * 8 + j * 4];
-                    words[2 * j] = pack_bf16(swiglu(gate[0], up[0]), swiglu(gate[1], up[1]));
-                    words[2 * j + 1] = pack_bf16(swiglu(gate[2], up[2]), swiglu(gate[3], up[3]));
-                }
-                // Two pieces by turns: whoever writes one knows by the barrier between that nobody reads it any more.
-                u8 *piece = memory.staged[turn & 1];
-                store_turned(turned_place(shared_address(piece), group * 64 + warp * 16, lane), words);
-                named_barrier<1, 256>();
-                uint4 raw = *reinterpret_cast<const uint4 *>(piece + token * PIECE_STRIDE + part * 16);
-                bool is_there = start + token < run.count;
-                size_t slot = run.first + start + token, at = slot * a.outputs + run.row_block * 128 + part * 8;
-                if (Fp8)
-                    store_quantised(raw, (u8 *)a.out + at, a.out_scales + (size_t)run.row_block * a.slots + slot, lane, is_there);
-                else if (is_there)
-                    *reinterpret_cast<uint4 *>((bf16 *)a.out + at) = raw;
+            for (int j = 0; j < 2; j++) {
+                constexpr int groups = N / 4; // of 8 tokens, in a chunk
+                int c = (2 * q + j) / groups, at = (2 * q + j) % groups * 4;
+                const float *gate = &sum[0][c][at], *up = &sum[1][c][at];
+                float2 x = make_float2(1, 1);
+                if (Fp8) x = *reinterpret_cast<const float2 *>(entry.weights + start + j * 8 + 2 * (thread & 3));
+                words[2 * j] = pack_bf16(swiglu(gate[0] * x.x, up[0] * x.x), swiglu(gate[1] * x.y, up[1] * x.y));
+                words[2 * j + 1] = pack_bf16(swiglu(gate[2] * x.x, up[2] * x.x), swiglu(gate[3] * x.y, up[3] * x.y));
             }
+            // Two pieces by turns: whoever writes one knows by the barrier between that nobody reads it any more.
+            u8 *piece = memory.staged[q & 1];
+            store_turned(turned_place(shared_address(piece), group * 64 + warp * 16, lane), words);
+            named_barrier<1, 256>();
+            uint4 raw = *reinterpret_cast<const uint4 *>(piece + token * PIECE_STRIDE + part * 16);
+            bool is_there = start + token < run.count;
+            size_t slot = run.first + start + token, at = slot * a.outputs + run.row_block * 128 + part * 8;
+            if (Fp8)
+                store_quantised(raw, (u8 *)a.out + at, a.out_scales + (size_t)run.row_block * a.slots + slot, lane, is_there);
+            else if (is_there)
+                *reinterpret_cast<uint4 *>((bf16 *)a.out + at) = raw;
+        }
         // An odd number of pieces: the next item begins with the one that is being read.
         named_barrier<1, 256>();
     }

@@ -82,13 +82,15 @@ pub const SOURCES: [Source; 19] = [
 ];
 
 /// Files that kernels include, by the name they include them by.
-pub const HEADERS: [(&str, &str); 7] = [
+pub const HEADERS: [(&str, &str); 9] = [
     ("common.cuh", include_str!("../cu/common.cuh")),
     ("hopper.cuh", include_str!("../cu/hopper.cuh")),
     ("wgmma.cuh", include_str!("../cu/wgmma.cuh")),
     ("mfa_work.cuh", include_str!("../cu/mfa_work.cuh")),
     ("warp.cuh", include_str!("../cu/warp.cuh")),
     ("tensor.cuh", include_str!("../cu/tensor.cuh")),
+    ("tensor_items.cuh", include_str!("../cu/tensor_items.cuh")),
+    ("tensor_sums.cuh", include_str!("../cu/tensor_sums.cuh")),
     ("weights.cuh", include_str!("../cu/weights.cuh")),
 ];
 

@@ -229,9 +229,14 @@ fn projections(bench: &Bench, tensor: &Tensor, stored: Stored, read: f64, peak: 
         let all = measure(stream, 8, |call, _| (0..3).try_for_each(|index| enqueue(call, index, true)))?;
         let bare = measure(stream, 8, |call, _| (0..3).try_for_each(|index| enqueue(call, index, false)))?;
         let whole: f64 = (0..3).map(floor).sum();
+        let mut parts = String::new();
+        for (index, (outputs, width)) in shapes.iter().enumerate() {
+            let us = measure(stream, 8, |call, _| enqueue(call, index, false))?;
+            parts += &format!(" {width}->{outputs} {us:.1} of {:.1}", floor(index));
+        }
         println!(
             "project {stored:?} {count} tokens, all three: {all:.1} us with quantise ({:.2} of the roofline {whole:.1}), {bare:.1} without \
-             ({:.2})",
+             ({:.2});{parts}",
             whole / all,
             whole / bare
         );

@@ -12,7 +12,7 @@ pub(super) const MOST_TOP_K: usize = 8;
 /// Experts held at most.
 const MOST_HELD: usize = 512;
 /// Threads of the kernel.
-const THREADS: u32 = 256;
+const THREADS: u32 = 512;
 /// What an expert's slots begin at a multiple of.
 const ALIGNED: usize = 8;
 
@@ -22,12 +22,16 @@ pub struct Slots {
     pub(super) top_k: usize,
     pub(super) held: usize,
     pub(super) shares: bool,
-    most_rows: usize,
+    pub(super) most_rows: usize,
     /// Index among the held ones by expert id, or -1.
     local: DeviceSlice<i32>,
     pub(super) slot_of: DeviceSlice<i32>,
     pub(super) slot_weights: DeviceSlice<f32>,
+    /// Whose row a slot is.
+    pub(super) row_of: DeviceSlice<i32>,
     pub(super) tiles: DeviceSlice<i32>,
+    /// What products with the tiles before each take.
+    pub(super) costs: DeviceSlice<i32>,
     /// Tiles, and the shared expert's first slot.
     pub(super) head: DeviceSlice<i32>,
 }
@@ -86,8 +90,8 @@ impl Slots {
         let mut local = vec![-1; experts];
         held.iter().enumerate().for_each(|(index, id)| local[*id] = index as i32);
         let capacity = capacity(rows, top_k, held.len(), shares);
-        let tiles = 4 * (capacity / TILE_STEP + held.len() + 1);
-        let sizes = [experts, rows * top_k, capacity, tiles, 2];
+        let tiles = capacity / TILE_STEP + held.len() + 1;
+        let sizes = [experts, rows * top_k, capacity, capacity, 4 * tiles, tiles + 1, 2];
         let mut arena = allocate(Arena::bytes_for(sizes.map(|count| count * 4)))?;
         let slots = Slots {
             top_k,
@@ -97,7 +101,9 @@ impl Slots {
             local: arena.take(experts)?,
             slot_of: arena.take(rows * top_k)?,
             slot_weights: arena.take(capacity)?,
-            tiles: arena.take(tiles)?,
+            row_of: arena.take(capacity)?,
+            tiles: arena.take(4 * tiles)?,
+            costs: arena.take(tiles + 1)?,
             head: arena.take(2)?,
         };
         Ok((local, slots))
@@ -126,7 +132,9 @@ struct Arguments {
     weights: u64,
     slot_of: u64,
     slot_weights: u64,
+    row_of: u64,
     tiles: u64,
+    costs: u64,
     head: u64,
     rows: i32,
     top_k: i32,
@@ -150,7 +158,9 @@ impl TensorOps {
             weights: routing.weights.address(),
             slot_of: slots.slot_of.address(),
             slot_weights: slots.slot_weights.address(),
+            row_of: slots.row_of.address(),
             tiles: slots.tiles.address(),
+            costs: slots.costs.address(),
             head: slots.head.address(),
             rows: rows as i32,
             top_k: slots.top_k as i32,

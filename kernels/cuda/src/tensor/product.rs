@@ -15,18 +15,19 @@ const BOX_ROWS: usize = 128;
 const THREADS: u32 = 384;
 /// Tiles of tokens of one launch that may have its inputs in parts.
 const TILES_AT_ONCE: usize = 2;
-/// `sizeof(Memory)`: stages of so many boxes of weights, results being turned, and three items ahead with some of their weights.
-const fn shared(stages: u32, boxes: u32, staged: u32, weights: u32) -> u32 {
+/// `sizeof(Memory)`: stages of so many boxes of weights and scales of tokens, results being turned, and three items ahead with the
+/// places of so many rows.
+const fn shared(stages: u32, boxes: u32, staged: u32, rows: u32, scales: u32) -> u32 {
     // `Memory` begins at a multiple of 1 KiB, and dynamic shared memory may not.
-    let stage = boxes * 16384 + 160 * 128 + 160 * 4 + 16;
-    1024 + stages * stage + 2 * staged + 3 * (16 + 48 + 2 * 128 * 4 + weights * 4) + 24
+    let stage = boxes * 16384 + 160 * 128 + scales * 4 + 16;
+    1024 + stages * stage + 2 * staged + 3 * (48 + 2 * 128 * 4 + 160 * 4 + rows * 4 + 16) + 16
 }
 /// Of `tensor_up.cu`.
-pub(super) const UP_SHARED: u32 = shared(4, 2, 16 * 272, 32);
+pub(super) const UP_SHARED: u32 = shared(4, 2, 16 * 272, 160, 4);
 /// Of `tensor_down.cu`.
-pub(super) const DOWN_SHARED: u32 = shared(4, 2, 16 * 272, 160);
+pub(super) const DOWN_SHARED: u32 = shared(4, 2, 16 * 272, 4, 160);
 /// Of `tensor_project.cu`.
-pub(super) const PROJECT_SHARED: u32 = shared(6, 1, 16, 32);
+pub(super) const PROJECT_SHARED: u32 = shared(6, 1, 16, 4, 4);
 
 /// Items whose parts may be on their way at once.
 pub(super) fn items_at_most(ctas: usize) -> usize {
@@ -130,6 +131,9 @@ struct Arguments {
     x_scales: u64,
     tiles: u64,
     tile_count: u64,
+    costs: u64,
+    row_of: u64,
+    x_rows: u64,
     slot_weights: u64,
     out: u64,
     out_scales: u64,
@@ -145,10 +149,11 @@ struct Arguments {
     row_blocks: i32,
     splits: i32,
     adds: i32,
+    pitch: i32,
 }
 
 impl TensorOps {
-    /// `h = silu(x · Gᵀ) ⊙ (x · Uᵀ)` of every slot with its expert's matrices: x `[slots, cols]`, h `[slots, gate rows]`.
+    /// `h = silu(x · Gᵀ) ⊙ (x · Uᵀ)` of every slot with its expert's matrices: x `[rows, cols]`, h `[slots, gate rows]`.
     ///
     /// # Errors
     /// [`CudaError::Shape`] for shapes or formats that do not agree; the driver's own.
@@ -161,7 +166,8 @@ impl TensorOps {
         h: &Narrowed,
     ) -> Result<(), CudaError> {
         let alike = (gate.rows, gate.cols, gate.count, gate.stored) == (up.rows, up.cols, up.count, up.stored);
-        if !alike || h.width != gate.rows || h.stored != gate.stored || h.slots != x.slots {
+        let room = x.slots >= slots.most_rows && h.slots >= slots.capacity_for(slots.most_rows);
+        if !alike || !room || h.width != gate.rows || h.stored != gate.stored {
             return Err(refused("tensor_up", format!("gates of {}x{} to rows of {}", gate.rows, gate.cols, h.width)));
         }
         let arguments = Arguments {
@@ -170,6 +176,7 @@ impl TensorOps {
             out: h.codes.address(),
             out_scales: h.scales.address(),
             row_blocks: (gate.rows / BOX_ROWS) as i32,
+            slots: h.slots as i32,
             ..self.grouped("tensor_up", x, slots, gate)?
         };
         self.multiply(of(&self.up, gate.stored), arguments)
@@ -255,6 +262,10 @@ impl TensorOps {
         Ok(Arguments {
             tiles: slots.tiles.address(),
             tile_count: slots.head.address(),
+            costs: slots.costs.address(),
+            row_of: slots.row_of.address(),
+            partials: self.partials.address(),
+            counters: self.counters.address(),
             slot_weights: slots.slot_weights.address(),
             ..self.common(operation, x, w)?
         })
@@ -274,6 +285,9 @@ impl TensorOps {
             x_scales: x.scales.address(),
             tiles: 0,
             tile_count: 0,
+            costs: 0,
+            row_of: 0,
+            x_rows: x.codes.address(),
             slot_weights: 0,
             out: 0,
             out_scales: 0,
@@ -289,6 +303,7 @@ impl TensorOps {
             row_blocks: 0,
             splits: 1,
             adds: 0,
+            pitch: (w.cols * w.stored.bytes()) as i32,
         })
     }
 

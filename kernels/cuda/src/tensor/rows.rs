@@ -15,10 +15,13 @@ const TOKEN_BOX: u32 = 32;
 pub(super) const SCALE_GROUP: usize = 128;
 /// Widest row.
 const WIDTH_AT_MOST: usize = 16384;
-/// Threads of these kernels.
+/// Threads of narrowing.
 const THREADS: u32 = 256;
+/// Threads of a sum.
+const SUM_THREADS: u32 = 128;
 
-/// Rows in e4m3 with a scale each 128 elements, `[width / 128, slots]`, or in bf16: `[slots, width]`.
+/// Rows in e4m3 with scales, or in bf16: `[slots, width]`. [`TensorOps::narrow`] gives a row one scale, `[slots]`, and
+/// [`TensorOps::up`] one each 128 elements, `[width / 128, slots]`; each product knows whose rows it takes.
 #[derive(Debug)]
 pub struct Narrowed {
     pub(super) codes: DeviceSlice<u8>,
@@ -115,13 +118,8 @@ struct Arguments {
     normed: u64,
     codes: u64,
     scales: u64,
-    slot_of: u64,
-    head: u64,
     rows: i32,
     width: i32,
-    slots: i32,
-    top_k: i32,
-    shares: i32,
     eps: f32,
     is_narrow: i32,
 }
@@ -139,7 +137,7 @@ struct Sum {
 }
 
 impl TensorOps {
-    /// Rows of x `[rows, width]`, normed or not, each to slot `row`, or to all of its `slots`.
+    /// Rows of x `[rows, width]`, normed or not, each to place `row`; whatever `slots` there are, products find rows there.
     ///
     /// # Errors
     /// [`CudaError::Shape`] for slices too short; the driver's own.
@@ -151,9 +149,9 @@ impl TensorOps {
         slots: Option<&Slots>,
         to: &Narrowed,
     ) -> Result<(), CudaError> {
-        let wanted = slots.map_or(rows, |slots| slots.capacity_for(rows));
-        if x.len() < rows * to.width || to.slots < wanted {
-            let problem = format!("{} elements for {rows} rows of {}, {} slots", x.len(), to.width, to.slots);
+        let most = slots.map_or(to.slots, |slots| slots.most_rows.min(to.slots));
+        if x.len() < rows * to.width || most < rows {
+            let problem = format!("{} elements for {rows} rows of {}, {most} places", x.len(), to.width);
             return Err(refused("narrow", problem));
         }
         if let Some(norm) = norm {
@@ -168,17 +166,12 @@ impl TensorOps {
             normed: norm.and_then(|norm| norm.normed).map_or(0, DeviceSlice::address),
             codes: to.codes.address(),
             scales: to.scales.address(),
-            slot_of: slots.map_or(0, |slots| slots.slot_of.address()),
-            head: slots.map_or(0, |slots| slots.head.address()),
             rows: rows as i32,
             width: to.width as i32,
-            slots: to.slots as i32,
-            top_k: slots.map_or(1, |slots| slots.top_k) as i32,
-            shares: slots.map_or(0, |slots| i32::from(slots.shares)),
             eps: norm.map_or(0.0, |norm| norm.eps),
             is_narrow: 0,
         };
-        // SAFETY: lengths were checked; slots are `place`'s own.
+        // SAFETY: lengths were checked.
         unsafe { self.launch(of(&self.narrow, to.stored), rows, THREADS, arguments) }
     }
 
@@ -197,13 +190,8 @@ impl TensorOps {
             normed: 0,
             codes: to.codes.address(),
             scales: to.scales.address(),
-            slot_of: 0,
-            head: 0,
             rows: rows as i32,
             width: to.width as i32,
-            slots: to.slots as i32,
-            top_k: 1,
-            shares: 0,
             eps: 0.0,
             is_narrow: 1,
         };
@@ -238,6 +226,6 @@ impl TensorOps {
             shares: i32::from(slots.shares),
         };
         // SAFETY: lengths were checked; slots are `place`'s own.
-        unsafe { self.launch(&self.sum, rows, THREADS, arguments) }
+        unsafe { self.launch(&self.sum, rows, SUM_THREADS, arguments) }
     }
 }
