@@ -218,7 +218,8 @@ fn narrowed_rows_have_the_same_bits_in_any_company() {
 fn a_model_that_runs_on_tensor_cores_alone() {
     let widths = ModelShape { hidden: 256, query_rank: 128, expert_width: 128, shared_width: 128, ..small_shape() };
     let cases = [
-        (WeightFormat::Fp8Block, ComputeDtype::Fp8, 0.08),
+        // From rows that are not rounded, as far as the golden folder has those of its two kinds from each other: 0.12.
+        (WeightFormat::Fp8Block, ComputeDtype::Fp8, 0.16),
         (WeightFormat::Bf16, ComputeDtype::Bf16, 0.05),
         (WeightFormat::Bf16, ComputeDtype::Fp8, 0.05),
     ];

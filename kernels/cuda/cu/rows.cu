@@ -8,7 +8,7 @@
 //             slices have one column more where they are uneven
 //   add_slices     out [rows, width] += x_0 + x_1 + …, of which x_s begins at element s · most · width
 //
-// An item is a row, with slices 512 columns of one. The sum of squares: lane i adds values i, i + 32, …, then the lanes as a tree.
+// An item is a row, and where columns do not depend on each other 512 columns of one. The sum of squares: lane i adds values i, i + 32, …, then the lanes as a tree.
 #include "weights.cuh"
 
 typedef struct {
@@ -20,15 +20,33 @@ typedef struct {
     float eps;
 } Rows;
 
+#define COLUMNS 512
+// Values that a lane asks for before it uses any: memory answers all of them at once.
+#define AHEAD 8
+
+// What an item has of a row of `width` values.
+typedef struct {
+    int row, first, end;
+} Columns;
+
+FN Columns columns_of(int item, int width) {
+    Columns c;
+    int chunks = (width + COLUMNS - 1) / COLUMNS;
+    c.row = item / chunks, c.first = item % chunks * COLUMNS;
+    c.end = c.first + COLUMNS < width ? c.first + COLUMNS : width;
+    return c;
+}
+
 KERNEL(embed, Rows) {
     Weights table = a.table[0];
-    int row = a.ids[item];
+    Columns c = columns_of(item, a.width);
+    int row = a.ids[c.row];
     EACH_LANE {
-        for (int k = lane * 4; k < a.width; k += 4 * LANES) {
+        for (int k = c.first + lane * 4; k < c.end; k += 4 * LANES) {
             float v[4];
             four_weights(v, &table, row, a.width, k);
             for (int j = 0; j < 4; j++)
-                if (k + j < a.width) a.out[(size_t)item * a.width + k + j] = v[j];
+                if (k + j < c.end) a.out[(size_t)c.row * a.width + k + j] = v[j];
         }
     }
 }
@@ -38,22 +56,31 @@ KERNEL(rms_norm, Rows) {
     LANES_OF(float, sum, 1);
     EACH_LANE {
         AT(sum[0]) = 0;
-        for (int k = lane; k < a.width; k += LANES) AT(sum[0]) = fmaf(x[k], x[k], AT(sum[0]));
+        for (int first = lane; first < a.width; first += AHEAD * LANES) {
+            float v[AHEAD];
+            for (int i = 0, k = first; i < AHEAD; i++, k += LANES) v[i] = k < a.width ? x[k] : 0;
+            for (int i = 0; i < AHEAD; i++) AT(sum[0]) = fmaf(v[i], v[i], AT(sum[0]));
+        }
     }
     float factor = 1.0f / sqrtf(lanes_sum(sum[0]) / (float)a.width + a.eps);
     EACH_LANE {
-        for (int k = lane; k < a.width; k += LANES)
-            a.out[(size_t)item * a.width + k] = product(product(x[k], factor), a.weight[k]);
+        for (int first = lane; first < a.width; first += AHEAD * LANES) {
+            float v[AHEAD];
+            for (int i = 0, k = first; i < AHEAD; i++, k += LANES)
+                v[i] = k < a.width ? product(product(x[k], factor), a.weight[k]) : 0;
+            for (int i = 0, k = first; i < AHEAD; i++, k += LANES)
+                if (k < a.width) a.out[(size_t)item * a.width + k] = v[i];
+        }
     }
 }
 
 KERNEL(add, Rows) {
+    Columns c = columns_of(item, a.width);
+    size_t row = (size_t)c.row * a.width;
     EACH_LANE {
-        for (int k = lane; k < a.width; k += LANES) a.out[(size_t)item * a.width + k] += a.x[(size_t)item * a.width + k];
+        for (int k = c.first + lane; k < c.end; k += LANES) a.out[row + k] += a.x[row + k];
     }
 }
-
-#define COLUMNS 512
 
 typedef struct {
     const float *x;
@@ -62,27 +89,25 @@ typedef struct {
 } Slices;
 
 KERNEL(slice_columns, Slices) {
-    int chunks = (a.width + COLUMNS - 1) / COLUMNS, row = item / chunks, first = item % chunks * COLUMNS;
-    int end = first + COLUMNS < a.width ? first + COLUMNS : a.width;
+    Columns c = columns_of(item, a.width);
     int base = a.width / a.slices, more = a.width % a.slices, wide = more * (base + 1);
     EACH_LANE {
-        for (int k = first + lane; k < end; k += LANES) {
+        for (int k = c.first + lane; k < c.end; k += LANES) {
             int slice = k < wide ? k / (base + 1) : more + (k - wide) / base;
             int start = slice * base + (slice < more ? slice : more), columns = base + (slice < more);
-            a.out[(size_t)a.most * start + (size_t)row * columns + k - start] = a.x[(size_t)row * a.width + k];
+            a.out[(size_t)a.most * start + (size_t)c.row * columns + k - start] = a.x[(size_t)c.row * a.width + k];
         }
     }
 }
 
 KERNEL(add_slices, Slices) {
-    int chunks = (a.width + COLUMNS - 1) / COLUMNS, row = item / chunks, first = item % chunks * COLUMNS;
-    int end = first + COLUMNS < a.width ? first + COLUMNS : a.width;
+    Columns c = columns_of(item, a.width);
     EACH_LANE {
-        for (int k = first + lane; k < end; k += LANES) {
-            const float *x = a.x + (size_t)row * a.width + k;
+        for (int k = c.first + lane; k < c.end; k += LANES) {
+            const float *x = a.x + (size_t)c.row * a.width + k;
             float sum = x[0];
             for (int slice = 1; slice < a.slices; slice++) sum += x[(size_t)slice * a.most * a.width];
-            a.out[(size_t)row * a.width + k] += sum;
+            a.out[(size_t)c.row * a.width + k] += sum;
         }
     }
 }

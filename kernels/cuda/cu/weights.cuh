@@ -44,25 +44,46 @@ FN void four_weights(float *v, const Weights *w, int row, int inputs, int k) {
     }
 }
 
+// Rows of a tile of `count` that are worked on: a card does them all, the first one again where there are fewer, since a number that is
+// known beforehand keeps everything in registers.
+#ifdef __CUDACC__
+#define ASKED(count) TILE_ROWS
+#else
+#define ASKED(count) (count)
+#endif
+
+// The first `most` of four values of a row that is `inputs` long.
+FN void four_values(float *v, const float *from, int most, int inputs) {
+#ifdef __CUDACC__
+    // Then rows begin at whole sixteen bytes, as buffers do.
+    if (inputs % 4 == 0) {
+        float4 four = *(const float4 *)from;
+        v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+        return;
+    }
+#endif
+    for (int j = 0; j < 4; j++) v[j] = j < most ? from[j] : 0;
+}
+
 // answers[i] = x[rows[i]] · w[row], for `count` rows of `inputs` values.
 FN void products(float *answers, const float *x, const int *rows, int count, const Weights *w, int row, int inputs) {
     LANES_OF(float, sum, TILE_ROWS);
     for (int i = 0; i < TILE_ROWS; i++) EACH_LANE { AT(sum[i]) = 0; }
+#ifdef __CUDACC__
+#pragma unroll 2
+#endif
     for (int start = 0; start < inputs; start += 4 * LANES) {
         EACH_LANE {
             int k = start + lane * 4, most = inputs - k < 4 ? inputs - k : 4;
             if (k < inputs) {
-                float v[4];
+                float v[4], from[TILE_ROWS][4];
+                // All rows are asked for before any is used.
+                for (int i = 0; i < TILE_ROWS && i < ASKED(count); i++)
+                    four_values(from[i], x + (size_t)rows[i] * inputs + k, most, inputs);
                 four_weights(v, w, row, inputs, k);
-                for (int i = 0; i < TILE_ROWS; i++) {
-                    if (i >= count) break;
-                    const float *from = x + (size_t)rows[i] * inputs + k;
-                    if (most == 4) {
-                        for (int j = 0; j < 4; j++) AT(sum[i]) = fmaf(v[j], from[j], AT(sum[i]));
-                    } else {
-                        for (int j = 0; j < most; j++) AT(sum[i]) = fmaf(v[j], from[j], AT(sum[i]));
-                    }
-                }
+                for (int i = 0; i < TILE_ROWS && i < ASKED(count); i++)
+                    for (int j = 0; j < 4; j++)
+                        if (j < most) AT(sum[i]) = fmaf(v[j], from[i][j], AT(sum[i]));
             }
         }
     }

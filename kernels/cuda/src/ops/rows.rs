@@ -4,6 +4,9 @@ use super::{Ops, Weights, holds, launch};
 use crate::error::CudaError;
 use crate::memory::DeviceSlice;
 
+/// Columns of an item whose columns do not depend on each other.
+pub(super) const COLUMNS: usize = 512;
+
 #[repr(C)]
 struct Rows {
     x: u64,
@@ -30,9 +33,15 @@ impl Ops {
         holds("embed", "ids [rows]", ids, rows)?;
         holds("embed", "out [rows, width]", out, rows * table.cols())?;
         let (ids, out, table_address) = (ids.address(), out.address(), table.table());
-        let width = table.cols() as i32;
+        let width = table.cols();
         // SAFETY: lengths were checked; ids below the table's rows are the caller's promise.
-        unsafe { launch(&*self.embed, rows, Rows { x: 0, weight: 0, out, ids, table: table_address, width, eps: 0.0 }) }
+        unsafe {
+            launch(
+                &*self.embed,
+                rows * width.div_ceil(COLUMNS),
+                Rows { x: 0, weight: 0, out, ids, table: table_address, width: width as i32, eps: 0.0 },
+            )
+        }
     }
 
     /// `out = x / sqrt(mean(x²) + eps) · weight`. With `ids`, row i of `out`, which then is not `x`, comes from row `ids[i]` of x.
@@ -80,8 +89,9 @@ impl Ops {
     ) -> Result<(), CudaError> {
         holds("add", "to [rows, width]", to, rows * width)?;
         holds("add", "from [rows, width]", from, rows * width)?;
-        let (x, out, width) = (from.address(), to.address(), width as i32);
+        let (x, out, items) = (from.address(), to.address(), rows * width.div_ceil(COLUMNS));
+        let width = width as i32;
         // SAFETY: lengths were checked.
-        unsafe { launch(&*self.add, rows, Rows { x, weight: 0, out, ids: 0, table: 0, width, eps: 0.0 }) }
+        unsafe { launch(&*self.add, items, Rows { x, weight: 0, out, ids: 0, table: 0, width, eps: 0.0 }) }
     }
 }

@@ -1,11 +1,9 @@
 //! Rows cut into slices of their columns, and parts of rows added (`cu/rows.cu`): what devices hand each other that divide a product.
 
+use super::rows::COLUMNS;
 use super::{Ops, holds, launch};
 use crate::error::CudaError;
 use crate::memory::DeviceSlice;
-
-/// Columns of an item.
-const COLUMNS: usize = 512;
 
 #[repr(C)]
 struct Slices {

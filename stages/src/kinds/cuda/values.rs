@@ -32,6 +32,8 @@ pub(crate) struct CudaValues {
     turn: Option<Arc<Mark>>,
     /// When sums go through NCCL.
     nccl: Choice,
+    /// What was encoded last, and nothing has been asked since but to offer it to others.
+    encoded: Option<(Field, RemoteRows, StorageDtype)>,
 }
 
 /// Times the cache's size: what is written is not told apart from what stays by all caches alike.
@@ -76,6 +78,7 @@ impl CudaValues {
             swept: None,
             turn: None,
             nccl: Choice::from_environment(),
+            encoded: None,
         }
     }
 
@@ -179,10 +182,12 @@ impl CudaValues {
         rows(&self.device, field, at)
     }
 
-    fn try_offer(&self, field: Field, at: RemoteRows, crossing: Crossing, mark: &Mark) -> Result<(), CudaError> {
+    fn try_offer(&mut self, field: Field, at: RemoteRows, crossing: Crossing, mark: &Mark) -> Result<(), CudaError> {
         let hidden = self.device.widths.hidden;
         let dtype = stored(crossing.dtype);
-        if dtype != Stored::F32 {
+        // Offered to several devices one after the other, rows are encoded once.
+        let encoded = self.encoded.replace((field, at, crossing.dtype));
+        if dtype != Stored::F32 && encoded != self.encoded {
             let room = offered(self.device.values(at.micro_batch), field).filter(|room| !room.is_empty());
             let record = record_bytes(dtype, hidden);
             let bytes = room.ok_or_else(|| no_room(field))?.part(at.first * record, at.rows * record);
@@ -254,6 +259,7 @@ impl RemoteValues for CudaValues {
     }
 
     fn decode(&mut self, field: Field, at: RemoteRows, dtype: StorageDtype, bytes: &[u8]) -> Result<(), StageError> {
+        self.encoded = None;
         let (rows, wire) = (self.rows(field, at), self.device.wire.part(0, bytes.len()));
         let done = match stored(dtype) {
             Stored::F32 => write(self.device.machine(), bytes, &rows.as_bytes()),
@@ -280,12 +286,14 @@ impl RemoteValues for CudaValues {
         };
         let offer = offer(Some(&made))?;
         offer.first.store(at.first, Ordering::Relaxed);
-        self.try_offer(field, at, crossing, &offer.mark).map_err(self.device.fault())?;
+        let mark = &offer.mark;
+        self.try_offer(field, at, crossing, mark).map_err(self.device.fault())?;
         *parcel = Some(made);
         Ok(())
     }
 
     fn expect(&mut self, parcel: Option<&Parcel>) -> Result<(), StageError> {
+        self.encoded = None;
         self.device.machine().wait_for(&offer(parcel)?.mark).map_err(self.device.fault())
     }
 
@@ -296,10 +304,12 @@ impl RemoteValues for CudaValues {
         crossing: Crossing,
         parcel: Option<&Parcel>,
     ) -> Result<(), StageError> {
+        self.encoded = None;
         self.try_accept(field, at, crossing, offer(parcel)?).map_err(self.device.fault())
     }
 
     fn add(&mut self, to: Field, from: Field, at: RemoteRows) -> Result<(), StageError> {
+        self.encoded = None;
         let (to, from) = (self.rows(to, at), self.rows(from, at));
         self.device.ops().add(&to, &from, at.rows, self.device.widths.hidden).map_err(self.device.fault())
     }
@@ -309,11 +319,13 @@ impl RemoteValues for CudaValues {
     }
 
     fn sum(&mut self, to: Field, at: RemoteRows, crossing: Crossing, parcels: &[Parcel]) -> Result<bool, StageError> {
+        self.encoded = None;
         let offers = parcels.iter().map(|parcel| offer(Some(parcel))).collect::<Result<Vec<_>, _>>()?;
         self.try_sum(to, at, crossing, &offers).map_err(self.device.fault())
     }
 
     fn round(&mut self, field: Field, at: RemoteRows, dtype: StorageDtype) -> Result<(), StageError> {
+        self.encoded = None;
         let (rows, hidden, dtype) = (self.rows(field, at), self.device.widths.hidden, stored(dtype));
         let (ops, wire) = (self.device.ops(), self.device.wire.part(0, at.rows * record_bytes(dtype, hidden)));
         let rounded = ops
@@ -343,6 +355,7 @@ impl RemoteValues for CudaValues {
     }
 
     fn note(&mut self, again: Option<Moment>) -> Result<Moment, StageError> {
+        self.encoded = None;
         self.try_note(again).map_err(self.device.fault())
     }
 
