@@ -11,11 +11,11 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// A table, and the card that it is of if that is not the one it names.
+/// Tables of one card and model, and the card that they are of if that is not the one they name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MeasuredFile {
     hardware: Option<String>,
-    path: PathBuf,
+    paths: Vec<PathBuf>,
 }
 
 impl FromStr for MeasuredFile {
@@ -23,10 +23,8 @@ impl FromStr for MeasuredFile {
 
     fn from_str(text: &str) -> Result<Self, Infallible> {
         let named = text.split_once(':').filter(|(name, path)| !name.is_empty() && !path.is_empty());
-        Ok(match named {
-            Some((name, path)) => Self { hardware: Some(name.into()), path: path.into() },
-            None => Self { hardware: None, path: text.into() },
-        })
+        let (hardware, paths) = named.map_or((None, text), |(name, paths)| (Some(name.into()), paths));
+        Ok(Self { hardware, paths: paths.split(',').map(PathBuf::from).collect() })
     }
 }
 
@@ -43,8 +41,8 @@ pub fn cards<'a>(
         Some(None) => return Ok(MeasuredCards::BuiltIn),
         Some(Some(file)) => file,
     };
-    let table = read_named("--measured", &file.path, CostTable::from_json)?;
-    let wrong = |what: &str| mistake("--measured", &file.path, what);
+    let (path, table) = one_table(&file.paths)?;
+    let wrong = |what: &str| mistake("--measured", path, what);
     let on = of_machine(&table);
     let name = match &file.hardware {
         Some(name) => hardware_named(name).map_err(|error| wrong(&error.to_string()))?.name,
@@ -63,10 +61,35 @@ pub fn cards<'a>(
             })?
         }
     };
-    let source = format!("{}, measured on {}", file.path.display(), on.join(", "));
+    let names: Vec<String> = file.paths.iter().map(|path| path.display().to_string()).collect();
+    let source = format!("{}, measured on {}", names.join(" and "), on.join(", "));
     let times = StageTimes::of_table(&name, source, &table);
     let times = times.ok_or_else(|| wrong("it has neither attention nor experts whose times stand for others'"))?;
     Ok(MeasuredCards::Of(times.kept()))
+}
+
+/// What several tables have together: they are of one card and of layers of one model.
+fn one_table(paths: &[PathBuf]) -> Result<(&PathBuf, CostTable), CliError> {
+    let mut all: Option<(&PathBuf, CostTable)> = None;
+    for path in paths {
+        let table = read_named("--measured", path, CostTable::from_json)?;
+        match &mut all {
+            None => all = Some((path, table)),
+            Some((first, known)) => {
+                let another = |what: &str| format!("it is of another {what} than {}", first.display());
+                let wrong = |what: &str| mistake("--measured", path, &another(what));
+                if known.machine["cuda"] != table.machine["cuda"] || known.machine["cpu"] != table.machine["cpu"] {
+                    return Err(wrong("machine"));
+                }
+                let sizes = ["family", "layers", "hidden", "experts", "weight_format"];
+                if sizes.iter().any(|key| known.model[key] != table.model[key]) {
+                    return Err(wrong("model"));
+                }
+                known.stages.extend(table.stages);
+            }
+        }
+    }
+    all.ok_or_else(|| CliError::Mistake("--measured: no file is named".into()))
 }
 
 /// The cards of a table's machine, its processor where there are none.
@@ -93,8 +116,13 @@ mod tests {
     #[test]
     fn a_file_may_be_said_to_be_of_another_card() {
         let of = |text: &str| text.parse::<MeasuredFile>().expect("any text");
-        assert_eq!(of("H800:card.json"), MeasuredFile { hardware: Some("H800".into()), path: "card.json".into() });
-        assert_eq!(of("./card.json"), MeasuredFile { hardware: None, path: "./card.json".into() });
-        assert_eq!(of(":card.json"), MeasuredFile { hardware: None, path: ":card.json".into() });
+        let file = |hardware: Option<&str>, paths: &[&str]| MeasuredFile {
+            hardware: hardware.map(str::to_owned),
+            paths: paths.iter().map(PathBuf::from).collect(),
+        };
+        assert_eq!(of("H800:card.json"), file(Some("H800"), &["card.json"]));
+        assert_eq!(of("./card.json"), file(None, &["./card.json"]));
+        assert_eq!(of(":card.json"), file(None, &[":card.json"]));
+        assert_eq!(of("H800:a.json,b.json"), file(Some("H800"), &["a.json", "b.json"]));
     }
 }

@@ -104,6 +104,15 @@ impl StageTimes {
         }
     }
 
+    /// Seconds of a part of attention whose output projection is divided into slices of `width` columns. Of the parts that follow the
+    /// first, `rows` are those that come in.
+    pub fn divided_s(&self, rows: f64, context: f64, kv: Dtype, (width, part): (usize, usize)) -> Option<f64> {
+        match &self.times {
+            Times::Parts(_) => None,
+            Times::Profiled(profiled) => profiled.divided_s(rows, context, kv, (width, part)),
+        }
+    }
+
     /// Seconds of the experts of one layer on a device that holds `experts` of them, `width` columns of each, when `rows` rows
     /// choose among all. `None` for a shard that was not measured.
     pub fn experts_s(&self, experts: usize, width: usize, rows: f64) -> Option<f64> {
@@ -215,10 +224,19 @@ mod tests {
         assert!(times.fits(&shape));
         shape.layers.pop();
         assert!(!times.fits(&shape));
-        // A projection that is divided is another stage.
-        let mut divided = CostTable { stages: table.stages[..1].to_vec(), ..table.clone() };
-        divided.stages.push(StageCost { part: CostPart::Second, ..table.stages[0].clone() });
-        assert_eq!(StageTimes::of_table("H100", String::new(), &divided), None);
+        // A projection that is divided is another stage, of parts with times of their own.
+        let part = |part, seconds: f64| {
+            let points = [(64, 1000, seconds), (512, 1000, 2.0 * seconds)];
+            StageCost { part, width: 2048, ..profiled("attn.0", "mfa_attention", (0, 0, false), &points) }
+        };
+        let stages = vec![part(CostPart::Compute, 1e-4), part(CostPart::Second, 2e-5), part(CostPart::Third, 1e-5)];
+        let divided = CostTable { stages, ..table.clone() };
+        let divided = StageTimes::of_table("H100", String::new(), &divided).expect("there are some");
+        let of = |index| divided.divided_s(64.0, 64.0 * 1000.0, Dtype::Fp8, (2048, index));
+        [1e-4, 2e-5, 1e-5].into_iter().enumerate().for_each(|(index, seconds)| near(of(index), seconds));
+        assert_eq!(divided.attention_s(64.0, 64_000.0, Dtype::Fp8), None);
+        assert_eq!(divided.divided_s(64.0, 64_000.0, Dtype::Fp8, (4096, 0)), None);
+        assert_eq!(times.divided_s(64.0, 64_000.0, Dtype::Fp8, (2048, 0)), None);
         let cards = MeasuredCards::Of(times.kept());
         assert!(cards.of("h100").is_some() && cards.of("H200").is_none() && cards.are_any());
         assert!(MeasuredCards::BuiltIn.of("h200").is_some() && !MeasuredCards::None.are_any());

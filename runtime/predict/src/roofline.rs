@@ -97,6 +97,8 @@ struct Figures {
 enum Part {
     /// A whole layer's attention with its keys and values in this type.
     Attention(Dtype),
+    /// A part of one whose output projection is divided into slices of so many columns.
+    Divided { kv: Dtype, width: usize, part: usize },
     /// The routed experts of a shard: how many, and their columns.
     Experts { experts: usize, width: usize },
 }
@@ -249,16 +251,31 @@ fn of_task(
     let slice_width = (shape.heads * shape.head_dim).div_ceil(slices);
     let slice_bytes = weights::projection_bytes(shape.weight_format, shape.hidden, slice_width) as f64;
     let value_bytes = if machines.spec.compute == ComputeDtype::F32 { 4.0 } else { 2.0 };
+    let kv = match stage.spec.kv_dtype.unwrap_or_default() {
+        WireDtype::F32 => Dtype::F32,
+        WireDtype::Bf16 => Dtype::Bf16,
+        WireDtype::Fp8E4m3 => Dtype::Fp8,
+    };
+    let measured = machines.measured[task.device].filter(|measured| measured.fits(shape));
+    let known =
+        |part: Part| measured.map(|measured| (measured, part)).filter(|(m, part)| part.seconds(m, 1.0, 1.0).is_some());
+    let is_divided = slices > 1 && stage.kind == "mfa_attention";
+    let part = || Part::Divided { kv, width: slice_width, part: task.part };
+    let divided = is_divided.then(part).and_then(known);
     match task.part {
         0 if slices > 1 => figures.row_bytes = slice_width as f64 * value_bytes,
         1 if slices > 1 => {
             figures.row_bytes = shape.hidden as f64 * value_bytes;
             (figures.bytes, figures.touched) = (slice_bytes, 1.0);
             figures.values = (shape.hidden * slice_width) as f64;
+            figures.measured = divided;
             return Ok(figures);
         }
         0 => {}
-        _ => return Ok(figures),
+        _ => {
+            figures.measured = divided;
+            return Ok(figures);
+        }
     }
     let place = stage.devices.iter().position(|device| *device == task.device).unwrap_or(0);
     let position = counts.position(place);
@@ -290,16 +307,11 @@ fn of_task(
     }
     let width = rally_graph::shard::part(shape.expert_width, counts.tensor, position.tensor).len();
     let part = match stage.kind.as_str() {
-        "mfa_attention" if slices == 1 => match stage.spec.kv_dtype.unwrap_or_default() {
-            WireDtype::F32 => Some(Part::Attention(Dtype::F32)),
-            WireDtype::Bf16 => Some(Part::Attention(Dtype::Bf16)),
-            WireDtype::Fp8E4m3 => Some(Part::Attention(Dtype::Fp8)),
-        },
+        "mfa_attention" if slices == 1 => Some(Part::Attention(kv)),
         "expert_ffn" => Some(Part::Experts { experts: figures.held.len(), width }),
         _ => None,
     };
-    let measured = machines.measured[task.device].filter(|measured| measured.fits(shape));
-    figures.measured = measured.zip(part).filter(|(measured, part)| part.seconds(measured, 1.0, 1.0).is_some());
+    figures.measured = divided.or_else(|| part.and_then(known));
     Ok(figures)
 }
 
@@ -307,6 +319,7 @@ impl Part {
     fn seconds(self, measured: &StageTimes, rows: f64, context: f64) -> Option<f64> {
         match self {
             Self::Attention(dtype) => measured.attention_s(rows, context, dtype),
+            Self::Divided { kv, width, part } => measured.divided_s(rows, context, kv, (width, part)),
             Self::Experts { experts, width } => measured.experts_s(experts, width, rows),
         }
     }
@@ -340,7 +353,7 @@ impl Durations for Roofline<'_> {
         {
             // Attention was measured whole; a shared expert is none of the routed ones. What was measured has its launches.
             let beside = match part {
-                Part::Attention(_) => 0.0,
+                Part::Attention(_) | Part::Divided { .. } => 0.0,
                 Part::Experts { experts, width } if measured.has_shared(experts, width) => 0.0,
                 Part::Experts { .. } => takes(figures.bytes * touched, 2.0 * rows * figures.values),
             };

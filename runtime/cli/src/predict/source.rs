@@ -39,8 +39,8 @@ pub(super) struct EfficiencyArgs {
     #[arg(long, value_name = "US", default_value_t = Efficiency::default().latency_s * 1e6, value_parser = microseconds, conflicts_with = "profile")]
     latency_us: f64,
     /// Take stage times that were measured, where there are some; figures stand for the rest. Those of rally's fast kernels on an H200, or
-    /// of a table that `rally profile` wrote on a card; NAME if it is to stand for another card than its own.
-    #[arg(long, value_name = "[NAME:]F.json", num_args = 0..=1, require_equals = true, conflicts_with = "profile")]
+    /// of tables that `rally profile` wrote on a card; NAME if they are to stand for another card than their own.
+    #[arg(long, value_name = "[NAME:]F.json,…", num_args = 0..=1, require_equals = true, conflicts_with = "profile")]
     measured: Option<Option<MeasuredFile>>,
     /// A row for several devices leaves its own once, and the network copies it.
     #[arg(long, conflicts_with = "profile")]

@@ -29,6 +29,7 @@ use rally_engine::schedule::virtual_lanes::NearBy;
 use rally_engine::span::LaneReport;
 use rally_graph::kinds::Role;
 use rally_graph::plan::Plan;
+use rally_graph::shard::ShardCounts;
 use rally_graph::stage_graph::{DeviceIndex, StageGraph, StageIndex};
 use rally_load::statistics::{mean, percentile};
 use rally_stages::deployment::{AssembleOptions, Deployment};
@@ -356,7 +357,11 @@ impl Profile<'_> {
             axis: subject.axis,
             experts,
             routed_share: if experts > 0 { shape.top_k as f64 / shape.experts as f64 } else { 0.0 },
-            width: if experts > 0 { stage.expert_columns(subject.device, shape.expert_width) } else { 0 },
+            width: match ShardCounts::of(stage.spec.shard.as_ref()).o_proj {
+                slices if slices > 1 => (shape.heads * shape.head_dim).div_ceil(slices),
+                _ if experts > 0 => stage.expert_columns(subject.device, shape.expert_width),
+                _ => 0,
+            },
             shared: experts > 0 && stage.has_shared_expert(subject.device),
             kv_dtype: (stage.role == Role::Attention).then(|| stage.spec.kv_dtype.unwrap_or_default()),
             points: Vec::new(),

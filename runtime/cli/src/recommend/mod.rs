@@ -53,8 +53,8 @@ pub struct RecommendArgs {
     #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = cost::share)]
     pub network_efficiency: f64,
     /// Take stage times that were measured, where there are some; the rest follows from efficiencies. Those of rally's fast kernels on an
-    /// H200, or of a table that `rally profile` wrote on a card; NAME if it is to stand for another card than its own.
-    #[arg(long, value_name = "[NAME:]F.json", num_args = 0..=1, require_equals = true)]
+    /// H200, or of tables that `rally profile` wrote on a card; NAME if they are to stand for another card than their own.
+    #[arg(long, value_name = "[NAME:]F.json,…", num_args = 0..=1, require_equals = true)]
     pub measured: Option<Option<MeasuredFile>>,
     /// What keys and values are kept in, instead of what the model's spec says.
     #[arg(long, value_name = "DTYPE", value_parser = cost::dtype)]

@@ -1,4 +1,5 @@
-//! Times of a table that `rally profile` wrote: whole attention layers by rows and context, experts by their shard.
+//! Times of a table that `rally profile` wrote: attention layers by rows and context, whole or by the parts of one whose output projection is
+//! divided, and experts by their shard.
 
 use rally_cost::Dtype;
 use rally_graph::model::ModelShape;
@@ -11,7 +12,7 @@ pub(super) struct ProfiledTimes {
     hidden: u64,
     all_experts: u64,
     layers: u64,
-    /// By the cache's type.
+    /// By the cache's type; of a divided one every part.
     attention: Vec<(Dtype, StageCost)>,
     /// Of each shard one, without a shared expert where there is such a device.
     experts: Vec<StageCost>,
@@ -27,13 +28,11 @@ impl ProfiledTimes {
             attention: Vec::new(),
             experts: Vec::new(),
         };
-        // What is only done in parts is of a projection that is divided, or of experts with copies.
-        let whole = |cost: &&StageCost| {
-            let second = |other: &StageCost| other.stage == cost.stage && other.part == CostPart::Second;
-            cost.part == CostPart::Compute && !cost.warm && !table.stages.iter().any(second)
-        };
-        for cost in table.stages.iter().filter(whole) {
+        for cost in table.stages.iter().filter(|cost| !cost.warm && CostPart::OF_STAGE.contains(&cost.part)) {
+            // What else is done in parts are experts with copies.
+            let is_in_parts = |other: &StageCost| other.stage == cost.stage && other.part == CostPart::Second;
             match cost.kind.as_str() {
+                "expert_ffn" if table.stages.iter().any(is_in_parts) => {}
                 "mfa_attention" => times.attention.extend(cost.kv_dtype.map(|dtype| (kept_in(dtype), cost.clone()))),
                 "expert_ffn" if cost.width > 0 => times.add(cost),
                 _ => {}
@@ -56,7 +55,15 @@ impl ProfiledTimes {
     }
 
     pub(super) fn attention_s(&self, rows: f64, context: f64, kv: Dtype) -> Option<f64> {
-        let (_, cost) = self.attention.iter().find(|(dtype, _)| *dtype == kv)?;
+        self.part_s(rows, context, |dtype, cost| dtype == kv && cost.width == 0)
+    }
+
+    pub(super) fn divided_s(&self, rows: f64, context: f64, kv: Dtype, (width, part): (usize, usize)) -> Option<f64> {
+        self.part_s(rows, context, |dtype, cost| dtype == kv && cost.width == width && cost.part.index() == part)
+    }
+
+    fn part_s(&self, rows: f64, context: f64, is: impl Fn(Dtype, &StageCost) -> bool) -> Option<f64> {
+        let (_, cost) = self.attention.iter().find(|(dtype, cost)| is(*dtype, cost))?;
         let context = context / rows.max(1.0);
         Some(between(rows, |rows| cost.seconds(TaskSize { rows, context, experts: None })))
     }
