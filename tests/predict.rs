@@ -114,6 +114,22 @@ fn measured_stage_times_stand_for_figures() {
 }
 
 #[test]
+fn a_share_of_a_card_is_a_part_of_it() {
+    let load = ["--batch", "64", "--random-input-len", "64", "--random-output-len", "4"];
+    let us = |graph: &str, stage: &str| {
+        let result = json(&[&["predict", graph], &load[..]].concat());
+        let stages = result["runs"][0]["stages"].as_array().expect("stages").clone();
+        let found = stages.iter().find(|found| found["stage"] == stage).expect("the stage ran");
+        found["mean_us"].as_f64().expect("a time")
+    };
+    // 84 and 48 of 132 multiprocessors: products take as much longer as there are fewer, weights less so.
+    for (stage, sms) in [("mfa_attention", 84.0), ("expert_ffn", 48.0)] {
+        let slower = us("graphs/step3-1a1f-shares.json", stage) / us("graphs/step3-1a1f-cards.json", stage);
+        assert!(slower > 1.1 && slower < 132.0 / sms, "{stage}: {slower} times as long");
+    }
+}
+
+#[test]
 fn a_trace_gives_contexts_and_arrivals() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let of = |name: &str, lines: &[(u32, u32)]| {

@@ -20,6 +20,8 @@ pub struct Links {
     pub devices_per_server: Figure,
     /// Inside a server, of one accelerator.
     pub fabric_bytes_per_s: Figure,
+    /// From one accelerator's work to the other's, inside a server, however few bytes go; absent where nobody measured it.
+    pub fabric_latency_s: Option<Figure>,
     /// Out of a server, all its network cards together.
     pub network_bytes_per_s: Figure,
 }
@@ -118,7 +120,8 @@ impl Hardware {
             ("links.fabric_bytes_per_s", &self.links.fabric_bytes_per_s),
             ("links.network_bytes_per_s", &self.links.network_bytes_per_s),
         ];
-        price.chain(peaks).chain(others.map(|(key, figure)| (key.to_owned(), figure))).collect()
+        let latency = self.links.fabric_latency_s.iter().map(|figure| ("links.fabric_latency_s".to_owned(), figure));
+        price.chain(peaks).chain(others.map(|(key, figure)| (key.to_owned(), figure))).chain(latency).collect()
     }
 
     /// USD an hour.
@@ -224,11 +227,13 @@ fn links(fields: &Fields<'_>) -> Result<Links, SpecError> {
     let links = fields
         .object("links")?
         .ok_or_else(|| fields.missing("links", "`devices_per_server`, `fabric_bytes_per_s`, `network_bytes_per_s`"))?;
-    links.only(&["devices_per_server", "fabric_bytes_per_s", "network_bytes_per_s"])?;
+    links.only(&["devices_per_server", "fabric_bytes_per_s", "fabric_latency_s", "network_bytes_per_s"])?;
+    let latency = Range { least: 1e-9, most: 1.0, what: "seconds, from 1e-9 to 1" };
     let devices = Range { least: 1.0, most: 4096.0, what: "a number of accelerators, from 1 to 4096" };
     Ok(Links {
         devices_per_server: figure(&links, "devices_per_server", devices)?,
         fabric_bytes_per_s: figure(&links, "fabric_bytes_per_s", BYTES_PER_S)?,
+        fabric_latency_s: figure_if(&links, "fabric_latency_s", latency)?,
         network_bytes_per_s: figure(&links, "network_bytes_per_s", BYTES_PER_S)?,
     })
 }

@@ -82,6 +82,8 @@ struct Figures {
     held: Vec<usize>,
     bytes_per_s: f64,
     flops_per_s: f64,
+    /// Times as long as on a whole card, on a share of one.
+    slower: f64,
     /// What attention takes beside reading and computing.
     beside_s: f64,
     measured: Option<(&'static StageTimes, Part)>,
@@ -235,11 +237,13 @@ fn of_task(
     shape: &ModelShape,
 ) -> Result<Figures, SpecError> {
     let (stage, hardware) = (&graph.stages[task.stage], &machines.hardware[task.device]);
-    let mut figures = Figures { bytes_per_s: hardware.memory_bytes_per_s(), ..Figures::default() };
-    figures.flops_per_s = hardware.peak(match machines.spec.compute {
-        ComputeDtype::Fp8 => hardware.decode_dtype(),
-        ComputeDtype::Bf16 | ComputeDtype::F32 => Dtype::Bf16,
-    })?;
+    let (part_of_card, slower) = share(machines, graph, task.device, stage.role);
+    let mut figures = Figures { bytes_per_s: hardware.memory_bytes_per_s() / slower, slower, ..Figures::default() };
+    figures.flops_per_s = part_of_card
+        * hardware.peak(match machines.spec.compute {
+            ComputeDtype::Fp8 => hardware.decode_dtype(),
+            ComputeDtype::Bf16 | ComputeDtype::F32 => Dtype::Bf16,
+        })?;
     if let Some(transfer) = &stage.transfer {
         let routing = if task.payload == Payload::RoutedInput { weights::routing_row_bytes(shape) } else { 0 };
         figures.row_bytes = (weights::wire_row_bytes(transfer.dtype, shape.hidden) + routing) as f64;
@@ -315,6 +319,24 @@ fn of_task(
     Ok(figures)
 }
 
+/// Multiprocessors that bring in weights as fast as a whole card does.
+const ENOUGH_FOR_WEIGHTS: f64 = 64.0;
+
+/// The part of its card that a device has, and how many times as long its work takes there: fitted to layers of Step-3's shapes on shares of
+/// an H200 (`kernels/cuda/NOTES.md`, "Shares of a card"), within a tenth from 64 multiprocessors on and a fifth below. What two shares take
+/// from each other of the memory's bandwidth is not in it.
+fn share(machines: &Machines<'_>, graph: &StageGraph, device: DeviceIndex, role: Role) -> (f64, f64) {
+    let device = &graph.devices[device];
+    let Some(sms) = device.sms.map(f64::from) else { return (1.0, 1.0) };
+    let hardware = machines.spec.devices.get(&device.group).and_then(|entry| entry.hardware.as_deref());
+    let all = f64::from(rally_graph::hardware::grain(hardware).multiprocessors.unwrap_or(132)).max(sms);
+    let fewer = match role {
+        Role::Attention => all / sms,
+        _ => ENOUGH_FOR_WEIGHTS.min(all) / sms,
+    };
+    (sms / all, fewer.max(1.0).powf(0.75))
+}
+
 impl Part {
     fn seconds(self, measured: &StageTimes, rows: f64, context: f64) -> Option<f64> {
         match self {
@@ -357,7 +379,7 @@ impl Durations for Roofline<'_> {
                 Part::Experts { experts, width } if measured.has_shared(experts, width) => 0.0,
                 Part::Experts { .. } => takes(figures.bytes * touched, 2.0 * rows * figures.values),
             };
-            return seconds + beside;
+            return seconds * figures.slower + beside;
         }
         let products = takes(
             figures.bytes * touched + figures.expert_bytes * hit,
@@ -395,7 +417,9 @@ impl Durations for Roofline<'_> {
                 let leaving = if multicast { 1 } else { times };
                 transit.out.push((way(device, false), ns(part_bytes * leaving as f64, device)));
                 transit.into.extend(to.map(|to| (way(to.device, true), to.senders as u64 * ns(part_bytes, to.device))));
-                let latency_ns = if near { 0 } else { (latency_s * 1e9).round() as u64 };
+                let fabric = self.machines.hardware[device].links().fabric_latency_s.as_ref();
+                let latency_s = if near { fabric.map_or(0.0, |figure| figure.value) } else { latency_s };
+                let latency_ns = (latency_s * 1e9).round() as u64;
                 transit.latency_ns = transit.latency_ns.max(latency_ns);
             }
         }
