@@ -69,3 +69,38 @@ KERNEL(decode_wire, Wire) {
         }
     }
 }
+
+// Up to three runs of bytes, of this card's memory or another's that it can read, to as many places: in pieces, all of whose loads are
+// on their way before the first is stored.
+typedef struct {
+    const u8 *from[3];
+    u8 *to[3];
+    u64 bytes[3];
+} Take;
+
+#define PIECE 2048
+#define PIECE_WORDS (PIECE / 8 / LANES)
+
+KERNEL(take_parts, Take) {
+    u64 piece = item;
+    int part = 0;
+    for (; part < 2 && piece >= (a.bytes[part] + PIECE - 1) / PIECE; part++) piece -= (a.bytes[part] + PIECE - 1) / PIECE;
+    const u8 *from = a.from[part] + piece * PIECE;
+    u8 *to = a.to[part] + piece * PIECE;
+    u64 left = a.bytes[part] - piece * PIECE;
+    int count = left < PIECE ? (int)left : PIECE;
+    // Rows of an odd width are aligned to nothing.
+    int words = (((size_t)from | (size_t)to) & 7) == 0 ? count / 8 : 0;
+    LANES_OF(u64, held, PIECE_WORDS);
+    EACH_LANE {
+        for (int i = 0; i < PIECE_WORDS; i++)
+            if (lane + i * LANES < words) AT(held[i]) = ((const u64 *)from)[lane + i * LANES];
+    }
+    EACH_LANE {
+        for (int i = 0; i < PIECE_WORDS; i++)
+            if (lane + i * LANES < words) ((u64 *)to)[lane + i * LANES] = AT(held[i]);
+    }
+    EACH_LANE {
+        for (int k = words * 8 + lane; k < count; k += LANES) to[k] = from[k];
+    }
+}

@@ -96,6 +96,10 @@ impl Machine for Counting {
         Place::HOST
     }
 
+    fn reads(&self, _there: Place) -> Result<bool, CudaError> {
+        Ok(true)
+    }
+
     fn copy_bytes(&self, _from: &DeviceSlice<u8>, _there: Place, _to: &DeviceSlice<u8>) -> Result<(), CudaError> {
         Ok(())
     }

@@ -15,8 +15,8 @@ pub struct Device {
     handle: sys::CUdevice,
     context: sys::CUcontext,
     cache: Option<CubinCache>,
-    /// Contexts of other cards that copies have come from.
-    peers: Mutex<Vec<usize>>,
+    /// Contexts of other cards that rows have come from, and whether their memory can be read.
+    peers: Mutex<Vec<(usize, bool)>>,
 }
 
 // SAFETY: a context may be used from any thread that has made it current, which `bind` does.
@@ -64,15 +64,19 @@ impl Device {
         self.context as usize
     }
 
-    /// Lets copies from the card with this context come directly, where the two cards can; where they cannot, the driver takes them
-    /// through the host. The device is current.
-    pub(crate) fn reach(&self, context: usize) {
+    /// Lets copies from the card with this context come directly, and kernels read its memory, where the two cards can: returns whether.
+    /// Where they cannot, the driver takes copies through the host. The device is current.
+    pub(crate) fn reach(&self, context: usize) -> bool {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        if !peers.contains(&context) {
-            peers.push(context);
-            // SAFETY: the caller copies from memory of that context, so it is alive. A refusal only makes copies slower.
-            let _ = unsafe { sys::cuCtxEnablePeerAccess(context as sys::CUcontext, 0) };
+        if let Some((_, reached)) = peers.iter().find(|(peer, _)| *peer == context) {
+            return *reached;
         }
+        // SAFETY: the caller has memory of that context, so it is alive.
+        let enabled = unsafe { sys::cuCtxEnablePeerAccess(context as sys::CUcontext, 0) };
+        let reached =
+            matches!(enabled, sys::CUresult::CUDA_SUCCESS | sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED);
+        peers.push((context, reached));
+        reached
     }
 
     /// Compiles (or takes from the cache) and loads one kernel file.

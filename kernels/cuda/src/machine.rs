@@ -190,6 +190,12 @@ pub trait Machine: Debug + Send + Sync {
     /// Where its memory is.
     fn place(&self) -> Place;
 
+    /// Whether its kernels can read the memory at `there`: another card's, if the two are connected so.
+    ///
+    /// # Errors
+    /// The driver's own.
+    fn reads(&self, there: Place) -> Result<bool, CudaError>;
+
     /// Copies bytes of the memory at `there`, this machine's or another's, behind all work so far of this one. Lengths agree; what
     /// the other machine has yet to do with them is ordered by marks.
     ///
@@ -432,6 +438,11 @@ impl Machine for Card {
 
     fn place(&self) -> Place {
         Place(self.device.address())
+    }
+
+    fn reads(&self, there: Place) -> Result<bool, CudaError> {
+        self.device.bind()?;
+        Ok(there == self.place() || self.device.reach(there.0))
     }
 
     fn copy_bytes(&self, from: &DeviceSlice<u8>, there: Place, to: &DeviceSlice<u8>) -> Result<(), CudaError> {

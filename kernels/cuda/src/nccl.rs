@@ -47,9 +47,13 @@ impl Choice {
     }
 }
 
-/// Whether NCCL sums `bytes` of each of `cards` cards faster than one card copies and adds them (`NOTES.md`, "Several cards").
-pub fn pays(_cards: usize, _bytes: usize) -> bool {
-    false
+/// Bytes of a part from which on sums of two cards go through NCCL: 16 rows of 7168 in bf16.
+const PAYS_FROM: usize = 16 * 7168 * 2;
+
+/// Whether NCCL sums `bytes` of each of `cards` cards faster than one card copies and adds them (`NOTES.md`, "Several cards"). It was measured
+/// on two: more are left to copies.
+pub fn pays(cards: usize, bytes: usize) -> bool {
+    cards == 2 && bytes >= PAYS_FROM
 }
 
 /// NCCL's version, such as (2, 28, 3).

@@ -77,6 +77,7 @@ pub struct Ops {
     report_odds: Box<dyn Launch>,
     encode: Box<dyn Launch>,
     decode: Box<dyn Launch>,
+    take: Box<dyn Launch>,
 }
 
 impl Ops {
@@ -96,7 +97,7 @@ impl Ops {
             kernels(on, &source::EXPERTS, ["count_experts", "place_experts", "sum_experts"])?;
         let [digest_logits, choose_tokens, report_odds] =
             kernels(on, &source::SAMPLE, ["digest_logits", "choose_tokens", "report_odds"])?;
-        let [encode, decode] = kernels(on, &source::WIRE, ["encode_wire", "decode_wire"])?;
+        let [encode, decode, take] = kernels(on, &source::WIRE, ["encode_wire", "decode_wire", "take_parts"])?;
         Ok(Ops {
             matmul,
             gated,
@@ -116,6 +117,7 @@ impl Ops {
             report_odds,
             encode,
             decode,
+            take,
             machine,
         })
     }

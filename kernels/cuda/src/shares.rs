@@ -171,6 +171,16 @@ pub fn split(device: &Arc<Device>, sizes: &[u32]) -> Result<Vec<Arc<Share>>, Cud
             }
             group.into_iter().map(|part| vec![part]).collect()
         }
+        [first, ..] if first.is_multiple_of(step) && sizes.iter().all(|size| *size == first) => {
+            let (groups, _) = cut(&all, sizes.len() as u32, first)?;
+            if groups.len() < sizes.len() {
+                return Err(refused(format!(
+                    "the driver divides the card {} times into {first} at most",
+                    groups.len()
+                )));
+            }
+            groups.into_iter().map(|part| vec![part]).collect()
+        }
         _ => in_steps(&all, step, sizes)?,
     };
     let shares = parts.into_iter().zip(sizes).map(|(mut parts, wanted)| {
@@ -186,10 +196,21 @@ pub fn split(device: &Arc<Device>, sizes: &[u32]) -> Result<Vec<Arc<Share>>, Cud
 /// Shares put together from the smallest groups that there are.
 fn in_steps(all: &sys::CUdevResource, step: u32, sizes: &[u32]) -> Result<Vec<Vec<sys::CUdevResource>>, CudaError> {
     let (groups, rest) = cut(all, count(all) / step, step)?;
+    let left = count(&rest);
+    let has_rest = |size: u32| !size.is_multiple_of(step);
+    // One share at most is no multiple of the step: it has what is left over.
+    let wanted: u32 = sizes.iter().map(|size| if has_rest(*size) { size.saturating_sub(left) } else { *size }).sum();
+    if wanted > groups.len() as u32 * step || sizes.iter().any(|size| has_rest(*size) && *size < left) {
+        return Err(refused(format!(
+            "{sizes:?}: three or more shares are put together from the {} groups of {step} and one of {left} that the driver makes",
+            groups.len()
+        )));
+    }
     let mut groups = groups.into_iter();
     let parts = sizes.iter().map(|size| {
-        let mut parts: Vec<_> = groups.by_ref().take((size / step) as usize).collect();
-        if !size.is_multiple_of(step) {
+        let of_groups = if has_rest(*size) { size - left } else { *size };
+        let mut parts: Vec<_> = groups.by_ref().take((of_groups / step) as usize).collect();
+        if has_rest(*size) {
             parts.push(rest);
         }
         parts

@@ -117,6 +117,10 @@ impl Machine for StandIn {
         Place::HOST
     }
 
+    fn reads(&self, _there: Place) -> Result<bool, CudaError> {
+        Ok(true)
+    }
+
     fn copy_bytes(&self, from: &DeviceSlice<u8>, _there: Place, to: &DeviceSlice<u8>) -> Result<(), CudaError> {
         self.queue.push(Job::Copy { from: from.clone(), to: to.clone() })
     }

@@ -475,6 +475,38 @@ fn wires_have_the_bits_of_the_cpu() {
 }
 
 #[test]
+fn runs_of_bytes_are_taken_as_they_are() {
+    let mut bench = Bench::new(7);
+    for lengths in [&[1][..], &[0, 5], &[2048, 4096, 7], &[2047, 0, 8], &[3, 5000, 12_345], &[16_384]] {
+        for shift in [0, 1, 8] {
+            let bytes: Vec<Vec<u8>> = lengths
+                .iter()
+                .map(|length| bench.values(length + shift).iter().map(|x| (x * 999.0) as i32 as u8).collect())
+                .collect();
+            let from: Vec<_> = bytes.iter().map(|bytes| bench.put(bytes)).collect();
+            let to: Vec<_> = bytes.iter().map(|bytes| bench.poisoned::<u8>(bytes.len() + 8)).collect();
+            let parts: Vec<_> = (0..lengths.len())
+                .map(|part| (from[part].part(shift, lengths[part]), to[part].part(shift, lengths[part])))
+                .collect();
+            let parts: Vec<_> = parts.iter().map(|(from, to)| (from, to)).collect();
+            bench.ops.take(&parts).expect("enqueued");
+            for (part, length) in lengths.iter().enumerate() {
+                let got = bench.got(&to[part]);
+                assert_eq!(got[shift..shift + length], bytes[part][shift..], "{lengths:?} {shift}");
+                // Nothing beside it.
+                assert!(
+                    got[..shift].iter().chain(&got[shift + length..]).all(|byte| *byte == 0xff),
+                    "{lengths:?} {shift}"
+                );
+            }
+        }
+    }
+    let (short, long) = (bench.put(&[0u8; 3]), bench.put(&[0u8; 4]));
+    assert!(bench.ops.take(&[(&short, &long)]).is_err());
+    assert!(bench.ops.take(&[(&short, &short); 4]).is_err());
+}
+
+#[test]
 fn shapes_that_do_not_fit_are_refused_before_anything_is_launched() {
     let mut bench = Bench::new(6);
     let w = bench.matrix(Stored::F32, 4, 8);

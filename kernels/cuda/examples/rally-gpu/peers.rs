@@ -93,8 +93,12 @@ fn links(cards: &[Card], from: &Card, to: &Card) -> Result<(), CudaError> {
             }
             Ok(())
         })?;
+        let by_kernel = match size > 0 && to.machine.reads(from.machine.place())? {
+            true => time(cards, |_| to.ops.take(&[(&at(&from.room), &at(&to.other))]))?,
+            false => f64::NAN,
+        };
         println!(
-            "copy {:>9} bytes: {stream:.1} us between cards ({:.1} GB/s), {here:.1} us on one ({:.1} GB/s); one way with a mark {:.1} us",
+            "copy {:>9} bytes: {stream:.1} us between cards ({:.1} GB/s), {here:.1} us on one ({:.1} GB/s); one way with a mark {:.1} us; by a kernel {by_kernel:.1} us",
             size,
             size as f64 / stream / 1e3,
             size as f64 / here / 1e3,
@@ -144,6 +148,22 @@ fn sums(cards: &[Card], fabric: &Fabric) -> Result<bool, CudaError> {
                 Ok(())
             };
             let by_copies = time(cards, copies)?;
+            let by_kernels = time(cards, |_| {
+                for (index, card) in cards.iter().enumerate() {
+                    let to = if index == 0 { &sum } else { &part };
+                    let from = card.room.part(0, bytes);
+                    if stored == Stored::F32 {
+                        root.ops.take(&[(&from, &to.as_bytes())])?;
+                    } else {
+                        root.ops.take(&[(&from, &wire)])?;
+                        root.ops.decode(&wire, rows, HIDDEN, stored, to)?;
+                    }
+                    if index > 0 {
+                        root.ops.add(&sum, &part, rows, HIDDEN)?;
+                    }
+                }
+                Ok(())
+            })?;
             let want = first(root, &sum)?;
             let (_, main) = root.machine.card().expect("a card");
             let parts: Vec<PartAt> =
@@ -158,7 +178,7 @@ fn sums(cards: &[Card], fabric: &Fabric) -> Result<bool, CudaError> {
             let off = ((got - want) / want).abs();
             right &= off <= 1e-2;
             println!(
-                "sum {stored:?} {rows} rows ({bytes} bytes a card): copies {by_copies:.1} us, NCCL {by_nccl:.1} us; {got:e} against {want:e}"
+                "sum {stored:?} {rows} rows ({bytes} bytes a card): copies {by_copies:.1} us, kernels {by_kernels:.1} us, NCCL {by_nccl:.1} us; {got:e} against {want:e}"
             );
         }
     }

@@ -38,7 +38,8 @@ pub fn run(device: &Arc<Device>, bench: &mut Bench, filter: &str) -> Result<bool
         vec![40],
         vec![64, 32, 36],
         vec![36, 32, 64],
-        vec![48, 40, 40],
+        vec![48, 40, 32],
+        vec![40, 40, 40],
         vec![32, 32, 32, 32],
     ] {
         if "places".contains(filter) || filter.is_empty() {

@@ -3,6 +3,7 @@
 use super::{Ops, Stored, holds, launch};
 use crate::error::CudaError;
 use crate::memory::DeviceSlice;
+use crate::stream::equal_lengths;
 
 /// Channels that share a scale.
 const SCALE_GROUP: usize = 128;
@@ -54,6 +55,41 @@ impl Ops {
         let arguments = arguments(rows, count, width, stored, bytes)?;
         // SAFETY: lengths were checked.
         unsafe { launch(&*self.decode, count * width.div_ceil(SCALE_GROUP), arguments) }
+    }
+}
+
+/// Bytes of an item of [`Ops::take`].
+const PIECE: usize = 2048;
+
+#[repr(C)]
+#[derive(Default)]
+struct Take {
+    from: [u64; 3],
+    to: [u64; 3],
+    bytes: [u64; 3],
+}
+
+impl Ops {
+    /// Copies up to three runs of bytes, each `from` to `to`, by one kernel: where a few small copies would each cost what switching to the
+    /// copy engine and back takes. `from` is memory that the machine reads ([`Machine::reads`](crate::machine::Machine::reads)).
+    ///
+    /// # Errors
+    /// [`CudaError::Shape`] for more parts or lengths that differ; the driver's own.
+    pub fn take(&self, parts: &[(&DeviceSlice<u8>, &DeviceSlice<u8>)]) -> Result<(), CudaError> {
+        let mut arguments = Take::default();
+        if parts.len() > arguments.from.len() {
+            let problem = format!("{} parts at once; give it three at most", parts.len());
+            return Err(CudaError::Shape { operation: "take", problem });
+        }
+        let mut pieces = 0;
+        for (index, (from, to)) in parts.iter().enumerate() {
+            equal_lengths("take", from.len(), to.len())?;
+            (arguments.from[index], arguments.to[index]) = (from.address(), to.address());
+            arguments.bytes[index] = from.len() as u64;
+            pieces += from.len().div_ceil(PIECE);
+        }
+        // SAFETY: lengths agree.
+        unsafe { launch(&*self.take, pieces, arguments) }
     }
 }
 

@@ -14,6 +14,7 @@ mod placement;
 mod schedule;
 mod shards;
 mod shares;
+mod split_map;
 mod structure;
 
 use crate::diagnostic::{Diagnostic, Reporter};
@@ -75,6 +76,9 @@ pub fn validate(input: &Validation<'_>) -> Vec<Diagnostic> {
                 schedule::check_plan(&resolved, input.registry, shape, &mut out);
             }
             cuda::check(&resolved, shape, &mut out);
+            if !out.has_errors() {
+                split_map::check(&resolved, &mut out);
+            }
             capacity::check(&resolved, input.registry, shape, input.machine, &mut out);
         }
     }

@@ -201,22 +201,33 @@ impl CudaValues {
         let (hidden, top_k, dtype) = (self.device.widths.hidden, self.device.widths.top_k, stored(crossing.dtype));
         let source = RemoteRows { micro_batch: offer.micro_batch, first: offer.first.load(Ordering::Relaxed), ..at };
         let target = self.rows(field, at);
-        if dtype == Stored::F32 {
-            copy(machine, &rows(&offer.device, offer.field, source), there, &target)?;
+        let record = record_bytes(dtype, hidden);
+        let bytes = match dtype {
+            Stored::F32 => rows(&offer.device, offer.field, source).as_bytes(),
+            _ => {
+                let room = offered(offer.device.values(source.micro_batch), offer.field);
+                room.ok_or_else(|| no_room(offer.field))?.part(source.first * record, at.rows * record)
+            }
+        };
+        let wire = if dtype == Stored::F32 { target.as_bytes() } else { self.device.wire.part(0, bytes.len()) };
+        let (from, to) =
+            (&offer.device.values(source.micro_batch).routing, &self.device.values(at.micro_batch).routing);
+        let [first, here, count] =
+            [source.first, at.first, at.rows].map(|rows| if crossing.routed { rows * top_k } else { 0 });
+        let parts = [
+            (bytes, wire.clone()),
+            (from.ids.part(first, count).as_bytes(), to.ids.part(here, count).as_bytes()),
+            (from.weights.part(first, count).as_bytes(), to.weights.part(here, count).as_bytes()),
+        ];
+        if there == machine.place() && dtype != Stored::F32 {
+            // One kernel in place of three copies. From card to card the copy engine's were measured, and a kernel's have yet to be; rows
+            // that cross as they are may come from y to y.
+            self.device.ops().take(&parts.each_ref().map(|(from, to)| (from, to)))?;
         } else {
-            let record = record_bytes(dtype, hidden);
-            let room = offered(offer.device.values(source.micro_batch), offer.field);
-            let bytes = room.ok_or_else(|| no_room(offer.field))?.part(source.first * record, at.rows * record);
-            let wire = self.device.wire.part(0, bytes.len());
-            copy(machine, &bytes, there, &wire)?;
-            self.device.ops().decode(&wire, at.rows, hidden, dtype, &target)?;
+            parts.iter().try_for_each(|(from, to)| copy(machine, from, there, to))?;
         }
-        if crossing.routed {
-            let (from, to) =
-                (&offer.device.values(source.micro_batch).routing, &self.device.values(at.micro_batch).routing);
-            let (first, here, count) = (source.first * top_k, at.first * top_k, at.rows * top_k);
-            copy(machine, &from.ids.part(first, count), there, &to.ids.part(here, count))?;
-            copy(machine, &from.weights.part(first, count), there, &to.weights.part(here, count))?;
+        if dtype != Stored::F32 {
+            self.device.ops().decode(&wire, at.rows, hidden, dtype, &target)?;
         }
         Ok(())
     }

@@ -224,6 +224,33 @@ pub(super) const CASES: &[Case] = &[
         &[("share-not-a-step", "/devices/ffn/sms", 9)],
     ),
     case(
+        "attention and FFN on shares of one card",
+        TINY,
+        &[
+            ("\"backend\": \"cpu\", \"cores\": [0]", "\"backend\": \"cuda\", \"sms\": 48"),
+            ("\"backend\": \"cpu\", \"cores\": [1]", "\"backend\": \"cuda\", \"sms\": 84"),
+        ],
+        &[("split-loses", "/devices/attn", 8)],
+    ),
+    case(
+        "attention and FFN on all of one card",
+        TINY,
+        &[
+            ("\"backend\": \"cpu\", \"cores\": [0]", "\"backend\": \"cuda\", \"card\": 2"),
+            ("\"backend\": \"cpu\", \"cores\": [1]", "\"backend\": \"cuda\", \"card\": 2"),
+        ],
+        &[("split-loses", "/devices/attn", 8)],
+    ),
+    case(
+        "attention and FFN on two cards",
+        TINY,
+        &[
+            ("\"backend\": \"cpu\", \"cores\": [0]", "\"backend\": \"cuda\", \"card\": 0"),
+            ("\"backend\": \"cpu\", \"cores\": [1]", "\"backend\": \"cuda\", \"card\": 1"),
+        ],
+        &[],
+    ),
+    case(
         "a share of a card that another device has whole",
         TINY,
         &[
