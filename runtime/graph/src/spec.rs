@@ -78,7 +78,7 @@ pub enum ComputeDtype {
     F32,
     /// bfloat16, where weights are.
     Bf16,
-    /// fp8 e4m3 with a scale each 128 channels where weights are fp8, and bfloat16 where weights are.
+    /// fp8 e4m3 with scales where weights are fp8, and bfloat16 where weights are.
     Fp8,
 }
 

@@ -129,7 +129,8 @@ pub struct StageCost {
     pub experts: usize,
     /// Share of all experts that a row is routed to; 0 where that does not matter.
     pub routed_share: f64,
-    /// Inner columns of each of these experts that the device holds; 0 where that does not matter.
+    /// Inner columns of each of these experts that the device holds, or columns of an output projection that is divided; 0 where that does
+    /// not matter.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub width: usize,
     /// Whether the device has a shared expert to do beside them.

@@ -290,7 +290,7 @@ impl Profile<'_> {
             Effort { least: LEAST_STEPS, time, most: MOST_STEPS, cold: self.cold, in_turn: self.args.in_turn },
         )
         .or_failure()?;
-        let mut samples = samples(&parts.plan, &reports);
+        let mut samples = samples(&parts.plan, &reports, self.cold);
         let subjects = Arc::clone(&self.subjects);
         for (index, subject) in subjects.iter().enumerate() {
             let along = match (subject.axis, walk.routed) {
@@ -371,8 +371,21 @@ impl Profile<'_> {
 }
 
 /// Seconds of every task that counts.
-fn samples(plan: &Plan, reports: &[LaneReport]) -> BTreeMap<SampleKey, Vec<f64>> {
+/// Of a part of a model (`of_part`), a stage's first layer does not count where it has others: what is done once a step is done there, such as
+/// dividing attention's pages on the host before the card has anything to do, and it would count for every layer of the whole.
+fn samples(plan: &Plan, reports: &[LaneReport], of_part: bool) -> BTreeMap<SampleKey, Vec<f64>> {
     let mut samples: BTreeMap<SampleKey, Vec<f64>> = BTreeMap::new();
+    let mut layers: HashMap<StageIndex, (usize, usize)> = HashMap::new();
+    for task in &plan.table.tasks {
+        if let Some(layer) = task.layer {
+            let known = layers.entry(task.stage).or_insert((layer, layer));
+            *known = (known.0.min(layer), known.1.max(layer));
+        }
+    }
+    let is_left_out = |stage: StageIndex, layer: Option<usize>| {
+        let others = layers.get(&stage).is_some_and(|(first, last)| first < last && layer == Some(*first));
+        of_part && others
+    };
     for (lane, report) in plan.lanes.iter().zip(reports) {
         let first = report.spans.iter().map(|span| span.step).min().unwrap_or(0);
         let mut near_by = NearBy::default();
@@ -382,7 +395,7 @@ fn samples(plan: &Plan, reports: &[LaneReport]) -> BTreeMap<SampleKey, Vec<f64>>
             let part = CostPart::of(task);
             let (rows, part) = (span.rows as usize, part.name());
             let key = SampleKey { stage: task.stage, device: lane.device, part, warm, rows };
-            if span.step < first + WARM_UP {
+            if span.step < first + WARM_UP || is_left_out(task.stage, task.layer) {
                 continue;
             }
             samples.entry(key).or_default().push((span.end_ns - span.start_ns) as f64 * 1e-9);

@@ -65,9 +65,9 @@ impl Slots {
     pub(super) fn bytes(&self, numbers: Numbers, hidden: u64, inner: u64) -> u64 {
         let chosen = self.rows * self.top_k;
         let slots = (chosen + 7 * self.held + if self.shares { self.rows } else { 0 }).next_multiple_of(8);
-        let sorted = self.experts + chosen + slots + 4 * (slots / TILE + self.held + 1) + 2;
-        let answers = if self.held > 0 { 2 * slots * hidden } else { 0 };
-        numbers.rows(slots, hidden) + numbers.rows(slots, inner) + answers + 4 * sorted
+        let tiles = slots / TILE + self.held + 1;
+        let sorted = self.experts + chosen + 2 * slots + 5 * tiles + 3;
+        numbers.rows(self.rows, hidden) + numbers.rows(slots, inner) + 2 * slots * hidden + 4 * sorted
     }
 }
 

@@ -31,7 +31,6 @@ pub(super) struct TensorFfn {
     nobody: Option<Routing>,
     rows: Narrowed,
     inner: Narrowed,
-    /// Of experts.
     answers: DeviceSlice<u16>,
     hidden: usize,
 }
@@ -140,12 +139,12 @@ impl TensorFfn {
         let nobody = || -> Result<Routing, CudaError> {
             Ok(Routing { ids: device.copied(&vec![0; rows])?, weights: device.copied(&vec![0.0; rows])? })
         };
-        let narrowed = Narrowed::on(machine, slots, shape.hidden, stored)?;
+        let inner = Narrowed::on(machine, slots, inner, stored)?;
         Ok(Self {
             nobody: (which == Which::Dense).then(nobody).transpose()?,
-            inner: Narrowed::on(machine, narrowed.slots(), inner, stored)?,
-            answers: device.buffer(if which == Which::Dense { 0 } else { narrowed.slots() * shape.hidden })?,
-            rows: narrowed,
+            rows: Narrowed::on(machine, rows, shape.hidden, stored)?,
+            answers: device.buffer(inner.slots() * shape.hidden)?,
+            inner,
             layers,
             hidden: shape.hidden,
         })
@@ -164,10 +163,6 @@ impl TensorFfn {
         tensor.place(self.nobody.as_ref().unwrap_or(&values.routing), rows, slots)?;
         tensor.narrow(&values.u, rows, None, Some(slots), &self.rows)?;
         tensor.up(&self.rows, slots, gate, up, &self.inner)?;
-        if self.nobody.is_some() {
-            // Alone, a row's slot is its own number: its answer is no part of a sum, and stays f32.
-            return tensor.project(&self.inner, rows, down, &values.y, false);
-        }
         tensor.down(&self.inner, slots, down, &self.answers)?;
         tensor.sum(slots, rows, self.hidden, &self.answers, &values.y)
     }
