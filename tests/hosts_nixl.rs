@@ -31,6 +31,26 @@ fn one_attention_host_and_experts_on_three() {
     Deployment::over("nixl", 1, 3, Divided::Experts).assert_as_in_one_process();
 }
 
+/// What a host says whose slots are in a device's memory.
+const THERE: &str = "rows over NIXL cross from and to the memory of devices";
+
+/// Rows go from one device's own memory to the other's.
+#[test]
+fn devices_with_memory_of_their_own() {
+    // Three micro-batches, forth and back: to and from each attention device.
+    let deployment = Deployment::over("nixl", 2, 2, Divided::Experts).on_cuda(&["a", "f"], ("f32", "f32"));
+    let said = deployment.assert_as_in_one_process();
+    assert!(said.contains(THERE) && said.contains("slots=12"), "{said}");
+}
+
+/// One end is the host's memory; rows cross narrowed.
+#[test]
+fn devices_of_both_kinds() {
+    let deployment = Deployment::over("nixl", 1, 2, Divided::Experts).on_cuda(&["f"], ("fp8_e4m3", "bf16"));
+    let said = deployment.assert_as_in_one_process();
+    assert!(said.contains(THERE), "{said}");
+}
+
 /// Killed as with `kill -9` in the middle of its writes: told, the run goes on without it or waits, and it comes back under another name.
 #[track_caller]
 fn survives(divided: Divided, victim: usize, said: &str) {
@@ -83,7 +103,16 @@ fn a_host_that_stalls_is_given_up_and_changes_nothing_when_it_wakes() {
 /// Rows that come late, twice or in another order are what they were; one whose notification is garbled loses its host, which comes back.
 #[test]
 fn faults_on_purpose_change_no_token() {
-    let deployment = Deployment::over("nixl", 2, 2, Divided::Experts);
+    faults_change_no_token(Deployment::over("nixl", 2, 2, Divided::Experts));
+}
+
+#[test]
+fn nor_do_they_where_rows_stay_in_devices_memory() {
+    faults_change_no_token(Deployment::over("nixl", 2, 2, Divided::Experts).on_cuda(&["a0", "f"], ("f32", "f32")));
+}
+
+#[track_caller]
+fn faults_change_no_token(deployment: Deployment) {
     let requests = deployment.requests(9, 24);
     deployment.run_alone(&requests, "alone");
     let plan = deployment.file("faults.json");

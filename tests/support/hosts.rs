@@ -37,6 +37,15 @@ pub struct Deployment {
     pub hosts: Vec<String>,
     /// By host.
     pub addresses: Vec<String>,
+    /// What its processes find in their environment besides.
+    pub environment: Vec<(&'static str, String)>,
+}
+
+fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
+    let text = std::fs::read_to_string(path).expect("it was written");
+    let mut graph = serde_json::from_str(&text).expect("it was written as JSON");
+    change(&mut graph);
+    std::fs::write(path, graph.to_string()).expect("the folder takes files");
 }
 
 /// Ports that were free a moment ago.
@@ -115,15 +124,33 @@ impl Deployment {
         };
         let (across, alone) = (write("graph.json", &graph(true)), write("alone.json", &graph(false)));
         let key = write("rally.key", &json!("a key that only these hosts have"));
-        Self { folder, graph: across, alone, key, hosts, addresses }
+        Self { folder, graph: across, alone, key, hosts, addresses, environment: Vec::new() }
     }
 
     /// Changes the graph with hosts.
     pub fn edit(&self, change: impl FnOnce(&mut Value)) {
-        let text = std::fs::read_to_string(&self.graph).expect("it was written");
-        let mut graph = serde_json::from_str(&text).expect("it was written as JSON");
-        change(&mut graph);
-        std::fs::write(&self.graph, graph.to_string()).expect("the folder takes files");
+        edit(&self.graph, change);
+    }
+
+    /// Makes those devices whose names begin with one of `names` CUDA devices, which the processor stands in for unless `RALLY_CUDA` says
+    /// `card`; rows cross as `forth` and `back`. In both graphs.
+    pub fn on_cuda(mut self, names: &[&str], (forth, back): (&str, &str)) -> Self {
+        let machines = std::env::var("RALLY_CUDA").unwrap_or_else(|_| "stand-in".into());
+        self.environment.push(("RALLY_CUDA", machines));
+        for path in [&self.graph, &self.alone] {
+            edit(path, |graph| {
+                for (name, device) in graph["devices"].as_object_mut().expect("devices are an object") {
+                    if names.iter().any(|prefix| name.starts_with(prefix)) {
+                        device["backend"] = json!("cuda");
+                    }
+                }
+                let layers = graph["stages"][1]["layers"].as_array_mut().expect("there are layers");
+                for stage in layers.iter_mut().filter(|stage| stage["kind"] == "transfer") {
+                    stage["dtype"] = json!(if stage["id"] == "a2f" { forth } else { back });
+                }
+            });
+        }
+        self
     }
 
     /// A path for a file of the test.
@@ -135,7 +162,13 @@ impl Deployment {
     pub fn command(&self, command: &str, more: &[&str]) -> Command {
         let mut arguments = vec![command, path_text(&self.graph), "--key-file", path_text(&self.key)];
         arguments.extend(more);
-        rally(&arguments)
+        self.rally(&arguments)
+    }
+
+    fn rally(&self, arguments: &[&str]) -> Command {
+        let mut command = rally(arguments);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
     }
 
     /// Starts a host and waits until it listens.
@@ -171,7 +204,7 @@ impl Deployment {
     /// The same in one process.
     pub fn run_alone(&self, requests: &Path, name: &str) {
         let (out, logits) = (self.file(&format!("{name}.jsonl")), self.file(&format!("{name}.safetensors")));
-        crate::binary::good(&[
+        let mut command = self.rally(&[
             "run",
             path_text(&self.alone),
             "--requests",
@@ -181,6 +214,8 @@ impl Deployment {
             "--logits",
             path_text(&logits),
         ]);
+        let output = command.output().expect("the binary starts");
+        assert!(output.status.success(), "{}", stderr(&output));
     }
 
     /// `count` requests of `tokens` tokens each, some sampled.
@@ -208,16 +243,17 @@ impl Deployment {
         times.iter().sum::<f64>() / times.len() as f64
     }
 
-    /// Two runs, one after the other on the same hosts, do what one process does.
+    /// Two runs, one after the other on the same hosts, do what one process does. Returns what the workers say.
     #[track_caller]
-    pub fn assert_as_in_one_process(&self) {
+    pub fn assert_as_in_one_process(&self) -> String {
         let requests = self.requests(9, 12);
         self.run_alone(&requests, "alone");
-        let _workers = self.workers();
+        let workers = self.workers();
         for name in ["across", "again"] {
             self.run(&requests, name, &[]).good_end();
             self.assert_same("alone", name);
         }
+        workers.iter().map(Process::everything).collect()
     }
 
     /// Starts a run that is long enough to be disturbed, and returns once its hosts are at it: somewhere in it, another place every

@@ -37,6 +37,7 @@ pub fn load(library: &OsStr, environment: &[(&str, &str)]) -> Result<(), String>
 /// Memory of this process that NIXL may read and write once it is registered.
 #[derive(Debug)]
 pub struct Region {
+    card: Option<u32>,
     address: usize,
     bytes: usize,
 }
@@ -45,7 +46,12 @@ impl Region {
     /// `bytes` bytes from `address` on. Whoever registers it keeps the memory where it is for as long as it is registered, and orders
     /// its own use of it with what peers do: no reference to it is made here.
     pub fn new(address: usize, bytes: usize) -> Self {
-        Self { address, bytes }
+        Self::on(None, address, bytes)
+    }
+
+    /// The same in the memory of a CUDA card.
+    pub fn on(card: Option<u32>, address: usize, bytes: usize) -> Self {
+        Self { card, address, bytes }
     }
 }
 
@@ -61,10 +67,10 @@ impl MemoryRegion for Region {
 
 impl NixlDescriptor for Region {
     fn mem_type(&self) -> MemType {
-        MemType::Dram
+        if self.card.is_some() { MemType::Vram } else { MemType::Dram }
     }
 
     fn device_id(&self) -> u64 {
-        0
+        self.card.unwrap_or(0).into()
     }
 }

@@ -2,12 +2,14 @@
 
 use crate::clock::RunClock;
 use crate::control::{Control, Kept, Surroundings};
-use crate::engine::{EngineError, EngineParts};
+use crate::engine::{DeviceParts, EngineError, EngineParts};
 use crate::figures::{LaneMeter, RunFigures, counts_routing};
 use crate::hosts::{Crossings, Followers, Hops, Patience, STANDSTILL, Signals};
 use crate::lane::{Due, Lane, LaneAcross, Position, SignalWait, stand_apart};
 use crate::outbox::{Inbox, outbox};
 use crate::rehearsal::FixedBatches;
+use crate::remote::Crossing;
+use crate::slot::{self, storage_dtype};
 use crate::span::Recorder;
 use crate::stage::Stage;
 use crate::step_work::StepWork;
@@ -18,12 +20,13 @@ use crate::values::Values;
 use crate::wiring::Wiring;
 use rally_graph::kinds::Role;
 use rally_graph::plan::{Plan, PlannedTask, TaskRole, Wait};
-use rally_graph::spec::WireDtype;
-use rally_graph::stage_graph::DeviceIndex;
+use rally_graph::routes::Rails;
+use rally_graph::spec::{TransportKind, WireDtype};
+use rally_graph::stage_graph::{DeviceIndex, StageGraph};
 use rally_kernels::team::Team;
 use rally_schedule::batch::DeviceBatch;
 use rally_schedule::planner::StepPlanner;
-use rally_transport::{Peer, Registration};
+use rally_transport::{Direction, Peer, Registration};
 use std::sync::Arc;
 
 /// Most counter samples a run keeps: 2.6 MB.
@@ -166,6 +169,9 @@ pub(crate) fn build(
         }
         wiring.forget_touched();
     }
+    if let Some(crossings) = &wiring.crossings {
+        make_room(&graph, &mut parts.devices, crossings, parts.planner.rows_per_device)?;
+    }
     let crossing = wiring.crossings.as_ref().map_or(0, |crossings| crossings.slots().len());
     let signals = Arc::new(Signals::new(&parts.plan, graph.layers, crossing));
     let counters = if parts.across.is_some() { signals.counters() } else { parts.plan.lanes.len() };
@@ -191,6 +197,32 @@ pub(crate) fn build(
     let lanes = lanes.collect::<Result<Vec<_>, _>>()?;
     let slots = wiring.crossings.map(Crossings::into_slots).unwrap_or_default();
     Ok(Built { lanes, shared, slots })
+}
+
+/// Moves slots that cross over an engine that reads and writes devices' memory there. On rails rows are passed on by the host.
+fn make_room(
+    graph: &StageGraph,
+    devices: &mut [DeviceParts],
+    crossings: &Crossings,
+    rows: usize,
+) -> Result<(), EngineError> {
+    let mut slots = 0;
+    for (Registration { key, direction, .. }, slot) in crossings.slots().iter().zip(crossings.shared()) {
+        let stage = &graph.stages[usize::from(key.edge)];
+        let Some(transfer) = &stage.transfer else { continue };
+        let by_itself = stage.spec.transport == Some(TransportKind::Nixl) && Rails::of(graph, transfer).is_none();
+        let here = if *direction == Direction::Out { key.from } else { key.to };
+        if let Some(remote) = devices[usize::from(here)].remote.as_mut().filter(|_| by_itself) {
+            // Forth and back are different transfers; what has room for experts has it for none.
+            let crossing = Crossing { dtype: storage_dtype(transfer.dtype), routed: true };
+            slot::take(slot)?.move_to(remote.room(rows, crossing)?);
+            slots += 1;
+        }
+    }
+    if slots > 0 {
+        tracing::info!(slots, "rows over NIXL cross from and to the memory of devices");
+    }
+    Ok(())
 }
 
 fn build_lane(

@@ -46,6 +46,22 @@ pub struct Crossing {
     pub routed: bool,
 }
 
+/// Room in a device's own memory for the rows of a slot whose other end is on another host: what carries them reads and writes there by
+/// itself, and they never come to the host.
+pub trait Room: Send + Sync + std::fmt::Debug {
+    /// Address and bytes of rows, expert ids and weights.
+    fn place(&self) -> [(usize, usize); 3];
+
+    /// The CUDA card it is on; none where the processor has it too.
+    fn card(&self) -> Option<u32>;
+
+    /// Copies the beginning of each part to the host, behind all that the device was told, as many bytes as the parts given have.
+    fn read(&self, parts: [&mut [u8]; 3]) -> Result<(), StageError>;
+
+    /// For the device that made it.
+    fn as_any(&self) -> &dyn Any;
+}
+
 /// A point in a device's work, as the device numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moment(pub usize);
@@ -85,6 +101,15 @@ pub trait RemoteValues: Send {
         crossing: Crossing,
         parcel: Option<&Parcel>,
     ) -> Result<(), StageError>;
+
+    /// Makes room for at most `rows` rows that cross to or from another host.
+    fn room(&mut self, rows: usize, crossing: Crossing) -> Result<Arc<dyn Room>, StageError>;
+
+    /// Encodes rows into a room of its own, and waits until they are there.
+    fn fill(&mut self, field: Field, at: RemoteRows, crossing: Crossing, room: &dyn Room) -> Result<(), StageError>;
+
+    /// Takes rows over that have come into a room of its own.
+    fn empty(&mut self, field: Field, at: RemoteRows, crossing: Crossing, room: &dyn Room) -> Result<(), StageError>;
 
     /// `to += from`, row by row.
     fn add(&mut self, to: Field, from: Field, at: RemoteRows) -> Result<(), StageError>;

@@ -7,7 +7,7 @@
 //! around a slot is never contended; if it is, an order is wrong, and [`SlotError::Busy`] says so instead of corrupting rows.
 
 use crate::primitives::{Mutex, MutexGuard};
-use crate::remote::{Crossing, Field, Parcel, RemoteRows, RemoteValues};
+use crate::remote::{Crossing, Field, Parcel, RemoteRows, RemoteValues, Room};
 use crate::stage::StageError;
 use crate::values::{Origin, Values, Widths};
 use rally_graph::spec::WireDtype;
@@ -15,7 +15,7 @@ use rally_graph::stage_graph::Payload;
 use rally_kernels::dtype::StorageDtype;
 use rally_kernels::wire;
 use std::io;
-use std::sync::TryLockError;
+use std::sync::{Arc, TryLockError};
 use zerocopy::IntoBytes;
 
 /// What precedes the rows: which rows these are. A destination that expects others has found a scheduling fault.
@@ -39,6 +39,8 @@ pub struct Slot {
     /// The rows stay in the memory of devices.
     stays: bool,
     parcel: Option<Parcel>,
+    /// Where the rows are instead, if a device has room for them and what carries them comes there.
+    room: Option<Arc<dyn Room>>,
 }
 
 pub(crate) fn crossing(dtype: WireDtype, payload: Payload) -> Crossing {
@@ -95,7 +97,14 @@ impl Slot {
             expert_weights: vec![0.0; rows * top_k],
             stays: false,
             parcel: None,
+            room: None,
         }
+    }
+
+    /// Its rows are in a device's own memory from now on.
+    pub(crate) fn move_to(&mut self, room: Arc<dyn Room>) {
+        (self.rows, self.expert_ids, self.expert_weights) = Default::default();
+        self.room = Some(room);
     }
 
     /// For rows that stay in the memory of devices.
@@ -144,6 +153,12 @@ impl Slot {
         if self.stays {
             if at.rows > 0 {
                 remote.offer(field, at, crossing(dtype, payload), &mut self.parcel)?;
+            }
+            return Ok(crossing_bytes(at.rows, widths, dtype, payload));
+        }
+        if let Some(room) = &self.room {
+            if at.rows > 0 {
+                remote.fill(field, at, crossing(dtype, payload), &**room)?;
             }
             return Ok(crossing_bytes(at.rows, widths, dtype, payload));
         }
@@ -235,8 +250,16 @@ impl Slot {
         [self.rows.as_ptr() as usize, self.expert_ids.as_ptr() as usize, self.expert_weights.as_ptr() as usize]
     }
 
+    /// The card whose memory the rows are in, if they are in one's.
+    pub(crate) fn card(&self) -> Option<u32> {
+        self.room.as_ref().and_then(|room| room.card())
+    }
+
     /// Address and bytes of rows, expert ids and weights; they stay where they are.
     pub(crate) fn place(&self) -> [(usize, usize); 3] {
+        if let Some(room) = &self.room {
+            return room.place();
+        }
         let [rows, ids, weights] = self.first_lines();
         let bytes = |count: usize| count * size_of::<u32>();
         [(rows, self.rows.len()), (ids, bytes(self.expert_ids.len())), (weights, bytes(self.expert_weights.len()))]
@@ -249,16 +272,26 @@ impl Slot {
         take: &mut dyn FnMut([&[u8]; 3]) -> io::Result<()>,
     ) -> io::Result<()> {
         let [rows, ids, weights] = lengths;
+        if let Some(room) = &self.room {
+            let mut copied = lengths.map(|length| vec![0; length]);
+            room.read(copied.each_mut().map(Vec::as_mut_slice)).map_err(io::Error::other)?;
+            return take(copied.each_ref().map(Vec::as_slice));
+        }
         take([&self.rows[..rows], &self.expert_ids.as_bytes()[..ids], &self.expert_weights.as_bytes()[..weights]])
     }
 
-    /// Lets `fill` write the same, and takes `header` for it.
+    /// Lets `fill` write the same, and takes `header` for it. Rows of a room are there already.
     pub(crate) fn write_parts(
         &mut self,
         header: Header,
         lengths: [usize; 3],
         fill: &mut dyn FnMut([&mut [u8]; 3]) -> io::Result<()>,
     ) -> io::Result<()> {
+        if self.room.is_some() {
+            fill([&mut [], &mut [], &mut []])?;
+            self.header = header;
+            return Ok(());
+        }
         let [rows, ids, weights] = lengths;
         let Self { rows: bytes, expert_ids, expert_weights, .. } = self;
         let (ids, weights) = (&mut expert_ids.as_mut_bytes()[..ids], &mut expert_weights.as_mut_bytes()[..weights]);
@@ -303,6 +336,10 @@ impl Slot {
             if at.rows > 0 {
                 remote.accept(Field::Input, at, crossing(dtype, payload), self.parcel.as_ref())?;
             }
+        } else if let Some(room) = &self.room {
+            if at.rows > 0 {
+                remote.empty(Field::Input, at, crossing(dtype, payload), &**room)?;
+            }
         } else {
             let bytes = wire::encoded_bytes(storage_dtype(dtype), at.rows, values.widths.hidden);
             remote.decode(Field::Input, at, storage_dtype(dtype), &self.rows[..bytes])?;
@@ -324,10 +361,12 @@ impl Slot {
         hidden: usize,
         dtype: WireDtype,
     ) -> Result<(), StageError> {
-        match self.stays {
-            true if at.rows == 0 => Ok(()),
-            true => remote.accept(field, at, crossing(dtype, Payload::Output), self.parcel.as_ref()),
-            false => {
+        let crossing = crossing(dtype, Payload::Output);
+        match &self.room {
+            _ if at.rows == 0 => Ok(()),
+            _ if self.stays => remote.accept(field, at, crossing, self.parcel.as_ref()),
+            Some(room) => remote.empty(field, at, crossing, &**room),
+            None => {
                 let bytes = wire::encoded_bytes(storage_dtype(dtype), at.rows, hidden);
                 remote.decode(field, at, storage_dtype(dtype), &self.rows[..bytes])
             }

@@ -214,6 +214,10 @@ fn ratio_offer(analysis: &Analysis) -> Option<Offer> {
     let (more, lanes, most, least) =
         if a_busy > f_busy { ("attention", a_lanes, a_busy, f_busy) } else { ("FFN", f_lanes, f_busy, a_busy) };
     let then = (most as f64 * lanes as f64 / (lanes + 1) as f64).max(least as f64);
+    // Lanes of other hosts are not seen from here.
+    if least == 0 {
+        return None;
+    }
     // What the busier side saves shows in the step only as far as the step consists of it.
     let gain = (most as f64 - then) / analysis.window.wall_ns() as f64;
     let (a, f) = if more == "attention" { (a_lanes + 1, f_lanes) } else { (a_lanes, f_lanes + 1) };

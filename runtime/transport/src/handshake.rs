@@ -19,7 +19,7 @@ use std::io::{self, Read, Write};
 /// First bytes of a connection.
 const MAGIC: [u8; 8] = *b"rallyv1\n";
 /// Version of the handshake and the frames.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 const NONCE_BYTES: usize = 32;
 const HELLO_BYTES: usize = MAGIC.len() + 4 + NONCE_BYTES;
 /// Longest claims.

@@ -62,6 +62,11 @@ pub trait SlotMemory: Send + Sync {
         None
     }
 
+    /// The CUDA card whose memory [`SlotMemory::place`] names; none if it is the processor's.
+    fn card(&self) -> Option<u32> {
+        None
+    }
+
     /// Lets `fill` write the parts, as long as `stamp` says, and notes the stamp.
     ///
     /// # Errors

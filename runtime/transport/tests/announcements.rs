@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use rally_transport::SlotKey;
-use rally_transport::nixl::announce::{Announcement, Aside};
+use rally_transport::nixl::announce::{Announcement, Aside, RemotePlace};
 use rally_transport::transport::FIRST_ASIDE;
 
 fn announcement() -> impl Strategy<Value = Announcement> {
@@ -13,7 +13,9 @@ fn announcement() -> impl Strategy<Value = Announcement> {
         to,
         leg,
     });
-    let slots = proptest::collection::vec((key, any::<[(u64, u64); 3]>()), 0..9);
+    let place = (proptest::option::of(0..u32::MAX), any::<[(u64, u64); 3]>());
+    let place = place.prop_map(|(card, parts)| RemotePlace { card, parts });
+    let slots = proptest::collection::vec((key, place), 0..9);
     ("[a-z0-9 ]{0,40}", any::<Vec<u8>>(), slots).prop_map(|(agent, metadata, slots)| Announcement {
         agent,
         metadata,

@@ -5,7 +5,7 @@
 mod slots;
 
 use rally_transport::nixl::Engine;
-use rally_transport::nixl::announce::{Announcement, Aside};
+use rally_transport::nixl::announce::{Announcement, Aside, RemotePlace};
 use rally_transport::tcp::Tcp;
 use rally_transport::{Direction, Event, Polled, Registration, SlotKey, SlotMemory, Stamp, Transport, TransportError};
 use slots::Bytes;
@@ -292,7 +292,7 @@ fn announcements_that_cannot_be_are_refused() {
     let said = announced(Aside::Announced(Announcement::default()).encode());
     assert!(said.contains("NIXL cannot read what it announced"), "{said}");
     // A real agent whose slot is none, or too small.
-    let agent = |slots: Vec<(SlotKey, [(u64, u64); 3])>| {
+    let agent = |slots: Vec<(SlotKey, RemotePlace)>| {
         let (near, far) = pair();
         let real = Host::new(Kind::Nixl, 1, near, Vec::new());
         let mut ear = Tcp::default();
@@ -307,6 +307,6 @@ fn announcements_that_cannot_be_are_refused() {
     };
     let said = agent(Vec::new());
     assert!(said.contains("it has no slot"), "{said}");
-    let said = agent(vec![(key(1, Direction::Out), [(4096, 95), (0, 0), (0, 0)])]);
+    let said = agent(vec![(key(1, Direction::Out), RemotePlace { card: None, parts: [(4096, 95), (0, 0), (0, 0)] })]);
     assert!(said.contains("less room"), "{said}");
 }

@@ -41,6 +41,10 @@ impl SlotMemory for Crossing {
         (!slot.stays()).then(|| slot.place())
     }
 
+    fn card(&self) -> Option<u32> {
+        self.slot.lock().ok()?.card()
+    }
+
     fn write(&self, stamp: &Stamp, fill: &mut dyn FnMut([&mut [u8]; PARTS]) -> io::Result<()>) -> io::Result<()> {
         let lengths = self.lengths(stamp).ok_or(io::ErrorKind::InvalidInput)?;
         let header = Header { step: stamp.step, layer: stamp.layer as usize, rows: stamp.rows as usize };
@@ -60,6 +64,8 @@ pub(crate) struct Crossings {
     host: Peer,
     layers: usize,
     slots: Vec<Registration>,
+    /// What they are slots of.
+    shared: Vec<SharedSlot>,
     /// By slot, the device that waits for it; none for those that go out.
     index: HashMap<SlotKey, usize>,
     /// Slots that come in and that the task being wired reads, each with the device that fills it.
@@ -68,7 +74,7 @@ pub(crate) struct Crossings {
 
 impl Crossings {
     pub(crate) fn new(host: Peer, layers: usize) -> Self {
-        Self { host, layers, slots: Vec::new(), index: HashMap::new(), touched: Vec::new() }
+        Self { host, layers, slots: Vec::new(), shared: Vec::new(), index: HashMap::new(), touched: Vec::new() }
     }
 
     /// What the slot of `key` is to this host: its index if it goes out; one that comes in is noted as touched.
@@ -88,6 +94,7 @@ impl Crossings {
         let peer = if from == self.host { to } else { from };
         let index = *self.index.entry(key).or_insert_with(|| {
             let memory = Arc::new(Crossing { slot: Arc::clone(slot), rows, widths, dtype, layers: self.layers });
+            self.shared.push(Arc::clone(slot));
             self.slots.push(Registration { key, peer, direction, memory });
             self.slots.len() - 1
         });
@@ -104,6 +111,11 @@ impl Crossings {
 
     pub(crate) fn slots(&self) -> &[Registration] {
         &self.slots
+    }
+
+    /// By slot, what it is a slot of.
+    pub(crate) fn shared(&self) -> &[SharedSlot] {
+        &self.shared
     }
 }
 

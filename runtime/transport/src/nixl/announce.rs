@@ -6,11 +6,19 @@ use crate::transport::{FIRST_ASIDE, PARTS, SlotKey};
 
 /// Longest name of an agent.
 const MOST_NAME_BYTES: usize = 128;
-/// Bytes of a slot among others: its key, and address and room of each part.
-const SLOT_BYTES: usize = 9 + PARTS * 16;
+/// Bytes of a slot among others: its key, whose memory it is in, and address and room of each part.
+const SLOT_BYTES: usize = 9 + 4 + PARTS * 16;
+/// Stands for no card: the memory is the host's own.
+const NO_CARD: u32 = u32::MAX;
 
-/// Where a slot is in its host's memory, and how many bytes each part has room for.
-pub type RemotePlace = [(u64, u64); PARTS];
+/// Where a slot is in its host's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RemotePlace {
+    /// The card whose memory it is, if it is a card's.
+    pub card: Option<u32>,
+    /// Address of each part, and how many bytes it has room for.
+    pub parts: [(u64, u64); PARTS],
+}
 
 /// What a host must know to write into another one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,8 +51,8 @@ impl Aside {
                     for part in [key.edge, key.micro_batch, key.from, key.to] {
                         writer.raw(&part.to_le_bytes());
                     }
-                    writer.u8(key.leg);
-                    for (address, bytes) in place {
+                    writer.u8(key.leg).u32(place.card.unwrap_or(NO_CARD));
+                    for (address, bytes) in &place.parts {
                         writer.u64(*address).u64(*bytes);
                     }
                 }
@@ -84,8 +92,9 @@ fn slot(reader: &mut Reader<'_>) -> Result<(SlotKey, RemotePlace), CodecError> {
     let mut part = || reader.array("a slot's key").map(u16::from_le_bytes);
     let [edge, micro_batch, from, to] = [part()?, part()?, part()?, part()?];
     let key = SlotKey { edge, micro_batch, from, to, leg: reader.u8("a slot's key")? };
-    let mut place = RemotePlace::default();
-    for (address, bytes) in &mut place {
+    let card = Some(reader.u32("a slot's card")?).filter(|card| *card != NO_CARD);
+    let mut place = RemotePlace { card, ..RemotePlace::default() };
+    for (address, bytes) in &mut place.parts {
         (*address, *bytes) = (reader.u64("a slot's address")?, reader.u64("a slot's room")?);
     }
     Ok((key, place))

@@ -15,15 +15,14 @@ use std::sync::Arc;
 const LIBRARY: &str = "libnixl_capi.so";
 /// What a lost peer makes of the log is an event here, told once; without these each library tells it in its own words as well.
 const QUIET: [(&str, &str); 2] = [("NIXL_LOG_LEVEL", "FATAL"), ("UCX_LOG_LEVEL", "fatal")];
-/// UCX's module for InfiniBand ends a process in a segmentation fault where its libraries are not the system's.
-const NO_INFINIBAND: (&str, &str) = ("UCX_MODULES", "^ib");
+/// How UCX goes on loopback unless its variables say otherwise. They are the way to tell it: NIXL's own takes one value for each. Not by
+/// way of another process' memory (cma, cuda_ipc): nothing would stop a write that comes when the slot is gone. UCX's module for InfiniBand
+/// ends a process in a segmentation fault where its libraries are not the system's.
+const LOOPBACK: [(&str, &str); 3] = [("UCX_NET_DEVICES", "lo"), ("UCX_TLS", "tcp,cuda_copy"), ("UCX_MODULES", "^ib")];
 
 /// NIXL, ready to make agents.
 #[derive(Debug)]
-pub struct Engine {
-    /// Of UCX, beside what its environment variables say.
-    config: String,
-}
+pub struct Engine(());
 
 pub(super) fn failed<T>(what: &'static str, result: Result<T, nixl_sys::NixlError>) -> Result<T, NixlError> {
     result.map_err(|error| NixlError::Call { what, why: error.to_string() })
@@ -40,18 +39,11 @@ impl Engine {
         if !local && !given("UCX_NET_DEVICES") {
             return Err(NixlError::NoDevices { address: address.into() });
         }
-        let mut config = Vec::new();
-        if local && !given("UCX_NET_DEVICES") {
-            config.push("NET_DEVICES=lo");
-        }
-        if local && !given("UCX_TLS") {
-            // Not by way of another process' memory (cma): nothing would stop a write that comes when the slot is gone.
-            config.push("TLS=tcp");
-        }
         let library = std::env::var_os(super::LIBRARY_VARIABLE).unwrap_or_else(|| OsString::from(LIBRARY));
-        let environment = QUIET.into_iter().chain(local.then_some(NO_INFINIBAND)).collect::<Vec<_>>();
+        let of_loopback = LOOPBACK.into_iter().filter(|_| local);
+        let environment = QUIET.into_iter().chain(of_loopback).collect::<Vec<_>>();
         rally_ffi::nixl::load(&library, &environment).map_err(|why| NixlError::NoLibrary { why })?;
-        let engine = Self { config: config.join(",") };
+        let engine = Self(());
         // The first one takes half a second, which no epoch is to wait for.
         engine.agent("rally")?;
         Ok(engine)
@@ -61,9 +53,7 @@ impl Engine {
     pub(super) fn agent(&self, name: &str) -> Result<Agent, NixlError> {
         let config = AgentConfig { enable_prog_thread: false, ..AgentConfig::default() };
         let agent = failed("making a NIXL agent", Agent::new_configured(name, &config))?;
-        let params = [("engine_config", self.config.as_str())];
-        let params = params.into_iter().filter(|(_, value)| !value.is_empty());
-        let params = failed("configuring UCX", Params::from(params))?;
+        let params = failed("configuring UCX", Params::from(std::iter::empty::<(&str, &str)>()))?;
         failed("starting NIXL's UCX backend", agent.create_backend("UCX", &params))?;
         Ok(agent)
     }

@@ -94,20 +94,21 @@ impl Lane {
             if !edges.contains(&key.edge) {
                 continue;
             }
-            let place = memory.place();
+            let (place, card) = (memory.place(), memory.card());
             for (address, bytes) in place.into_iter().flatten().filter(|(_, bytes)| *bytes > 0) {
-                let registered = self.agent.register_memory(&Region::new(address, bytes), None);
+                let registered = self.agent.register_memory(&Region::on(card, address, bytes), None);
                 self.registrations.push(failed("registering a slot with NIXL", registered)?);
             }
             match (direction, place) {
                 (Direction::Out, place) => {
                     let (key, peer, waiting) = (*key, *peer, VecDeque::new());
                     let (remote, request, since, copy) = (None, None, None, None);
-                    self.outgoing.insert(index, Outgoing { key, peer, place, remote, request, since, waiting, copy });
+                    self.outgoing
+                        .insert(index, Outgoing { key, peer, place, card, remote, request, since, waiting, copy });
                 }
                 (Direction::In, Some(place)) => {
-                    let place = place.map(|(address, bytes)| (address as u64, bytes as u64));
-                    incoming.entry(*peer).or_default().push((*key, place));
+                    let parts = place.map(|(address, bytes)| (address as u64, bytes as u64));
+                    incoming.entry(*peer).or_default().push((*key, RemotePlace { card, parts }));
                 }
                 (Direction::In, None) => {
                     let why = "peers cannot write to where its rows come in".into();

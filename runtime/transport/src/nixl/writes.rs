@@ -21,6 +21,8 @@ pub(super) struct Outgoing {
     pub(super) peer: Peer,
     /// Where the rows lie; `None` if they must be copied.
     pub(super) place: Option<Place>,
+    /// On which card, if it is one's memory.
+    pub(super) card: Option<u32>,
     pub(super) remote: Option<RemotePlace>,
     /// Used again as long as the lengths are the same.
     pub(super) request: Option<([usize; PARTS], XferRequest)>,
@@ -54,7 +56,7 @@ pub(super) fn write(
         return own.send_notification(agent, &note, None).map(|()| false).map_err(said);
     }
     let remote = out.remote.ok_or_else(|| format!("it has no slot {key:?}"))?;
-    if lengths.iter().zip(&remote).any(|(length, (_, room))| *length as u64 > *room) {
+    if lengths.iter().zip(&remote.parts).any(|(length, (_, room))| *length as u64 > *room) {
         return Err(format!("its slot {key:?} has less room than is needed"));
     }
     let local = match out.place {
@@ -62,11 +64,14 @@ pub(super) fn write(
         None => copy(own, out, registration, &stamp)?,
     };
     if out.request.as_ref().is_none_or(|(of, _)| *of != lengths) {
-        let list = || XferDescList::new(MemType::Dram).map_err(said);
-        let (mut from, mut to) = (list()?, list()?);
+        let list = |card: Option<u32>| {
+            XferDescList::new(if card.is_some() { MemType::Vram } else { MemType::Dram }).map_err(said)
+        };
+        let (mut from, mut to) = (list(out.card)?, list(remote.card)?);
+        let number = |card: Option<u32>| u64::from(card.unwrap_or(0));
         for part in (0..PARTS).filter(|part| lengths[*part] > 0) {
-            from.add_desc(local[part], lengths[part], 0);
-            to.add_desc(remote[part].0 as usize, lengths[part], 0);
+            from.add_desc(local[part], lengths[part], number(out.card));
+            to.add_desc(remote.parts[part].0 as usize, lengths[part], number(remote.card));
         }
         out.request = None;
         let request = own.create_xfer_req(XferOp::Write, &from, &to, agent, None).map_err(said)?;

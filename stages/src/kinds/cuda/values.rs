@@ -6,14 +6,15 @@
 use super::device::{CudaDevice, MicroBatch};
 use super::load::stored;
 use rally_cuda::CudaError;
-use rally_cuda::machine::{Mark, copy, read, write};
+use rally_cuda::machine::{Machine, Mark, copy, read, write};
 use rally_cuda::memory::DeviceSlice;
 use rally_cuda::nccl::{Choice, Fabric, Number, PartAt};
 use rally_cuda::ops::{Stored, record_bytes};
-use rally_engine::remote::{Crossing, Field, Moment, Parcel, RemoteRows, RemoteValues};
+use rally_engine::remote::{Crossing, Field, Moment, Parcel, RemoteRows, RemoteValues, Room};
 use rally_engine::stage::StageError;
 use rally_engine::values::Values;
 use rally_kernels::dtype::StorageDtype;
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -66,6 +67,51 @@ fn offered(values: &MicroBatch, field: Field) -> Option<&DeviceSlice<u8>> {
 fn no_room(field: Field) -> CudaError {
     let problem = format!("{field:?} is offered, and no room was made for it: a fault of ours");
     CudaError::Shape { operation: "offer", problem }
+}
+
+/// Rows of one slot, where what carries them between hosts comes for them.
+#[derive(Debug)]
+struct CudaRoom {
+    machine: Arc<dyn Machine>,
+    rows: DeviceSlice<u8>,
+    ids: DeviceSlice<i32>,
+    weights: DeviceSlice<f32>,
+}
+
+impl CudaRoom {
+    fn new(device: &CudaDevice, rows: usize, crossing: Crossing) -> Result<Self, CudaError> {
+        let chosen = if crossing.routed { rows * device.widths.top_k } else { 0 };
+        Ok(Self {
+            machine: Arc::clone(device.ops().machine()),
+            rows: device.buffer(rows * record_bytes(stored(crossing.dtype), device.widths.hidden))?,
+            ids: device.buffer(chosen)?,
+            weights: device.buffer(chosen)?,
+        })
+    }
+
+    fn parts(&self) -> [DeviceSlice<u8>; 3] {
+        [self.rows.clone(), self.ids.as_bytes(), self.weights.as_bytes()]
+    }
+}
+
+impl Room for CudaRoom {
+    fn place(&self) -> [(usize, usize); 3] {
+        self.parts().map(|part| (part.address() as usize, part.len()))
+    }
+
+    fn card(&self) -> Option<u32> {
+        self.machine.card().map(|(device, _)| device.card().ordinal as u32)
+    }
+
+    fn read(&self, parts: [&mut [u8]; 3]) -> Result<(), StageError> {
+        let mut copies = self.parts().into_iter().zip(parts);
+        let fault = |error: CudaError| StageError::Device { device: self.machine.name(), message: error.to_string() };
+        copies.try_for_each(|(from, to)| read(&*self.machine, &from.part(0, to.len()), to)).map_err(fault)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
 }
 
 impl CudaValues {
@@ -196,6 +242,39 @@ impl CudaValues {
         self.device.machine().record(mark)
     }
 
+    fn try_fill(&self, field: Field, at: RemoteRows, crossing: Crossing, room: &CudaRoom) -> Result<(), CudaError> {
+        let (machine, hidden, dtype) = (self.device.machine(), self.device.widths.hidden, stored(crossing.dtype));
+        let (from, to) = (self.rows(field, at), room.rows.part(0, at.rows * record_bytes(dtype, hidden)));
+        match dtype {
+            Stored::F32 => copy(machine, &from.as_bytes(), machine.place(), &to)?,
+            dtype => self.device.ops().encode(&from, at.rows, hidden, dtype, &to)?,
+        }
+        if crossing.routed {
+            let (routing, top_k) = (&self.device.values(at.micro_batch).routing, self.device.widths.top_k);
+            let (first, count) = (at.first * top_k, at.rows * top_k);
+            copy(machine, &routing.ids.part(first, count), machine.place(), &room.ids.part(0, count))?;
+            copy(machine, &routing.weights.part(first, count), machine.place(), &room.weights.part(0, count))?;
+        }
+        // What carries them is not in the device's order: it is told when they are there.
+        read(machine, &to.part(0, 1), &mut [0])
+    }
+
+    fn try_empty(&self, field: Field, at: RemoteRows, crossing: Crossing, room: &CudaRoom) -> Result<(), CudaError> {
+        let (machine, hidden, dtype) = (self.device.machine(), self.device.widths.hidden, stored(crossing.dtype));
+        let (from, to) = (room.rows.part(0, at.rows * record_bytes(dtype, hidden)), self.rows(field, at));
+        match dtype {
+            Stored::F32 => copy(machine, &from, machine.place(), &to.as_bytes())?,
+            dtype => self.device.ops().decode(&from, at.rows, hidden, dtype, &to)?,
+        }
+        if crossing.routed {
+            let (routing, top_k) = (&self.device.values(at.micro_batch).routing, self.device.widths.top_k);
+            let (first, count) = (at.first * top_k, at.rows * top_k);
+            copy(machine, &room.ids.part(0, count), machine.place(), &routing.ids.part(first, count))?;
+            copy(machine, &room.weights.part(0, count), machine.place(), &routing.weights.part(first, count))?;
+        }
+        Ok(())
+    }
+
     fn try_accept(&self, field: Field, at: RemoteRows, crossing: Crossing, offer: &Offer) -> Result<(), CudaError> {
         let (machine, there) = (self.device.machine(), offer.device.machine().place());
         let (hidden, top_k, dtype) = (self.device.widths.hidden, self.device.widths.top_k, stored(crossing.dtype));
@@ -319,6 +398,18 @@ impl RemoteValues for CudaValues {
         self.try_accept(field, at, crossing, offer(parcel)?).map_err(self.device.fault())
     }
 
+    fn room(&mut self, rows: usize, crossing: Crossing) -> Result<Arc<dyn Room>, StageError> {
+        Ok(Arc::new(CudaRoom::new(&self.device, rows, crossing).map_err(self.device.fault())?))
+    }
+
+    fn fill(&mut self, field: Field, at: RemoteRows, crossing: Crossing, room: &dyn Room) -> Result<(), StageError> {
+        self.try_fill(field, at, crossing, own(room)?).map_err(self.device.fault())
+    }
+
+    fn empty(&mut self, field: Field, at: RemoteRows, crossing: Crossing, room: &dyn Room) -> Result<(), StageError> {
+        self.try_empty(field, at, crossing, own(room)?).map_err(self.device.fault())
+    }
+
     fn add(&mut self, to: Field, from: Field, at: RemoteRows) -> Result<(), StageError> {
         self.encoded = None;
         let (to, from) = (self.rows(to, at), self.rows(from, at));
@@ -401,6 +492,11 @@ impl RemoteValues for CudaValues {
         }
         self.read_routing(at, &mut values.expert_ids[..chosen], &mut values.expert_weights[..chosen])
     }
+}
+
+/// A room that a device of this kind has made.
+fn own(room: &dyn Room) -> Result<&CudaRoom, StageError> {
+    room.as_any().downcast_ref().ok_or_else(another_kind)
 }
 
 /// What is in a parcel. Devices of one run that have memory of their own are all of this kind.
