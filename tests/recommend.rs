@@ -37,6 +37,24 @@ fn the_winner_is_a_graph_that_checks() {
     assert_eq!(devices, (instances.0 + instances.1) * best["devices_per_instance"].as_u64().expect("a number"));
 }
 
+/// What was measured on a card is a table in the repository: the answer from it is the one in `runtime/recommend/NOTES.md`.
+#[test]
+fn a_cards_table_answers_without_the_card() {
+    let table = "--measured=models/step3/h200-shards.json";
+    let question = ["recommend", "--model", "models/step3", "--hardware", "H200:32", "--kv-dtype", "fp8", table];
+    let more = ["--network-efficiency", "0.8", "--format", "json"];
+    let answer = good(&[&question[..], &more].concat()).stdout;
+    let answer: Value = serde_json::from_slice(&answer).expect("one JSON object");
+    let best = &answer["best"];
+    assert_eq!((&best["layout"], &best["micro_batches"]), (&"2A2F".into(), &2.into()));
+    let of = |key: &str| best["simulated"][key].as_f64().expect("a number");
+    assert!(of("tpot_ms") <= 50.0, "{best}");
+    assert!((of("tokens_per_s_per_device") / 2569.0 - 1.0).abs() < 0.01, "{best}");
+    // As the table has it for 128 sequences at 4,096 positions.
+    let attention_us = best["layer_us"]["attention"].as_f64().expect("a number");
+    assert!((attention_us - 305.0).abs() < 0.1, "{best}");
+}
+
 #[test]
 fn people_read_reason_margins_and_verdict() {
     let mixed = text(

@@ -129,7 +129,9 @@ fn whole_rows(rows: &[RowPages], ctas: usize, costs: Costs) -> (u64, WorkSplit) 
 /// The smallest work of a CTA under which [`cut_rows`] has a plan.
 fn least_budget(rows: &[RowPages], ctas: usize, costs: Costs) -> u64 {
     let pages: u64 = rows.iter().map(|row| row_pages(*row)).sum();
-    let suffices = |budget| cut_rows(rows, ctas, costs, budget).is_some();
+    // Of a trial only the end is kept: lists of items would be most of its time, and a step waits for it.
+    let mut pieces = Vec::new();
+    let mut suffices = |budget| cut_each(rows, ctas, (costs, budget), &mut pieces, |_, _, _| {});
     let mut low = (pages * PAGE_COST).div_ceil(ctas as u64);
     let mut high = 2 * low + 8 * u64::from(costs.part + costs.row);
     while !suffices(high) {
@@ -150,8 +152,22 @@ fn row_pages(row: RowPages) -> u64 {
 /// Rows in order, cut where a CTA's budget ends; none if `ctas` are too few for it.
 fn cut_rows(rows: &[RowPages], ctas: usize, costs: Costs, budget: u64) -> Option<WorkSplit> {
     let mut plan = WorkSplit { ctas: vec![Vec::new(); ctas], cuts: Vec::new() };
-    let (mut cta, mut left, mut slots) = (0, budget, 0);
-    let mut pieces: Vec<(usize, u64)> = Vec::new();
+    let mut slots = 0;
+    let placed = |index: usize, row: RowPages, pieces: &[(usize, u64)]| {
+        place(&mut plan, index as u32, row, pieces, &mut slots);
+    };
+    cut_each(rows, ctas, (costs, budget), &mut Vec::new(), placed).then_some(plan)
+}
+
+/// Calls `placed` with every row and its pieces, pages by CTA, as long as there are CTAs; whether they were enough.
+fn cut_each(
+    rows: &[RowPages],
+    ctas: usize,
+    (costs, budget): (Costs, u64),
+    pieces: &mut Vec<(usize, u64)>,
+    mut placed: impl FnMut(usize, RowPages, &[(usize, u64)]),
+) -> bool {
+    let (mut cta, mut left) = (0, budget);
     for (index, row) in rows.iter().enumerate() {
         let mut remaining = row_pages(*row);
         pieces.clear();
@@ -169,13 +185,13 @@ fn cut_rows(rows: &[RowPages], ctas: usize, costs: Costs, budget: u64) -> Option
             }
             cta += 1;
             if cta == ctas {
-                return None;
+                return false;
             }
             left = budget;
         }
-        place(&mut plan, index as u32, *row, &pieces, &mut slots);
+        placed(index, *row, pieces);
     }
-    Some(plan)
+    true
 }
 
 /// Pages to cut off `remaining` for what is `left` of a CTA; 0 if none are worth it.
