@@ -3,7 +3,6 @@
 //   narrow_*  x [rows, width] f32, or bf16 if `is_narrow` -> codes [rows, width] e4m3 with a scale each row, or bf16 without scales.
 //             With `weight` rows are normed before: x / sqrt(mean(x²) + eps) · weight, which also goes to `normed` [rows, width] f32
 //             if there is one.
-//   narrow_slots x [slots, width] bf16, what tensor_up.cu leaves -> codes [slots, width] e4m3 with a scale each slot
 //   sum_slots answers [slots, width] bf16 -> y [rows, width] f32: a row's answers in f32, by ascending slot (so by expert), the
 //             shared expert's last.
 //
@@ -24,7 +23,7 @@ struct Narrow {
     float *scales;
     int rows, width;
     float eps;
-    int is_narrow, beside; // `beside` the kernel before, which began when x was there: only what comes after waits for it
+    int is_narrow;
 };
 
 // Of all threads of the CTA, for all of them; `which`: a place of its own for each use.
@@ -95,7 +94,7 @@ template <bool Fp8, int Rounds> __device__ __forceinline__ void narrow(const Nar
 
 template <bool Fp8> __device__ __forceinline__ void narrow_any(const Narrow &a) {
     start_dependents();
-    if (!a.beside) await_dependencies();
+    await_dependencies();
     if (a.width <= 2048)
         narrow<Fp8, 2>(a);
     else if (a.width <= 4096)
@@ -104,55 +103,10 @@ template <bool Fp8> __device__ __forceinline__ void narrow_any(const Narrow &a) 
         narrow<Fp8, 7>(a);
     else
         narrow<Fp8, 16>(a);
-    await_dependencies();
 }
 
 extern "C" __global__ __launch_bounds__(THREADS) void narrow_fp8(const __grid_constant__ Narrow a) { narrow_any<true>(a); }
 extern "C" __global__ __launch_bounds__(THREADS) void narrow_bf16(const __grid_constant__ Narrow a) { narrow_any<false>(a); }
-
-struct Inner {
-    const bf16 *x;
-    u8 *codes;
-    float *scales;
-    const int *head;
-    int width;
-};
-
-// A warp a slot.
-extern "C" __global__ __launch_bounds__(THREADS) void narrow_slots(const __grid_constant__ Inner a) {
-    start_dependents();
-    await_dependencies();
-    int slot = blockIdx.x * (THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (slot >= __ldcg(a.head + 2)) return;
-    const uint4 *from = reinterpret_cast<const uint4 *>(a.x + (size_t)slot * a.width);
-    int pieces = a.width / 8;
-    // Twice, since what is read again is in L2 and any width may come.
-    auto widen = [&](int at, float (&v)[8]) {
-        uint4 raw = __ldcg(from + at);
-        const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) v[2 * i] = __uint_as_float(words[i] << 16), v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-    };
-    float largest = 0, v[8];
-#pragma unroll 4
-    for (int at = lane; at < pieces; at += 32) {
-        widen(at, v);
-#pragma unroll
-        for (int i = 0; i < 8; i++) largest = fmaxf(largest, fabsf(v[i]));
-    }
-#pragma unroll
-    for (int mask = 16; mask > 0; mask /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, mask));
-    float scale = fmaxf(largest * (1.0f / 448.0f), 1.17549435e-38f), inverse = 1.0f / scale;
-    if (lane == 0) a.scales[slot] = scale;
-    uint2 *to = reinterpret_cast<uint2 *>(a.codes + (size_t)slot * a.width);
-#pragma unroll 4
-    for (int at = lane; at < pieces; at += 32) {
-        widen(at, v);
-#pragma unroll
-        for (int i = 0; i < 8; i++) v[i] *= inverse;
-        to[at] = make_uint2(pack_e4m3(v[0], v[1], v[2], v[3]), pack_e4m3(v[4], v[5], v[6], v[7]));
-    }
-}
 
 struct Sum {
     const bf16 *answers;

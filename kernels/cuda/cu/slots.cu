@@ -9,7 +9,7 @@
 //                                the expert: in the order of experts, with the shared expert's spread evenly among them, so that memory
 //                                is read at an even rate
 //   costs        [most + 1]      what products with the tiles before each take together, of the first `tiles`, then of all
-//   head         [3]             tiles; first slot of the shared expert; slots
+//   head         [2]             tiles; first slot of the shared expert
 //
 // A CTA is an expert held, and one more for the shared expert and for what belongs to none. At most 512 held. sm_90a only.
 #include "common.cuh"
@@ -37,8 +37,8 @@ struct Slots {
 __device__ __forceinline__ int tiles_for(int count) { return count <= TILE_TOKENS ? count > 0 : (count + 127) / 128; }
 __device__ __forceinline__ int aligned(int count) { return (count + 7) / 8 * 8; }
 __device__ __forceinline__ int step_for(int count, int tiles) { return tiles ? aligned((count + tiles - 1) / tiles) : 0; }
-// What a block of a product with so many tokens takes, as measured: above 128 rows of weights meet tokens twice.
-__device__ __forceinline__ int cost_of(int tokens) { return tokens <= 128 ? 64 + aligned(tokens) : tokens <= 144 ? 224 : 248; }
+// What a block of a product with so many tokens takes: half of it for 64 weight rows by 128 tokens is weights on their way.
+__device__ __forceinline__ int cost_of(int tokens) { return 64 + aligned(tokens); }
 
 // An expert's slots, tiles and costs; of the tiles that come before others', the sums.
 struct Sizes {
@@ -95,9 +95,8 @@ extern "C" __global__ __launch_bounds__(THREADS) void place_slots(const __grid_c
     __shared__ Sizes before[MOST_HELD];
     __shared__ short kept[PLACES_KEPT]; // index among the held ones of each place
     int expert = blockIdx.x, places = a.rows * a.top_k, thread = threadIdx.x;
-    // In this order: rows may be narrowed meanwhile, and what they are made of is there then.
-    await_dependencies();
     start_dependents();
+    await_dependencies();
     counts[thread] = 0;
     __syncthreads();
 #pragma unroll 8
@@ -114,7 +113,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void place_slots(const __grid_c
     __syncthreads();
     if (expert == a.held) {
         if (thread == 0) {
-            a.head[0] = all.tiles + shared, a.head[1] = all.slots, a.head[2] = all.slots + (a.shares ? a.rows : 0);
+            a.head[0] = all.tiles + shared, a.head[1] = all.slots;
             a.costs[all.tiles + shared] = all.costs + cost_of_first(shared, a.shares ? a.rows : 0);
         }
         for (int i = thread; i < places; i += THREADS)

@@ -4,7 +4,7 @@
 // So few tokens cost little, and an expert's weights are read once however many tokens it has (to 160). Both operands are read in
 // blocks of 128 bytes of a row: 128 e4m3 or 64 bf16 inputs. With e4m3 a block's product starts from zero, and is added in f32 times
 // the block's scale (a weight's is one each 128 x 128): the tensor core's own sums keep 14 bits. A token's scale is one for all of
-// its row, and meets the sum.
+// its row and meets the sum (rows of `rows_fast.cu`), or one each 128 and meets the product (what `tensor_up.cu` leaves).
 //
 // A CTA goes through items, (tile of tokens, block of weight rows, part of the inputs): a fixed stride apart, or (`Chained`) a run
 // of blocks that costs as much as every other CTA's, wherever items end. Who has an item's first blocks does them first of all and
@@ -61,7 +61,7 @@ template <bool Fp8, class M, class Work> __device__ __forceinline__ void run_ite
     if (group == 2) {
         shrink_registers<56>();
         if (thread == 0)
-            load_items(a, memory, work);
+            load_items<Fp8>(a, memory, work);
         else if (thread >= 32 && thread < 64)
             fetch_items<Fp8>(a, memory, work, thread - 32);
         else if (Work::Gathers && thread >= 64)

@@ -1,7 +1,7 @@
 // The second product of expert FFNs on tensor cores: answers = weight · (h Dᵀ), by slot.
 //
 //   w            [experts, outputs, inputs]  e4m3 with f32 scales each 128 x 128, or bf16
-//   x            [slots, inputs]             e4m3 with scales [slots], or bf16: what tensor_up.cu writes, narrowed
+//   x            [slots, inputs]             e4m3 with scales [inputs / 128, slots], or bf16: what tensor_up.cu writes
 //   slot_weights [slots]                     of the routing; 1 for the shared expert
 //   out          [slots, outputs]            bf16; slots of no tile are not written
 //
@@ -10,16 +10,18 @@
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #include "tensor.cuh"
 
-typedef Memory<2, 4, 4096, 4> DownMemory;
+typedef Memory<2, 4, PIECE * PIECE_STRIDE, 4, TILE_TOKENS> DownMemory;
 
-__device__ __forceinline__ uint4 load_shared(u32 from) {
-    uint4 x;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(from) : "memory");
-    return x;
+// The warpgroup's own barrier.
+__device__ __forceinline__ void wait_for_group(int group) {
+    if (group == 0)
+        named_barrier<2, 128>();
+    else
+        named_barrier<3, 128>();
 }
 
 template <bool Fp8> struct Down {
-    static constexpr bool Chained = false, Gathers = false, Weighted = true;
+    static constexpr bool Chained = false, Gathers = false, RowScaled = false;
 
     __device__ __forceinline__ int row(const Product &a, const Run &run, int box, const TensorMap *&map) const {
         map = &a.w;
@@ -37,38 +39,36 @@ template <bool Fp8> struct Down {
         const Run &run = entry.run;
         clear(sum);
         multiply_run<Fp8, Down>(sum, memory, ring, scales, a.blocks, group * BOX_BYTES, 8192, thread);
-        // Each warp turns its own 16 outputs of 16 tokens at a time, which are whole sectors of 32 bytes, in two places by turns: one
-        // is packed while the other is on its way. Lane l of every 8 names the place of token l % 8, or 8 behind it, and of half of
-        // the outputs; halves change sides every 4 tokens, for the banks.
-        int lane = thread % 32, warp = thread / 32, token = lane / 16 * 8 + lane % 8, mine = lane / 2, left = run.count - mine;
-        u32 piece = shared_address(memory.staged[0]) + (group * 4 + warp) * 1024;
-        u32 to = piece + token * 32 + ((lane / 8 ^ token / 4) & 1) * 16, from = piece + mine * 32 + ((lane ^ mine / 4) & 1) * 16;
-        size_t pitch = (size_t)PIECE * a.outputs;
-        bf16 *out = (bf16 *)a.out + (size_t)(run.first + mine) * a.outputs + run.row_block * 256 + group * 128 + warp * 16 + (lane & 1) * 8;
+        int warp = thread / 32, lane = thread % 32, part = thread % 16;
+        u8 *piece = memory.staged[group];
+        bf16 *out = (bf16 *)a.out + (size_t)run.first * a.outputs + run.row_block * 256 + group * 128 + part * 8;
         const float *weights = entry.weights + 2 * (thread & 3);
-        uint4 before;
 #pragma unroll
-        for (int i = 0; i < Chunks * N / 4; i++) {
-            constexpr int groups = N / 4; // of 8 tokens, in a chunk
-            int q = i / 2, m = i % 2;
-            u32 words[4];
+        for (int q = 0; q < Chunks * N / 8; q++) {
+            int start = q * PIECE;
+            if (start >= run.count) continue;
+            float2 of[2] = {*(const float2 *)(weights + start), *(const float2 *)(weights + start + 8)};
 #pragma unroll
-            for (int j = 0; j < 2; j++) {
-                float2 of = *reinterpret_cast<const float2 *>(weights + q * PIECE + j * 8);
-                const float *y = &sum[m][(2 * q + j) / groups][(2 * q + j) % groups * 4];
-                words[2 * j] = pack_bf16(y[0] * of.x, y[1] * of.y), words[2 * j + 1] = pack_bf16(y[2] * of.x, y[3] * of.y);
-            }
-            store_turned(to + m * 512, words);
-            __syncwarp();
-            uint4 here = load_shared(from + m * 512);
-            if (m == 1) {
-                if (q * PIECE < left) {
-                    uint4 *at = reinterpret_cast<uint4 *>(out);
-                    at[0] = before, at[8] = here;
+            for (int m = 0; m < 2; m++) {
+                u32 words[4];
+#pragma unroll
+                for (int j = 0; j < 2; j++) {
+                    constexpr int groups = N / 4; // of 8 tokens, in a chunk
+                    const float *from = &sum[m][(2 * q + j) / groups][(2 * q + j) % groups * 4];
+                    words[2 * j] = pack_bf16(from[0] * of[j].x, from[1] * of[j].y);
+                    words[2 * j + 1] = pack_bf16(from[2] * of[j].x, from[3] * of[j].y);
                 }
-                out += pitch;
+                store_turned(turned_place(shared_address(piece), m * 64 + warp * 16, lane), words);
             }
-            before = here;
+            wait_for_group(group);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int token = i * 8 + thread / 16;
+                if (start + token < run.count)
+                    *reinterpret_cast<uint4 *>(out + (size_t)(start + token) * a.outputs) =
+                        *reinterpret_cast<const uint4 *>(piece + token * PIECE_STRIDE + part * 16);
+            }
+            wait_for_group(group);
         }
     }
 };

@@ -15,7 +15,7 @@
 struct Product {
     TensorMap w, up, x;        // boxes of 128 bytes x 128 rows of weights; of 32 tokens
     const float *w_scales, *up_scales; // [matrices, outputs / 128, blocks]
-    const float *x_scales;     // [rows or slots]
+    const float *x_scales;     // [rows], or [blocks, slots]
     const int4 *tiles;         // expert, first slot, slots, tiles of the expert; none: `tiles_here` of `step` rows each
     const int *tile_count;     // with `tiles`
     const int *costs;          // [tiles + 1], of `Chained`: what all tiles before take together
@@ -23,6 +23,7 @@ struct Product {
     const u8 *x_rows;
     const float *slot_weights; // [slots], of the second product
     void *out;
+    float *out_scales;         // [outputs / 128, slots], of the first
     float *partials;           // [items or CTAs, 256 threads x accumulators], with `splits` or of `Chained`
     u32 *counters;             // [tiles x row blocks or CTAs], zero
     int rows, first, step, tiles_here; // without `tiles`: slots `first` to `first + rows`
@@ -68,13 +69,14 @@ template <int Rows> struct __align__(16) Entry {
     Run run;
 };
 
-// `Rows`: of an entry, with `Gathers`.
-template <int Boxes_, int Stages_, int Staged, int Rows_> struct Memory {
+// `Rows`: of an entry, with `Gathers`; `Scales`: of a stage, where a token has one each block.
+template <int Boxes_, int Stages_, int Staged, int Rows_, int Scales> struct Memory {
     static constexpr int Boxes = Boxes_, Stages = Stages_, Rows = Rows_;
     struct {
         u8 w[Boxes][BOX_BYTES];
         u8 x[TILE_TOKENS * 128];
     } stages[Stages];
+    float scales[Stages][Scales];
     u8 staged[2][Staged];
     u64 full[Stages], empty[Stages], queue_full[QUEUE], queue_empty[QUEUE];
     Entry<Rows_> queue[QUEUE];
@@ -158,15 +160,14 @@ template <bool Fp8, class M, class Work> __device__ void fetch_items(const Produ
                         scales[i][j] = from && block < run.end ? __ldg(from + block) : 0;
                     }
             }
-            await_dependencies();
+            if (Work::RowScaled) await_dependencies();
 #pragma unroll
             for (int j = 0; j < tokens; j++) {
                 int token = j * 32 + lane, row = run.first + token;
                 bool has = token < run.count;
                 if (Work::Gathers) row = has ? __ldcg(a.row_of + row) : 0;
-                // Both: what a sum is multiplied by.
-                weights[j] = has && Fp8 ? __ldcg(a.x_scales + row) : 1.0f;
-                if (has && Work::Weighted) weights[j] *= __ldcg(a.slot_weights + row);
+                const float *from = Work::RowScaled ? a.x_scales : a.slot_weights;
+                weights[j] = has && from && (Fp8 || !Work::RowScaled) ? __ldcg(from + row) : 1.0f;
                 rows[j] = row * (u32)a.pitch;
             }
         }
@@ -209,11 +210,12 @@ struct Reader {
 };
 
 // A block's weights into a stage, and what the stage waits for; `work.row(a, run, box, map)`: which row of which map a box begins at.
-template <class M, class Work>
+template <bool Fp8, class M, class Work>
 __device__ __forceinline__ void load_weights(const Product &a, M &memory, int stage, const Run &run, int block, u64 policy, const Work &work) {
     int boxes = Work::Gathers ? 0 : (run.count + TOKEN_BOX - 1) / TOKEN_BOX;
+    int scale_bytes = Fp8 && !Work::RowScaled ? (run.count + 3) / 4 * 16 : 0;
     u32 full = shared_address(&memory.full[stage]);
-    barrier_expect(full, M::Boxes * BOX_BYTES + boxes * TOKEN_BOX * 128);
+    barrier_expect(full, M::Boxes * BOX_BYTES + boxes * TOKEN_BOX * 128 + scale_bytes);
     for (int box = 0; box < M::Boxes; box++) {
         const TensorMap *map;
         int at = work.row(a, run, box, map);
@@ -221,24 +223,26 @@ __device__ __forceinline__ void load_weights(const Product &a, M &memory, int st
     }
 }
 
-template <class Work, class M>
+template <bool Fp8, class Work, class M>
 __device__ __forceinline__ void load_tokens(const Product &a, M &memory, int stage, const Run &run, int block) {
     if (Work::Gathers) return;
     u32 full = shared_address(&memory.full[stage]);
     for (int box = 0; box * TOKEN_BOX < run.count; box++)
         copy_box(shared_address(memory.stages[stage].x + box * TOKEN_BOX * 128), &a.x, 0, run.first + box * TOKEN_BOX, block, full);
+    if (Fp8 && !Work::RowScaled)
+        copy_bytes(shared_address(memory.scales[stage]), a.x_scales + (size_t)block * a.slots + run.first, (run.count + 3) / 4 * 16, full);
 }
 
 // One thread: every item's blocks into the ring. Weights of the first blocks are asked for before the kernel before is done, where
 // the host says what the first item is.
-template <class M, class Work> __device__ void load_items(const Product &a, M &memory, const Work &work) {
+template <bool Fp8, class M, class Work> __device__ void load_items(const Product &a, M &memory, const Work &work) {
     Ring<M> ring;
     int ahead = 0;
     if (!a.tiles && blockIdx.x < items_of(a)) {
         Run run = run_of(a, blockIdx.x);
         ahead = min(M::Stages, run.end - run.begin);
         for (int i = 0; i < ahead; i++)
-            load_weights(a, memory, i, run, run.begin + i, run.tiles == 1 ? EVICT_FIRST : EVICT_NORMAL, work);
+            load_weights<Fp8>(a, memory, i, run, run.begin + i, run.tiles == 1 ? EVICT_FIRST : EVICT_NORMAL, work);
     }
     await_dependencies();
     Reader queue;
@@ -252,9 +256,9 @@ template <class M, class Work> __device__ void load_items(const Product &a, M &m
                 ahead--;
             } else {
                 barrier_wait(shared_address(&memory.empty[ring.stage]), ring.phase ^ 1);
-                load_weights(a, memory, ring.stage, run, block, policy, work);
+                load_weights<Fp8>(a, memory, ring.stage, run, block, policy, work);
             }
-            load_tokens<Work>(a, memory, ring.stage, run, block);
+            load_tokens<Fp8, Work>(a, memory, ring.stage, run, block);
         }
     }
 }

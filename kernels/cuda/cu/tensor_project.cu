@@ -11,7 +11,7 @@
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #include "tensor.cuh"
 
-typedef Memory<1, 6, 16, 4> ProjectMemory;
+typedef Memory<1, 6, 16, 4, 4> ProjectMemory;
 
 // Accumulators of a thread at most, which is what parts are apart: tiles of one launch may differ in size.
 #define MOST_PART (TILE_TOKENS / 2)
@@ -56,7 +56,7 @@ template <int N> __device__ __forceinline__ void add_parts(const Product &a, con
 }
 
 template <bool Fp8> struct Project {
-    static constexpr bool Chained = false, Gathers = false, Weighted = false;
+    static constexpr bool Chained = false, Gathers = false, RowScaled = true;
 
     __device__ __forceinline__ int row(const Product &a, const Run &run, int box, const TensorMap *&map) const {
         map = &a.w;

@@ -18,9 +18,16 @@ template <class M> __device__ __forceinline__ void release(M &memory, int stage,
     if ((thread & 31) == 0) barrier_arrive(shared_address(&memory.empty[stage]));
 }
 
-template <int N> __device__ __forceinline__ void add_product(float (&sum)[N], const float (&product)[N], float scale) {
+template <bool RowScaled, int N>
+__device__ __forceinline__ void add_product(float (&sum)[N], const float (&product)[N], const float *x_scales, float w_scale) {
 #pragma unroll
-    for (int i = 0; i < N; i++) sum[i] = fmaf(product[i], scale, sum[i]);
+    for (int i = 0; i < N; i += 4) {
+        float2 scale = make_float2(1, 1);
+        if (!RowScaled) scale = *reinterpret_cast<const float2 *>(x_scales + 2 * i);
+        float low = RowScaled ? w_scale : scale.x * w_scale, high = RowScaled ? w_scale : scale.y * w_scale;
+        sum[i] = fmaf(product[i], low, sum[i]), sum[i + 1] = fmaf(product[i + 1], high, sum[i + 1]);
+        sum[i + 2] = fmaf(product[i + 2], low, sum[i + 2]), sum[i + 3] = fmaf(product[i + 3], high, sum[i + 3]);
+    }
 }
 
 template <int Tiles, int Chunks, int N> __device__ __forceinline__ void clear(float (&sum)[Tiles][Chunks][N]) {
@@ -33,8 +40,8 @@ template <int Tiles, int Chunks, int N> __device__ __forceinline__ void clear(fl
 }
 
 // sum[m][c] += the product of a block of e4m3, times its scales: tile m of the weights is `across` behind the one before.
-template <int Tiles, int Chunks, int N>
-__device__ __forceinline__ void multiply_block(float (&sum)[Tiles][Chunks][N], u64 w, u64 across, u64 x,
+template <bool RowScaled, int Tiles, int Chunks, int N>
+__device__ __forceinline__ void multiply_block(float (&sum)[Tiles][Chunks][N], u64 w, u64 across, u64 x, const float *x_scales,
                                                const float (&w_scales)[Tiles]) {
     constexpr int products = Tiles * Chunks;
     constexpr u64 chunk = 2 * N * 128 / 16;
@@ -57,7 +64,7 @@ __device__ __forceinline__ void multiply_block(float (&sum)[Tiles][Chunks][N], u
                 wgmma_wait<0>();
             }
             pin(product[p % 2]);
-            add_product(sum[p / Chunks][p % Chunks], product[p % 2], w_scales[p / Chunks]);
+            add_product<RowScaled>(sum[p / Chunks][p % Chunks], product[p % 2], x_scales + p % Chunks * 2 * N, w_scales[p / Chunks]);
         }
     } else {
         // For two there are too few registers, and ptxas would wait after every instruction: the other warpgroup multiplies
@@ -71,7 +78,7 @@ __device__ __forceinline__ void multiply_block(float (&sum)[Tiles][Chunks][N], u
             wgmma_commit();
             wgmma_wait<0>();
             pin(product);
-            add_product(sum[p / Chunks][p % Chunks], product, w_scales[p / Chunks]);
+            add_product<RowScaled>(sum[p / Chunks][p % Chunks], product, x_scales + p % Chunks * 2 * N, w_scales[p / Chunks]);
         }
     }
 }
@@ -91,10 +98,11 @@ __device__ __forceinline__ void multiply_run(float (&sum)[Tiles][Chunks][N], M &
         u64 w = smem_descriptor(base + first, 16, 1024, 1), x = smem_descriptor(base + M::Boxes * BOX_BYTES, 16, 1024, 1);
         u64 across = step / 16;
         if constexpr (Fp8) {
+            const float *x_scales = memory.scales[ring.stage] + 2 * (thread & 3);
             float w_scales[Tiles];
 #pragma unroll
             for (int m = 0; m < Tiles; m++) w_scales[m] = scales[m][block];
-            multiply_block(sum, w, across, x, w_scales);
+            multiply_block<Work::RowScaled>(sum, w, across, x, x_scales, w_scales);
             release(memory, ring.stage, thread);
         } else {
 #pragma unroll

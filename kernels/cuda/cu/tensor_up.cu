@@ -4,21 +4,40 @@
 //   x         [rows, inputs]              as `rows_fast.cu` quantises it: e4m3, scales [rows]; or bf16
 //   row_of    [slots]                     whose row a slot is, from slots.cu, as are `costs`
 //   tiles     from slots.cu
-//   out       [slots, outputs]            bf16, which `narrow_slots` makes e4m3 of; slots of no tile are not written
+//   out       [slots, outputs]            e4m3 with scales [outputs / 128, slots], or bf16; slots of no tile are not written
 //
 // inputs a multiple of 128, outputs of 128. An item is 128 gates and their 128 ups. See tensor.cuh. sm_90a only.
 #include "common.cuh"
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #include "tensor.cuh"
 
-typedef Memory<2, 4, PIECE * PIECE_STRIDE, TILE_TOKENS> UpMemory;
+typedef Memory<2, 4, PIECE * PIECE_STRIDE, TILE_TOKENS, 4> UpMemory;
 
 __device__ __forceinline__ float swiglu(float gate, float up) {
     return __fdividef(gate, 1.0f + fast_exp2(-1.4426950408889634f * gate)) * up;
 }
 
+// Eight bf16 of a token, 16 lanes a token, as e4m3 with their 128's scale.
+__device__ __forceinline__ void store_quantised(const uint4 raw, u8 *to, float *scale_to, int lane, bool is_there) {
+    const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
+    float v[8], largest = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) v[2 * i] = __uint_as_float(words[i] << 16), v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+#pragma unroll
+    for (int i = 0; i < 8; i++) largest = fmaxf(largest, fabsf(v[i]));
+#pragma unroll
+    for (int mask = 1; mask < 16; mask *= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, mask));
+    float scale = fmaxf(largest * (1.0f / 448.0f), 1.17549435e-38f), inverse = 1.0f / scale;
+    u32 codes[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) codes[i] = pack_e4m3(v[4 * i] * inverse, v[4 * i + 1] * inverse, v[4 * i + 2] * inverse, v[4 * i + 3] * inverse);
+    if (!is_there) return;
+    *reinterpret_cast<uint2 *>(to) = make_uint2(codes[0], codes[1]);
+    if (lane % 16 == 0) *scale_to = scale;
+}
+
 template <bool Fp8> struct Up {
-    static constexpr bool Chained = true, Gathers = true, Weighted = false;
+    static constexpr bool Chained = true, Gathers = true, RowScaled = true;
 
     __device__ __forceinline__ int row(const Product &a, const Run &run, int box, const TensorMap *&map) const {
         map = box == 0 ? &a.w : &a.up;
@@ -58,8 +77,12 @@ template <bool Fp8> struct Up {
             store_turned(turned_place(shared_address(piece), group * 64 + warp * 16, lane), words);
             named_barrier<1, 256>();
             uint4 raw = *reinterpret_cast<const uint4 *>(piece + token * PIECE_STRIDE + part * 16);
-            if (start + token < run.count)
-                *reinterpret_cast<uint4 *>((bf16 *)a.out + (size_t)(run.first + start + token) * a.outputs + run.row_block * 128 + part * 8) = raw;
+            bool is_there = start + token < run.count;
+            size_t slot = run.first + start + token, at = slot * a.outputs + run.row_block * 128 + part * 8;
+            if (Fp8)
+                store_quantised(raw, (u8 *)a.out + at, a.out_scales + (size_t)run.row_block * a.slots + slot, lane, is_there);
+            else if (is_there)
+                *reinterpret_cast<uint4 *>((bf16 *)a.out + at) = raw;
         }
         // An odd number of pieces: the next item begins with the one that is being read.
         named_barrier<1, 256>();

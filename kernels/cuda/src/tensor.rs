@@ -43,7 +43,6 @@ pub struct TensorOps {
     stream: Arc<Stream>,
     place: Kernel,
     narrow: Both,
-    narrow_slots: Kernel,
     sum: Kernel,
     up: Both,
     down: Both,
@@ -102,7 +101,6 @@ impl TensorOps {
         let ops = TensorOps {
             place: device.load(&source::SLOTS)?.kernel("place_slots", 0)?,
             narrow: [rows.kernel("narrow_fp8", 0)?, rows.kernel("narrow_bf16", 0)?],
-            narrow_slots: rows.kernel("narrow_slots", 0)?,
             sum: rows.kernel("sum_slots", 0)?,
             up: both(&source::TENSOR_UP, ["tensor_up_fp8", "tensor_up_bf16"], product::UP_SHARED)?,
             down: both(&source::TENSOR_DOWN, ["tensor_down_fp8", "tensor_down_bf16"], product::DOWN_SHARED)?,

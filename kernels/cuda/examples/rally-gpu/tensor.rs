@@ -59,21 +59,15 @@ impl Tensor {
         Ok(rows)
     }
 
-    /// The same for what stands between an expert's products.
-    pub fn between(&self, slots: usize, width: usize, stored: Stored) -> Result<Narrowed, CudaError> {
-        let rows = Narrowed::between(&*self.machine, slots, width, stored)?;
-        let (codes, scales) = rows.parts();
-        self.ops.stream().fill(codes, 0xff)?;
-        self.ops.stream().fill(scales, 0xff)?;
-        Ok(rows)
-    }
-
-    /// Narrowed rows as numbers.
-    fn values(&self, rows: &Narrowed, width: usize, stored: Stored) -> Result<Vec<f64>, CudaError> {
+    /// Narrowed rows as numbers; `grouped`: with a scale each 128 elements, as they are between an expert's products.
+    fn values(&self, rows: &Narrowed, width: usize, stored: Stored, grouped: bool) -> Result<Vec<f64>, CudaError> {
         let (codes, scales) = rows.parts();
         let (codes, scales, slots) = (self.got(codes)?, self.got(scales)?, rows.slots());
+        let group = |at: usize| if grouped { at % width / GROUP } else { 0 };
         Ok(match stored {
-            Stored::Fp8 => (0..slots * width).map(|at| from_e4m3(codes[at]) * f64::from(scales[at / width])).collect(),
+            Stored::Fp8 => (0..slots * width)
+                .map(|at| from_e4m3(codes[at]) * f64::from(scales[group(at) * slots + at / width]))
+                .collect(),
             _ => codes.chunks(2).map(|two| from_bf16(u16::from_le_bytes([two[0], two[1]]))).collect(),
         })
     }
@@ -204,7 +198,7 @@ fn narrow(
     let also = tensor.room::<f32>(rows * width)?;
     let norm = Norm { weight: &weight, eps: 1e-5, normed: Some(&also) };
     tensor.ops.narrow(&x, rows, normed.then_some(norm), None, &to)?;
-    let got = tensor.values(&to, width, stored)?;
+    let got = tensor.values(&to, width, stored, false)?;
     let exact: Vec<f64> = tensor.got(&also)?.iter().map(|x| f64::from(*x)).collect();
     // What is not narrowed is exact but for f32.
     if normed {
@@ -256,7 +250,7 @@ fn project(
     let last = tensor.room::<f32>(outputs)?;
     tensor.ops.narrow(&x.part((rows - 1) * inputs, inputs), 1, None, None, &alone)?;
     tensor.ops.project(&alone, 1, &matrix, &last, false)?;
-    let (narrowed, got) = (tensor.values(&to, inputs, stored)?, tensor.got(&y)?);
+    let (narrowed, got) = (tensor.values(&to, inputs, stored, false)?, tensor.got(&y)?);
     let want: Vec<f64> = (0..rows).flat_map(|row| w.times(0, &narrowed[row * inputs..][..inputs])).collect();
     let (got, behind) = got.split_at(rows * outputs);
     if behind.iter().any(|x| x.to_bits() != u32::MAX) {
@@ -347,10 +341,10 @@ fn experts(
         let places = from * top_k..(from + rows) * top_k;
         let there = Routing { ids: tensor.put(&ids[places.clone()])?, weights: tensor.put(&weights[places])? };
         let x = tensor.put(&x[from * hidden..][..rows * hidden])?;
-        let narrowed = tensor.narrowed(rows, hidden, stored)?;
-        let h = tensor.between(capacity, inner, stored)?;
+        let (narrowed, h) = (tensor.narrowed(rows, hidden, stored)?, tensor.narrowed(capacity, inner, stored)?);
         let (answers, y) = (tensor.room::<u16>(h.slots() * hidden)?, tensor.room::<f32>(rows * hidden)?);
-        tensor.ops.place_and_narrow(&there, &x, rows, &slots, &narrowed)?;
+        tensor.ops.place(&there, rows, &slots)?;
+        tensor.ops.narrow(&x, rows, None, Some(&slots), &narrowed)?;
         tensor.ops.up(&narrowed, &slots, &on_device[0], &on_device[1], &h)?;
         tensor.ops.down(&h, &slots, &on_device[2], &answers)?;
         tensor.ops.sum(&slots, rows, hidden, &answers, &y)?;
@@ -371,8 +365,8 @@ fn experts(
         of_slot.extend(mine.iter().enumerate().map(|(i, (row, weight))| (next + i, expert, *row, *weight)));
         next += mine.len().next_multiple_of(8);
     }
-    let x_values = tensor.values(&narrowed, hidden, stored)?;
-    let h_values = tensor.values(&h, inner, stored)?;
+    let x_values = tensor.values(&narrowed, hidden, stored, false)?;
+    let h_values = tensor.values(&h, inner, stored, true)?;
     let answered: Vec<f64> = tensor.got(&answers)?.iter().map(|x| from_bf16(*x)).collect();
     let (mut into, mut between, mut out) = (0f64, 0f64, 0f64);
     let mut sums = vec![0f32; rows * hidden];

@@ -98,7 +98,7 @@ impl Ffn {
             count,
             routing: Routing { ids: tensor.put(&ids)?, weights: tensor.put(&weights)? },
             x: rows(tensor, count * HIDDEN, random)?,
-            h: tensor.between(narrowed.slots(), self.inner, self.stored)?,
+            h: tensor.narrowed(narrowed.slots(), self.inner, self.stored)?,
             answers: tensor.room(narrowed.slots() * HIDDEN)?,
             y: tensor.room(count * HIDDEN)?,
             narrowed,
@@ -111,11 +111,11 @@ impl Ffn {
     pub fn enqueue(&self, tensor: &Tensor, batch: &Batch, only: Option<usize>) -> Result<(), CudaError> {
         let does = |step| only.is_none_or(|only| only == step);
         let Batch { count, routing, slots, x, narrowed, h, answers, y, .. } = batch;
-        match only {
-            None => tensor.ops.place_and_narrow(routing, x, *count, slots, narrowed)?,
-            Some(0) => tensor.ops.place(routing, *count, slots)?,
-            Some(1) => tensor.ops.narrow(x, *count, None, Some(slots), narrowed)?,
-            Some(_) => {}
+        if does(0) {
+            tensor.ops.place(routing, *count, slots)?;
+        }
+        if does(1) {
+            tensor.ops.narrow(x, *count, None, Some(slots), narrowed)?;
         }
         if does(2) {
             tensor.ops.up(narrowed, slots, &self.gate, &self.up, h)?;

@@ -32,7 +32,7 @@ pub struct Slots {
     pub(super) tiles: DeviceSlice<i32>,
     /// What products with the tiles before each take.
     pub(super) costs: DeviceSlice<i32>,
-    /// Tiles, the shared expert's first slot, and slots.
+    /// Tiles, and the shared expert's first slot.
     pub(super) head: DeviceSlice<i32>,
 }
 
@@ -91,7 +91,7 @@ impl Slots {
         held.iter().enumerate().for_each(|(index, id)| local[*id] = index as i32);
         let capacity = capacity(rows, top_k, held.len(), shares);
         let tiles = capacity / TILE_STEP + held.len() + 1;
-        let sizes = [experts, rows * top_k, capacity, capacity, 4 * tiles, tiles + 1, 3];
+        let sizes = [experts, rows * top_k, capacity, capacity, 4 * tiles, tiles + 1, 2];
         let mut arena = allocate(Arena::bytes_for(sizes.map(|count| count * 4)))?;
         let slots = Slots {
             top_k,
@@ -104,7 +104,7 @@ impl Slots {
             row_of: arena.take(capacity)?,
             tiles: arena.take(4 * tiles)?,
             costs: arena.take(tiles + 1)?,
-            head: arena.take(3)?,
+            head: arena.take(2)?,
         };
         Ok((local, slots))
     }

@@ -15,18 +15,19 @@ const BOX_ROWS: usize = 128;
 const THREADS: u32 = 384;
 /// Tiles of tokens of one launch that may have its inputs in parts.
 const TILES_AT_ONCE: usize = 2;
-/// `sizeof(Memory)`: stages of so many boxes of weights, results being turned, and three items ahead with the places of so many rows.
-const fn shared(stages: u32, boxes: u32, staged: u32, rows: u32) -> u32 {
+/// `sizeof(Memory)`: stages of so many boxes of weights and scales of tokens, results being turned, and three items ahead with the
+/// places of so many rows.
+const fn shared(stages: u32, boxes: u32, staged: u32, rows: u32, scales: u32) -> u32 {
     // `Memory` begins at a multiple of 1 KiB, and dynamic shared memory may not.
-    let stage = boxes * 16384 + 160 * 128 + 16;
+    let stage = boxes * 16384 + 160 * 128 + scales * 4 + 16;
     1024 + stages * stage + 2 * staged + 3 * (48 + 2 * 128 * 4 + 160 * 4 + rows * 4 + 16) + 16
 }
 /// Of `tensor_up.cu`.
-pub(super) const UP_SHARED: u32 = shared(4, 2, 16 * 272, 160);
+pub(super) const UP_SHARED: u32 = shared(4, 2, 16 * 272, 160, 4);
 /// Of `tensor_down.cu`.
-pub(super) const DOWN_SHARED: u32 = shared(4, 2, 4096, 4);
+pub(super) const DOWN_SHARED: u32 = shared(4, 2, 16 * 272, 4, 160);
 /// Of `tensor_project.cu`.
-pub(super) const PROJECT_SHARED: u32 = shared(6, 1, 16, 4);
+pub(super) const PROJECT_SHARED: u32 = shared(6, 1, 16, 4, 4);
 
 /// Items whose parts may be on their way at once.
 pub(super) fn items_at_most(ctas: usize) -> usize {
@@ -135,6 +136,7 @@ struct Arguments {
     x_rows: u64,
     slot_weights: u64,
     out: u64,
+    out_scales: u64,
     partials: u64,
     counters: u64,
     rows: i32,
@@ -168,20 +170,16 @@ impl TensorOps {
         if !alike || !room || h.width != gate.rows || h.stored != gate.stored {
             return Err(refused("tensor_up", format!("gates of {}x{} to rows of {}", gate.rows, gate.cols, h.width)));
         }
-        let wide = h.wide.as_ref();
-        if wide.is_none() && h.stored == Stored::Fp8 {
-            return Err(refused("tensor_up", "rows in e4m3 need room in bf16: `Narrowed::between`".to_owned()));
-        }
         let arguments = Arguments {
             up: up.map,
             up_scales: up.scales.address(),
-            out: wide.map_or(h.codes.address(), DeviceSlice::address),
+            out: h.codes.address(),
+            out_scales: h.scales.address(),
             row_blocks: (gate.rows / BOX_ROWS) as i32,
             slots: h.slots as i32,
             ..self.grouped("tensor_up", x, slots, gate)?
         };
-        self.multiply(of(&self.up, gate.stored), arguments)?;
-        wide.map_or(Ok(()), |wide| self.narrow_slots(slots, wide, h))
+        self.multiply(of(&self.up, gate.stored), arguments)
     }
 
     /// `answers = weight · (h · Dᵀ)` of every slot: h `[slots, cols]`, answers `[slots, rows]` bf16. rows a multiple of 256.
@@ -292,6 +290,7 @@ impl TensorOps {
             x_rows: x.codes.address(),
             slot_weights: 0,
             out: 0,
+            out_scales: 0,
             partials: 0,
             counters: 0,
             rows: 0,

@@ -6,7 +6,7 @@ use crate::device::Device;
 use crate::error::CudaError;
 use crate::machine::Machine;
 use crate::memory::{Arena, DeviceSlice};
-use crate::ops::{Routing, Stored};
+use crate::ops::Stored;
 use crate::tensor_map::{Blocked, TensorMap};
 
 /// Tokens that the copy engine brings at once.
@@ -20,7 +20,8 @@ const THREADS: u32 = 256;
 /// Threads of a sum.
 const SUM_THREADS: u32 = 128;
 
-/// Rows in e4m3 with a scale each, or in bf16: `[slots, width]`.
+/// Rows in e4m3 with scales, or in bf16: `[slots, width]`. [`TensorOps::narrow`] gives a row one scale, `[slots]`, and
+/// [`TensorOps::up`] one each 128 elements, `[width / 128, slots]`; each product knows whose rows it takes.
 #[derive(Debug)]
 pub struct Narrowed {
     pub(super) codes: DeviceSlice<u8>,
@@ -29,8 +30,6 @@ pub struct Narrowed {
     pub(super) width: usize,
     pub(super) stored: Stored,
     pub(super) map: TensorMap,
-    /// The same in bf16, on the way to e4m3.
-    pub(super) wide: Option<DeviceSlice<u16>>,
 }
 
 impl Narrowed {
@@ -44,7 +43,7 @@ impl Narrowed {
         width: usize,
         stored: Stored,
     ) -> Result<Narrowed, CudaError> {
-        Narrowed::within(Some(&**device), slots, width, stored, false, |bytes| Arena::new(device, bytes))
+        Narrowed::within(Some(&**device), slots, width, stored, |bytes| Arena::new(device, bytes))
     }
 
     /// The same in a machine's memory; it may only count.
@@ -53,16 +52,7 @@ impl Narrowed {
     /// As [`Narrowed::new`].
     pub fn on(machine: &dyn Machine, slots: usize, width: usize, stored: Stored) -> Result<Narrowed, CudaError> {
         let device = machine.card().map(|(device, _)| &**device);
-        Narrowed::within(device, slots, width, stored, false, |bytes| machine.allocate(bytes))
-    }
-
-    /// The same for what stands between an expert's products: with room for it in bf16 too, if it is to be e4m3.
-    ///
-    /// # Errors
-    /// As [`Narrowed::new`].
-    pub fn between(machine: &dyn Machine, slots: usize, width: usize, stored: Stored) -> Result<Narrowed, CudaError> {
-        let device = machine.card().map(|(device, _)| &**device);
-        Narrowed::within(device, slots, width, stored, stored == Stored::Fp8, |bytes| machine.allocate(bytes))
+        Narrowed::within(device, slots, width, stored, |bytes| machine.allocate(bytes))
     }
 
     /// Whether rows of this width can be narrowed.
@@ -75,7 +65,6 @@ impl Narrowed {
         slots: usize,
         width: usize,
         stored: Stored,
-        is_wide: bool,
         allocate: impl FnOnce(usize) -> Result<Arena, CudaError>,
     ) -> Result<Narrowed, CudaError> {
         if !Narrowed::takes(width) || stored == Stored::F32 {
@@ -85,10 +74,9 @@ impl Narrowed {
             ));
         }
         let slots = slots.max(1).next_multiple_of(8);
-        let (bytes, wide) = (slots * width * stored.bytes(), if is_wide { slots * width } else { 0 });
-        let mut arena = allocate(Arena::bytes_for([bytes, slots * size_of::<f32>(), wide * size_of::<u16>()]))?;
-        let (codes, scales) = (arena.take(bytes)?, arena.take(slots)?);
-        let wide = if is_wide { Some(arena.take(wide)?) } else { None };
+        let (bytes, scales) = (slots * width * stored.bytes(), slots * width / SCALE_GROUP);
+        let mut arena = allocate(Arena::bytes_for([bytes, scales * size_of::<f32>()]))?;
+        let (codes, scales) = (arena.take(bytes)?, arena.take(scales)?);
         let map = Blocked {
             address: codes.address(),
             element: stored.bytes() as u32,
@@ -98,7 +86,7 @@ impl Narrowed {
             box_rows: TOKEN_BOX,
             box_blocks: 1,
         };
-        Ok(Narrowed { map: map.encode_on(device)?, codes, scales, slots, width, stored, wide })
+        Ok(Narrowed { map: map.encode_on(device)?, codes, scales, slots, width, stored })
     }
 
     /// The numbers as they lie there, for tests.
@@ -134,16 +122,6 @@ struct Arguments {
     width: i32,
     eps: f32,
     is_narrow: i32,
-    beside: i32,
-}
-
-#[repr(C)]
-struct Inner {
-    x: u64,
-    codes: u64,
-    scales: u64,
-    head: u64,
-    width: i32,
 }
 
 #[repr(C)]
@@ -171,35 +149,6 @@ impl TensorOps {
         slots: Option<&Slots>,
         to: &Narrowed,
     ) -> Result<(), CudaError> {
-        self.narrow_rows(x, rows, norm, slots, to, false)
-    }
-
-    /// [`TensorOps::place`] of the rows of x, and [`TensorOps::narrow`] of them, at the same time.
-    ///
-    /// # Errors
-    /// As both.
-    pub fn place_and_narrow(
-        &self,
-        routing: &Routing,
-        x: &DeviceSlice<f32>,
-        rows: usize,
-        slots: &Slots,
-        to: &Narrowed,
-    ) -> Result<(), CudaError> {
-        self.place(routing, rows, slots)?;
-        self.narrow_rows(x, rows, None, Some(slots), to, true)
-    }
-
-    /// `beside`: the kernel before is `place`, which begins when x is there.
-    fn narrow_rows(
-        &self,
-        x: &DeviceSlice<f32>,
-        rows: usize,
-        norm: Option<Norm<'_>>,
-        slots: Option<&Slots>,
-        to: &Narrowed,
-        beside: bool,
-    ) -> Result<(), CudaError> {
         let most = slots.map_or(to.slots, |slots| slots.most_rows.min(to.slots));
         if x.len() < rows * to.width || most < rows {
             let problem = format!("{} elements for {rows} rows of {}, {most} places", x.len(), to.width);
@@ -221,7 +170,6 @@ impl TensorOps {
             width: to.width as i32,
             eps: norm.map_or(0.0, |norm| norm.eps),
             is_narrow: 0,
-            beside: i32::from(beside),
         };
         // SAFETY: lengths were checked.
         unsafe { self.launch(of(&self.narrow, to.stored), rows, THREADS, arguments) }
@@ -246,24 +194,9 @@ impl TensorOps {
             width: to.width as i32,
             eps: 0.0,
             is_narrow: 1,
-            beside: 0,
         };
         // SAFETY: lengths were checked.
         unsafe { self.launch(of(&self.narrow, to.stored), rows, THREADS, arguments) }
-    }
-
-    /// e4m3 of what `up` left in bf16.
-    pub(super) fn narrow_slots(&self, slots: &Slots, wide: &DeviceSlice<u16>, to: &Narrowed) -> Result<(), CudaError> {
-        let arguments = Inner {
-            x: wide.address(),
-            codes: to.codes.address(),
-            scales: to.scales.address(),
-            head: slots.head.address(),
-            width: to.width as i32,
-        };
-        let most = slots.capacity_for(slots.most_rows).div_ceil(THREADS as usize / 32);
-        // SAFETY: `up` checked that there is room for all slots.
-        unsafe { self.launch(&self.narrow_slots, most, THREADS, arguments) }
     }
 
     /// The sum of each row's answers `[slots, width]`, which have their weights already: y `[rows, width]`.

@@ -139,7 +139,7 @@ impl TensorFfn {
         let nobody = || -> Result<Routing, CudaError> {
             Ok(Routing { ids: device.copied(&vec![0; rows])?, weights: device.copied(&vec![0.0; rows])? })
         };
-        let inner = Narrowed::between(machine, slots, inner, stored)?;
+        let inner = Narrowed::on(machine, slots, inner, stored)?;
         Ok(Self {
             nobody: (which == Which::Dense).then(nobody).transpose()?,
             rows: Narrowed::on(machine, rows, shape.hidden, stored)?,
@@ -160,8 +160,8 @@ impl TensorFfn {
     ) -> Result<(), CudaError> {
         let Block { weights: SwiGlu { gate, up, down }, slots } = self.layers.at(layer);
         let (tensor, values) = (device.tensor_ops(), device.values(micro_batch));
-        let routing = self.nobody.as_ref().unwrap_or(&values.routing);
-        tensor.place_and_narrow(routing, &values.u, rows, slots, &self.rows)?;
+        tensor.place(self.nobody.as_ref().unwrap_or(&values.routing), rows, slots)?;
+        tensor.narrow(&values.u, rows, None, Some(slots), &self.rows)?;
         tensor.up(&self.rows, slots, gate, up, &self.inner)?;
         tensor.down(&self.inner, slots, down, &self.answers)?;
         tensor.sum(slots, rows, self.hidden, &self.answers, &values.y)
