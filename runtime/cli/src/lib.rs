@@ -63,7 +63,7 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Answer OpenAI's HTTP requests until told to stop.
     Serve(Box<serve::ServeArgs>),
-    /// Run one host of a deployment that has several, for whoever runs `rally run` on another. SIGTERM or Ctrl-C asks it to leave: it ends
+    /// Run one host of a deployment that has several, for whoever runs `rally run` or `rally serve` on another. SIGTERM or Ctrl-C asks it to leave: it ends
     /// once the others do its part, or no run needs it; a second one ends it at once.
     Worker(Box<hosts::worker::WorkerArgs>),
     /// Measure a load on a deployment, or compare schedules, graphs and the undivided model under it.
