@@ -7,6 +7,7 @@
 
 use crate::device::Device;
 use crate::error::CudaError;
+use crate::memory::DeviceSlice;
 use crate::stream::{Event, Stream};
 use cudarc::nccl::{result, sys};
 use std::ffi::c_void;
@@ -87,13 +88,22 @@ pub enum Number {
     Bf16,
 }
 
+impl Number {
+    fn bytes(self) -> usize {
+        match self {
+            Number::F32 => 4,
+            Number::Bf16 => 2,
+        }
+    }
+}
+
 /// One card's part of a sum.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct PartAt {
     /// The card's number.
     pub card: usize,
-    /// Where the part is.
-    pub address: u64,
+    /// Its numbers; more than are summed may follow.
+    pub rows: DeviceSlice<u8>,
 }
 
 /// A communicator over some cards.
@@ -158,22 +168,17 @@ impl Fabric {
         self.ranks.iter().map(|rank| rank.device.card().ordinal)
     }
 
-    /// Sums `count` numbers of every card's part to `to` on card `root`, behind all that was enqueued on `main`, a stream of that card; what is
-    /// enqueued on `main` afterwards comes behind the sum.
-    ///
-    /// # Safety
-    /// Each card has one part, of `count` numbers, and `to` holds as many; all are there when `main` gets there, and stay until it has
-    /// passed the sum.
+    /// Sums as many numbers of every card's part as `to` has room for, on card `root`, behind all that was enqueued on `main`, a stream of
+    /// that card; what is enqueued on `main` afterwards comes behind the sum.
     ///
     /// # Errors
-    /// [`CudaError::Shape`] if cards lack a part; [`CudaError::Nccl`]; the driver's own.
-    pub unsafe fn sum(
+    /// [`CudaError::Shape`] if a card has no part, or a part too few numbers; [`CudaError::Nccl`]; the driver's own.
+    pub fn sum(
         &self,
         main: &Stream,
         root: usize,
         parts: &[PartAt],
-        to: u64,
-        count: usize,
+        to: &DeviceSlice<u8>,
         number: Number,
     ) -> Result<(), CudaError> {
         let place = self.ranks.iter().position(|rank| rank.device.card().ordinal == root);
@@ -182,6 +187,10 @@ impl Fabric {
                 format!("{} parts to card {root}, and NCCL was set up for {} cards", parts.len(), self.ranks.len());
             return Err(CudaError::Shape { operation: "nccl sum", problem });
         };
+        if let Some(short) = parts.iter().find(|part| part.rows.len() < to.len()) {
+            let problem = format!("{} bytes of card {}, where {} are summed", short.rows.len(), short.card, to.len());
+            return Err(CudaError::Shape { operation: "nccl sum", problem });
+        }
         let kind = match number {
             Number::F32 => sys::ncclDataType_t::ncclFloat32,
             Number::Bf16 => sys::ncclDataType_t::ncclBfloat16,
@@ -202,12 +211,12 @@ impl Fabric {
                 told = Err(CudaError::Shape { operation: "nccl sum", problem });
                 break;
             };
-            // SAFETY: lengths are the caller's promise; the stream is of the communicator's card.
+            // SAFETY: lengths were checked; the stream is of the communicator's card.
             let one = unsafe {
                 result::reduce(
-                    part.address as *const c_void,
-                    to as *mut c_void,
-                    count,
+                    part.rows.address() as *const c_void,
+                    to.address() as *mut c_void,
+                    to.len() / number.bytes(),
                     kind,
                     sys::ncclRedOp_t::ncclSum,
                     root as i32,

@@ -167,11 +167,10 @@ fn sums(cards: &[Card], fabric: &Fabric) -> Result<bool, CudaError> {
             let want = first(root, &sum)?;
             let (_, main) = root.machine.card().expect("a card");
             let parts: Vec<PartAt> =
-                cards.iter().enumerate().map(|(card, of)| PartAt { card, address: of.room.address() }).collect();
+                cards.iter().enumerate().map(|(card, of)| PartAt { card, rows: of.room.as_bytes() }).collect();
             let by_nccl = time(cards, |_| {
-                let to = if stored == Stored::F32 { sum.address() } else { wire.address() };
-                // SAFETY: every card's room holds its part, and `to` as many numbers.
-                unsafe { fabric.sum(main, 0, &parts, to, rows * HIDDEN, number)? };
+                let to = if stored == Stored::F32 { sum.as_bytes() } else { wire.clone() };
+                fabric.sum(main, 0, &parts, &to, number)?;
                 if stored == Stored::F32 { Ok(()) } else { root.ops.decode(&wire, rows, HIDDEN, stored, &sum) }
             })?;
             let got = first(root, &sum)?;

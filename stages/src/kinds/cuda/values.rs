@@ -188,18 +188,18 @@ impl CudaValues {
             let Some(card) = offer.device.card() else { return Ok(false) };
             let first = offer.first.load(Ordering::Relaxed);
             let source = RemoteRows { micro_batch: offer.micro_batch, first, ..at };
-            let address = match dtype {
-                Stored::F32 => rows(&offer.device, offer.field, source).address(),
+            let rows = match dtype {
+                Stored::F32 => rows(&offer.device, offer.field, source).as_bytes(),
                 _ => {
                     let room = offered(offer.device.values(source.micro_batch), offer.field);
-                    room.ok_or_else(|| no_room(offer.field))?.part(first * record, at.rows * record).address()
+                    room.ok_or_else(|| no_room(offer.field))?.part(first * record, at.rows * record)
                 }
             };
-            parts.push(PartAt { card, address });
+            parts.push(PartAt { card, rows });
         }
         let adds_nothing = parts.iter().all(|part| part.card != root);
         if adds_nothing {
-            parts.push(PartAt { card: root, address: device.part.address() });
+            parts.push(PartAt { card: root, rows: device.part.as_bytes() });
         }
         let has_all = |fabric: &&Arc<Fabric>| {
             let cards = fabric.cards();
@@ -213,9 +213,8 @@ impl CudaValues {
             device.machine().fill(&device.part.part(0, count).as_bytes(), 0)?;
         }
         let wire = device.wire.part(0, at.rows * record);
-        // SAFETY: every part has `count` numbers, which are expected before and stay until rows have come back along their way; so has
-        // the wire, which is this device's own.
-        unsafe { fabric.sum(main, root, &parts, wire.address(), count, number)? };
+        // Parts are expected before, and stay until rows have come back along their way.
+        fabric.sum(main, root, &parts, &wire, number)?;
         let target = self.rows(to, at);
         match dtype {
             Stored::F32 => copy(device.machine(), &wire, device.machine().place(), &target.as_bytes())?,
