@@ -3,6 +3,8 @@
 //! This crate is a façade: it re-exports the crates that make up rally under short names, for the examples, the tests and
 //! programs that embed rally. It owns no logic of its own.
 
+#![forbid(unsafe_code)]
+
 pub use rally_cli as cli;
 pub use rally_cost as cost;
 pub use rally_engine as engine;

@@ -1,5 +1,7 @@
 //! The rally command line, one file per command.
 
+#![forbid(unsafe_code)]
+
 pub mod bench;
 mod chart;
 pub mod check;

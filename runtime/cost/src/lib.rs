@@ -4,6 +4,8 @@
 //! It owns the specs of models and accelerators, which are data files ([`library`]) and files of the user's own, and the formulas
 //! over them. It opens no device, and knows nothing of graphs, schedules or measured stage times.
 
+#![forbid(unsafe_code)]
+
 pub mod decode;
 mod dtype;
 pub mod error;

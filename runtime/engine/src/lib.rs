@@ -1,5 +1,7 @@
 //! Real lanes, slots, transfers and the run loop of rally.
 
+#![forbid(unsafe_code)]
+
 // The toy model of the tests, which unit tests use from within, speaks of the crate by its name.
 #[cfg(test)]
 extern crate self as rally_engine;

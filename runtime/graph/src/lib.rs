@@ -4,6 +4,8 @@
 //! bytes ──parse──▶ DeploymentSpec ──validate──▶ StageGraph ──▶ Plan
 //! ```
 
+#![forbid(unsafe_code)]
+
 pub mod diagnostic;
 pub mod hardware;
 pub mod kinds;

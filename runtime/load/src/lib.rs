@@ -3,6 +3,8 @@
 //! Pure: it submits nothing and reads no clock. Whoever drives an engine, virtual lanes or a server takes a [`Load`] and
 //! hands back a [`summary::RequestTiming`] for each of its requests.
 
+#![forbid(unsafe_code)]
+
 pub mod arrival;
 pub mod goodput;
 pub mod prompt;

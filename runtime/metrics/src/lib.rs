@@ -8,6 +8,8 @@
 //!   asks ([`Source`]). A lane pays a store for it, and nothing grows between two scrapes. The façade could not carry these: its
 //!   counters are whole numbers, and its histograms keep every sample until the next scrape.
 
+#![forbid(unsafe_code)]
+
 mod exporter;
 mod exposition;
 mod family;

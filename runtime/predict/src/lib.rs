@@ -3,6 +3,8 @@
 //!
 //! Pure: it opens no file, device or clock, and the same inputs and seed give the same prediction.
 
+#![forbid(unsafe_code)]
+
 pub mod durations;
 pub mod experts;
 pub mod fold;

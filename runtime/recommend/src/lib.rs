@@ -5,6 +5,8 @@
 //! of those it found ([`simulate`]). Specs and formulas are `rally-cost`'s, virtual lanes `rally-predict`'s.
 //! It opens no device and measures nothing: what it says is what arithmetic and that table allow.
 
+#![forbid(unsafe_code)]
+
 pub mod baseline;
 pub mod calibration;
 pub mod demand;

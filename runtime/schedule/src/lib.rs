@@ -1,6 +1,8 @@
 //! Micro-batch policies, the step planner, KV page accounting and virtual lanes of rally. Pure: no device, thread, socket or
 //! clock.
 
+#![forbid(unsafe_code)]
+
 pub mod batch;
 pub mod cost;
 pub mod cost_table;

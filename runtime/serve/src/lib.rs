@@ -3,6 +3,8 @@
 //! Owns the forms of requests and answers, who waits for which sequence, and connections. It decides nothing about steps: that
 //! is the planner's, which a run reaches through the engine. It never touches a lane: tokens arrive as events of the run.
 
+#![forbid(unsafe_code)]
+
 pub mod api;
 mod front;
 mod generation;

@@ -3,6 +3,8 @@
 //!
 //! Start at [`Recording`] (a plan with what its lanes left behind) and [`Analysis::of`].
 
+#![forbid(unsafe_code)]
+
 pub mod analysis;
 mod baseline;
 pub mod bubbles;

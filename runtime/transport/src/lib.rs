@@ -5,6 +5,8 @@
 //! nothing and retries nothing: whatever goes wrong with a peer is told once, as [`Event::Down`], and the peer is gone for the rest of
 //! the membership epoch.
 
+#![forbid(unsafe_code)]
+
 pub mod checksum;
 pub mod codec;
 pub mod doorman;
