@@ -1,8 +1,9 @@
 // Rows to what tensor.cuh multiplies, and back: norm and quantise in one reading, and the sum of the experts' answers.
 //
-//   narrow_*  x [rows, width] f32, or bf16 if `is_narrow` -> codes [rows, width] e4m3 with a scale each row, or bf16 without scales.
-//             With `weight` rows are normed before: x / sqrt(mean(x²) + eps) · weight, which also goes to `normed` [rows, width] f32
+//   narrow_*  x [rows, width] f32 or bf16 -> codes [rows, width] e4m3 with a scale each row, or bf16 without scales.
+//             With `weight` rows of f32 are normed before: x / sqrt(mean(x²) + eps) · weight, which also goes to `normed` [rows, width] f32
 //             if there is one.
+//   narrow_append_*  the same, and keys and values of the rows into their pages (append.cuh)
 //   sum_slots answers [slots, width] bf16 -> y [rows, width] f32: a row's answers in f32, by ascending slot (so by expert), the
 //             shared expert's last.
 //
@@ -10,7 +11,7 @@
 // A CTA is a row. width a multiple of 128 (narrow) or 8 (sum), at most 16384; top_k at most 8. sm_90a only.
 #include "common.cuh"
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#include "hopper.cuh"
+#include "append.cuh"
 
 #define THREADS 256
 #define SUM_THREADS 128
@@ -23,7 +24,6 @@ struct Narrow {
     float *scales;
     int rows, width;
     float eps;
-    int is_narrow;
 };
 
 // Of all threads of the CTA, for all of them; `which`: a place of its own for each use.
@@ -41,42 +41,66 @@ template <bool Largest> __device__ __forceinline__ float over_all(float x, int w
     return x;
 }
 
-// `Rounds` of 1024 elements, four a thread.
-template <bool Fp8, int Rounds> __device__ __forceinline__ void narrow(const Narrow &a) {
+// Four elements as they are read.
+template <bool IsNarrow> struct Four;
+template <> struct Four<false> {
+    float4 raw;
+    __device__ __forceinline__ void read(const void *x, size_t at) { raw = __ldcg(reinterpret_cast<const float4 *>(reinterpret_cast<const float *>(x) + at)); }
+    __device__ __forceinline__ float4 get() const { return raw; }
+    __device__ __forceinline__ void set(float4 v) { raw = v; }
+};
+template <> struct Four<true> {
+    uint2 raw;
+    __device__ __forceinline__ void read(const void *x, size_t at) { raw = __ldcg(reinterpret_cast<const uint2 *>(reinterpret_cast<const bf16 *>(x) + at)); }
+    __device__ __forceinline__ float4 get() const {
+        return make_float4(__uint_as_float(raw.x << 16), __uint_as_float(raw.x & 0xffff0000u), __uint_as_float(raw.y << 16),
+                           __uint_as_float(raw.y & 0xffff0000u));
+    }
+    __device__ __forceinline__ void set(float4) {}
+};
+
+// `Rounds` of 1024 elements, four a thread. Few registers: the product that takes the rows is to be resident beside, and to have asked
+// for its weights.
+template <bool Fp8, bool IsNarrow, int Rounds> __device__ __forceinline__ void narrow(const Narrow &a) {
+    start_dependents();
     size_t row = (size_t)blockIdx.x * a.width;
-    float4 v[Rounds];
+    Four<IsNarrow> v[Rounds];
+    // Else the first reader of the weights waits for memory once more.
+    if (!IsNarrow && a.weight && blockIdx.x == 0 && threadIdx.x * 32 < a.width)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(a.weight + threadIdx.x * 32));
+    await_dependencies();
 #pragma unroll
     for (int r = 0; r < Rounds; r++) {
         int at = (threadIdx.x + r * THREADS) * 4;
-        v[r] = make_float4(0, 0, 0, 0);
-        if (at >= a.width) continue;
-        if (a.is_narrow) {
-            uint2 two = __ldcs(reinterpret_cast<const uint2 *>(reinterpret_cast<const bf16 *>(a.x) + row + at));
-            v[r] = make_float4(__uint_as_float(two.x << 16), __uint_as_float(two.x & 0xffff0000u), __uint_as_float(two.y << 16),
-                               __uint_as_float(two.y & 0xffff0000u));
-        } else {
-            v[r] = __ldcs(reinterpret_cast<const float4 *>(a.x + row + at));
-        }
+        v[r] = {};
+        if (at < a.width) v[r].read(a.x, row + at);
     }
-    if (a.weight) {
+    if (!IsNarrow && a.weight) {
         float square = 0;
 #pragma unroll
-        for (int r = 0; r < Rounds; r++) square += v[r].x * v[r].x + v[r].y * v[r].y + v[r].z * v[r].z + v[r].w * v[r].w;
+        for (int r = 0; r < Rounds; r++) {
+            float4 x = v[r].get();
+            square += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+        }
         float factor = rsqrtf(over_all<false>(square, 0) / a.width + a.eps);
 #pragma unroll
         for (int r = 0; r < Rounds; r++) {
             int at = (threadIdx.x + r * THREADS) * 4;
             if (at >= a.width) continue;
-            float4 w = __ldg(reinterpret_cast<const float4 *>(a.weight + at));
-            v[r].x *= factor * w.x, v[r].y *= factor * w.y, v[r].z *= factor * w.z, v[r].w *= factor * w.w;
-            if (a.normed) *reinterpret_cast<float4 *>(a.normed + row + at) = v[r];
+            float4 w = __ldg(reinterpret_cast<const float4 *>(a.weight + at)), x = v[r].get();
+            x.x *= factor * w.x, x.y *= factor * w.y, x.z *= factor * w.z, x.w *= factor * w.w;
+            v[r].set(x);
+            if (a.normed) *reinterpret_cast<float4 *>(a.normed + row + at) = x;
         }
     }
     float inverse = 1;
     if (Fp8) {
         float largest = 0;
 #pragma unroll
-        for (int r = 0; r < Rounds; r++) largest = fmaxf(fmaxf(largest, fmaxf(fabsf(v[r].x), fabsf(v[r].y))), fmaxf(fabsf(v[r].z), fabsf(v[r].w)));
+        for (int r = 0; r < Rounds; r++) {
+            float4 x = v[r].get();
+            largest = fmaxf(fmaxf(largest, fmaxf(fabsf(x.x), fabsf(x.y))), fmaxf(fabsf(x.z), fabsf(x.w)));
+        }
         float scale = fmaxf(over_all<true>(largest, 1) * (1.0f / 448.0f), 1.17549435e-38f);
         inverse = 1.0f / scale;
         if (threadIdx.x == 0) a.scales[blockIdx.x] = scale;
@@ -85,28 +109,52 @@ template <bool Fp8, int Rounds> __device__ __forceinline__ void narrow(const Nar
     for (int r = 0; r < Rounds; r++) {
         int at = (threadIdx.x + r * THREADS) * 4;
         if (at >= a.width) continue;
+        float4 x = v[r].get();
         if (Fp8)
-            *reinterpret_cast<u32 *>(a.codes + row + at) = pack_e4m3(v[r].x * inverse, v[r].y * inverse, v[r].z * inverse, v[r].w * inverse);
+            *reinterpret_cast<u32 *>(a.codes + row + at) = pack_e4m3(x.x * inverse, x.y * inverse, x.z * inverse, x.w * inverse);
         else
-            *reinterpret_cast<uint2 *>(a.codes + (row + at) * 2) = make_uint2(pack_bf16(v[r].x, v[r].y), pack_bf16(v[r].z, v[r].w));
+            *reinterpret_cast<uint2 *>(a.codes + (row + at) * 2) = make_uint2(pack_bf16(x.x, x.y), pack_bf16(x.z, x.w));
     }
 }
 
-template <bool Fp8> __device__ __forceinline__ void narrow_any(const Narrow &a) {
+// Behind the rows, eight warps a CTA: the keys and values of the same rows into their pages, which nobody waits for before attention.
+struct NarrowAppend {
+    Narrow narrow;
+    Append append;
+};
+
+template <bool Fp8> __device__ __forceinline__ void narrow_append(const NarrowAppend &a) {
+    int behind = blockIdx.x - a.narrow.rows;
+    if (behind < 0) {
+        narrow<Fp8, false, 2>(a.narrow);
+        return;
+    }
     start_dependents();
     await_dependencies();
-    if (a.width <= 2048)
-        narrow<Fp8, 2>(a);
-    else if (a.width <= 4096)
-        narrow<Fp8, 4>(a);
-    else if (a.width <= 7168)
-        narrow<Fp8, 7>(a);
-    else
-        narrow<Fp8, 16>(a);
+    int item = behind * (THREADS / 32) + threadIdx.x / 32;
+    if (item < a.append.rows * 2) append_part(a.append, item / 2, HEADS + item % 2, threadIdx.x & 31);
 }
 
-extern "C" __global__ __launch_bounds__(THREADS) void narrow_fp8(const __grid_constant__ Narrow a) { narrow_any<true>(a); }
-extern "C" __global__ __launch_bounds__(THREADS) void narrow_bf16(const __grid_constant__ Narrow a) { narrow_any<false>(a); }
+extern "C" __global__ __launch_bounds__(THREADS) void narrow_append_fp8(const __grid_constant__ NarrowAppend a) { narrow_append<true>(a); }
+extern "C" __global__ __launch_bounds__(THREADS) void narrow_append_bf16(const __grid_constant__ NarrowAppend a) { narrow_append<false>(a); }
+
+// By format, by that of x, and by 1024 elements of the widest row.
+#define NARROW(format, fp8, from, is_narrow, rounds)                                                                     \
+    extern "C" __global__ __launch_bounds__(THREADS, is_narrow ? 4 : 2) void narrow_##format##_##from##_##rounds(const __grid_constant__ Narrow a) { \
+        narrow<fp8, is_narrow, rounds>(a);                                                                               \
+    }
+NARROW(fp8, true, f32, false, 2)
+NARROW(fp8, true, f32, false, 7)
+NARROW(fp8, true, f32, false, 16)
+NARROW(fp8, true, bf16, true, 2)
+NARROW(fp8, true, bf16, true, 7)
+NARROW(fp8, true, bf16, true, 16)
+NARROW(bf16, false, f32, false, 2)
+NARROW(bf16, false, f32, false, 7)
+NARROW(bf16, false, f32, false, 16)
+NARROW(bf16, false, bf16, true, 2)
+NARROW(bf16, false, bf16, true, 7)
+NARROW(bf16, false, bf16, true, 16)
 
 struct Sum {
     const bf16 *answers;

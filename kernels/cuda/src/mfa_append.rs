@@ -14,8 +14,10 @@ use std::sync::Arc;
 /// Warps of a block.
 const WARPS: usize = 8;
 
+/// `append.cuh`'s `Append`.
 #[repr(C)]
-struct Arguments {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arguments {
     q: u64,
     k: u64,
     v: u64,
@@ -40,6 +42,52 @@ pub struct Projected<'a> {
     pub k: &'a DeviceSlice<f32>,
     /// `[rows, 256]`.
     pub v: &'a DeviceSlice<f32>,
+}
+
+/// Keys and values alone, on their way to their pages.
+#[derive(Debug, Clone, Copy)]
+pub struct Appended<'a> {
+    /// `[rows, 256]`.
+    pub k: &'a DeviceSlice<f32>,
+    /// `[rows, 256]`.
+    pub v: &'a DeviceSlice<f32>,
+    /// As [`MfaAppend::enqueue`] takes it.
+    pub table: &'a DeviceSlice<f32>,
+    /// Where the rows are.
+    pub at: &'a Paged,
+    /// Their pages.
+    pub kv: &'a KvPages,
+}
+
+impl Appended<'_> {
+    /// What the kernels take, without q.
+    pub(crate) fn arguments(&self, rows: usize, operation: &'static str) -> Result<Arguments, CudaError> {
+        let Appended { k, v, table, at, kv } = *self;
+        let narrow = rows * HEAD_DIM;
+        if k.len() < narrow || v.len() < narrow || at.positions.len() < rows || at.first.len() < rows {
+            let problem = format!("{rows} rows of keys and values of 256 do not fit the slices");
+            return Err(CudaError::Shape { operation, problem });
+        }
+        let (keys, values, scales) = match kv {
+            KvPages::Bf16 { k, v } => (k.address(), v.address(), 0),
+            KvPages::Fp8 { k, v, scales } => (k.address(), v.address(), scales.address()),
+        };
+        Ok(Arguments {
+            q: 0,
+            k: k.address(),
+            v: v.address(),
+            table: table.address(),
+            positions: at.positions.address(),
+            first: at.first.address(),
+            pages: at.pages.address(),
+            rotated: 0,
+            keys,
+            values,
+            scales,
+            rows: rows as i32,
+            is_fp8: i32::from(matches!(kv, KvPages::Fp8 { .. })),
+        })
+    }
 }
 
 /// The kernel.
@@ -80,31 +128,14 @@ impl MfaAppend {
         kv: &KvPages,
         rotated: &DeviceSlice<u16>,
     ) -> Result<(), CudaError> {
-        let (wide, narrow) = (rows * HEADS * HEAD_DIM, rows * HEAD_DIM);
-        let short = from.q.len() < wide || from.k.len() < narrow || from.v.len() < narrow || rotated.len() < wide;
-        if short || at.positions.len() < rows || at.first.len() < rows {
+        let wide = rows * HEADS * HEAD_DIM;
+        if from.q.len() < wide || rotated.len() < wide {
             let problem = format!("{rows} rows of 64 heads of 256 do not fit the slices");
             return Err(CudaError::Shape { operation: "rope_append_fast", problem });
         }
-        let (keys, values, scales) = match kv {
-            KvPages::Bf16 { k, v } => (k.address(), v.address(), 0),
-            KvPages::Fp8 { k, v, scales } => (k.address(), v.address(), scales.address()),
-        };
-        let mut arguments = Arguments {
-            q: from.q.address(),
-            k: from.k.address(),
-            v: from.v.address(),
-            table: table.address(),
-            positions: at.positions.address(),
-            first: at.first.address(),
-            pages: at.pages.address(),
-            rotated: rotated.address(),
-            keys,
-            values,
-            scales,
-            rows: rows as i32,
-            is_fp8: i32::from(matches!(kv, KvPages::Fp8 { .. })),
-        };
+        let keys = Appended { k: from.k, v: from.v, table, at, kv };
+        let mut arguments =
+            Arguments { q: from.q.address(), rotated: rotated.address(), ..keys.arguments(rows, "rope_append_fast")? };
         if rows == 0 {
             return Ok(());
         }

@@ -136,16 +136,41 @@ impl Kernel {
     /// # Errors
     /// The driver's own; faults of the kernel come later, from the stream.
     pub unsafe fn launch(&self, stream: &Stream, shape: Shape, arguments: &mut [*mut c_void]) -> Result<(), CudaError> {
-        let mut attribute = shape.order.attribute();
+        // SAFETY: passed on.
+        unsafe { self.launch_clusters(stream, shape, 1, arguments) }
+    }
+
+    /// Enqueues the kernel, whose blocks come in clusters of `cluster` along x, which divides the grid.
+    ///
+    /// # Safety
+    /// As [`Kernel::launch`].
+    ///
+    /// # Errors
+    /// As [`Kernel::launch`].
+    pub unsafe fn launch_clusters(
+        &self,
+        stream: &Stream,
+        shape: Shape,
+        cluster: u32,
+        arguments: &mut [*mut c_void],
+    ) -> Result<(), CudaError> {
+        let clustered = (cluster > 1).then(|| {
+            // SAFETY: a C structure of integers, for which zeros are a value.
+            let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+            attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+            attribute.value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 };
+            attribute
+        });
+        let mut attributes: Vec<_> = shape.order.attribute().into_iter().chain(clustered).collect();
         // SAFETY: a C structure of integers and pointers, for which zeros are a value.
         let mut config: sys::CUlaunchConfig = unsafe { std::mem::zeroed() };
         (config.gridDimX, config.gridDimY, config.gridDimZ) = (shape.grid.0, shape.grid.1, 1);
         (config.blockDimX, config.blockDimY, config.blockDimZ) = (shape.block, 1, 1);
         config.sharedMemBytes = self.shared_bytes;
         config.hStream = stream.handle();
-        if let Some(attribute) = &mut attribute {
-            config.attrs = attribute;
-            config.numAttrs = 1;
+        if !attributes.is_empty() {
+            config.attrs = attributes.as_mut_ptr();
+            config.numAttrs = attributes.len() as u32;
         }
         // SAFETY: the function is loaded, the configuration is this frame's; the rest is the caller's.
         unsafe { sys::cuLaunchKernelEx(&config, self.handle, arguments.as_mut_ptr(), std::ptr::null_mut()) }

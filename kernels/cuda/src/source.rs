@@ -82,7 +82,7 @@ pub const SOURCES: [Source; 19] = [
 ];
 
 /// Files that kernels include, by the name they include them by.
-pub const HEADERS: [(&str, &str); 9] = [
+pub const HEADERS: [(&str, &str); 10] = [
     ("common.cuh", include_str!("../cu/common.cuh")),
     ("hopper.cuh", include_str!("../cu/hopper.cuh")),
     ("wgmma.cuh", include_str!("../cu/wgmma.cuh")),
@@ -92,6 +92,7 @@ pub const HEADERS: [(&str, &str); 9] = [
     ("tensor_items.cuh", include_str!("../cu/tensor_items.cuh")),
     ("tensor_sums.cuh", include_str!("../cu/tensor_sums.cuh")),
     ("weights.cuh", include_str!("../cu/weights.cuh")),
+    ("append.cuh", include_str!("../cu/append.cuh")),
 ];
 
 /// Architectures that every kernel which claims them is compiled for in checks: A100, L40 and H100.

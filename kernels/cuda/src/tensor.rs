@@ -6,11 +6,13 @@
 
 mod experts;
 mod product;
+mod project;
 mod rows;
 
 pub use experts::Slots;
 pub use product::TensorMatrix;
-pub use rows::{Narrowed, Norm};
+pub use project::Angles;
+pub use rows::{Narrowed, Norm, WIDTH_WITH_KEYS};
 
 use crate::device::Device;
 use crate::error::CudaError;
@@ -28,11 +30,6 @@ const TILE_TOKENS: usize = 160;
 /// Of several tiles of the same weights: the kernels are faster with 128, and weights are read twice anyway.
 const TILE_STEP: usize = 128;
 
-/// Tiles for so many rows of the same weights.
-fn tiles_for(rows: usize) -> usize {
-    if rows <= TILE_TOKENS { 1 } else { rows.div_ceil(TILE_STEP) }
-}
-
 /// A kernel for e4m3 and one for bf16.
 type Both = [Kernel; 2];
 
@@ -42,11 +39,13 @@ pub struct TensorOps {
     device: Arc<Device>,
     stream: Arc<Stream>,
     place: Kernel,
-    narrow: Both,
+    narrow: rows::NarrowKernels,
+    narrow_append: Both,
     sum: Kernel,
     up: Both,
     down: Both,
-    project: Both,
+    /// By format, then by how many tokens a tile has at most.
+    project: [[Kernel; 5]; 2],
     /// Sums of parts of the inputs, on their way to whoever adds them.
     partials: DeviceSlice<f32>,
     /// How many parts of each item have come.
@@ -96,28 +95,16 @@ impl TensorOps {
             let module = device.load(source)?;
             Ok([module.kernel(names[0], shared)?, module.kernel(names[1], shared)?])
         };
-        let files = [
-            &source::TENSOR_UP,
-            &source::TENSOR_DOWN,
-            &source::TENSOR_PROJECT,
-            &source::ROWS_FAST,
-            &source::SLOTS,
-            &source::ROPE_FAST,
-        ];
-        device.prepare(&files);
         let rows = device.load(&source::ROWS_FAST)?;
         let (partials, counters) = (product::partials_for(ctas), product::items_at_most(ctas));
         let ops = TensorOps {
             place: device.load(&source::SLOTS)?.kernel("place_slots", 0)?,
-            narrow: [rows.kernel("narrow_fp8", 0)?, rows.kernel("narrow_bf16", 0)?],
+            narrow: rows::NarrowKernels::of(&rows)?,
+            narrow_append: [rows.kernel("narrow_append_fp8", 0)?, rows.kernel("narrow_append_bf16", 0)?],
             sum: rows.kernel("sum_slots", 0)?,
             up: both(&source::TENSOR_UP, ["tensor_up_fp8", "tensor_up_bf16"], product::UP_SHARED)?,
             down: both(&source::TENSOR_DOWN, ["tensor_down_fp8", "tensor_down_bf16"], product::DOWN_SHARED)?,
-            project: both(
-                &source::TENSOR_PROJECT,
-                ["tensor_project_fp8", "tensor_project_bf16"],
-                product::PROJECT_SHARED,
-            )?,
+            project: project::kernels(device)?,
             partials: arena.take(partials)?,
             counters: arena.take(counters)?,
             device: Arc::clone(device),

@@ -9,6 +9,7 @@
 //!
 //! The binary stands alone: strip it and carry it to a machine without Rust. `bench NAME` runs lines that contain NAME.
 
+mod attention_bench;
 mod bench;
 mod data;
 mod peers;

@@ -7,9 +7,9 @@ use rally_cuda::CudaError;
 use rally_cuda::machine::{Machine, Machines};
 use rally_cuda::memory::{DeviceSlice, Plain};
 use rally_cuda::mfa::{self, HEAD_DIM, HEADS};
-use rally_cuda::mfa_append::{MfaAppend, Projected};
+use rally_cuda::mfa_append::{Appended, MfaAppend, Projected};
 use rally_cuda::ops::{KvPages, Ops, Paged, Routing, Stored, Weights};
-use rally_cuda::tensor::{Narrowed, Norm, Slots, TensorMatrix, TensorOps};
+use rally_cuda::tensor::{Angles, Narrowed, Norm, Slots, TensorMatrix, TensorOps};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -137,6 +137,12 @@ pub fn run(filter: &str, random: &mut Random, report: &mut dyn FnMut(&str, f64, 
         if name.contains(filter) {
             report(&name, append(&tensor, stored, random)?, 0.0);
         }
+        for rows in [3, 70, 150] {
+            let name = format!("tensor project {stored:?} {rows} rows, rotated; keys appended beside a norm");
+            if name.contains(filter) {
+                report(&name, rotated(&tensor, rows, stored, random)?, 0.0);
+            }
+        }
         for (rows, width, normed) in [(3, 128, false), (5, 2048, true), (2, 7168, true), (4, 16384, false)] {
             let name = format!("tensor narrow {stored:?} {rows}x{width}{}", if normed { " normed" } else { "" });
             if name.contains(filter) {
@@ -156,6 +162,7 @@ pub fn run(filter: &str, random: &mut Random, report: &mut dyn FnMut(&str, f64, 
             (128, 256, 17000),
             (160, 512, 128),
             (161, 1280, 512),
+            (256, 16384, 256),
             (330, 2048, 384),
             (650, 1024, 256),
         ] {
@@ -163,6 +170,14 @@ pub fn run(filter: &str, random: &mut Random, report: &mut dyn FnMut(&str, f64, 
             if name.contains(filter) {
                 let bound = if stored == Stored::Fp8 { 2e-3 } else { 1e-5 };
                 report(&name, project(&tensor, (rows, inputs, outputs), stored, random)?, bound);
+            }
+        }
+        for (rows, inputs, outputs) in
+            [(5, 2048, [300, 128, 72]), (100, 7168, [640, 256, 256]), (150, 256, [64, 24, 513])]
+        {
+            let name = format!("tensor project {stored:?} {rows}x{inputs} by three");
+            if name.contains(filter) {
+                report(&name, project_all(&tensor, (rows, inputs), outputs, stored, random)?, 2e-3);
             }
         }
         for case in CASES {
@@ -267,6 +282,95 @@ fn project(
         return Ok(f64::NAN);
     }
     Ok(worst(&got.iter().map(|x| f64::from(*x)).collect::<Vec<_>>(), &want, outputs))
+}
+
+/// Zero if heads that leave a product rotated, and keys and values that leave beside a norm, have the bits of separate kernels; NaN if not.
+fn rotated(tensor: &Tensor, rows: usize, stored: Stored, random: &mut Random) -> Result<f64, CudaError> {
+    let (inputs, pages, width, stream) = (256, 9, HEADS * HEAD_DIM, tensor.ops.stream());
+    let w = Matrices::new(tensor, (1, width, inputs), stored, random)?.tensor(tensor)?;
+    let mut numbers = |count: usize| tensor.put(&(0..count).map(|_| random.normal()).collect::<Vec<f32>>());
+    let (x, weight) = (numbers(rows * inputs)?, numbers(inputs)?);
+    let (k, v, table) = (numbers(rows * HEAD_DIM)?, numbers(rows * HEAD_DIM)?, numbers(200 * HEAD_DIM)?);
+    let norm = Norm { weight: &weight, eps: 1e-5, normed: None };
+    let at = Paged {
+        positions: tensor.put(&(0..rows as i32).map(|row| row % 3 * 50 + row / 3).collect::<Vec<_>>())?,
+        first: tensor.put(&(0..rows as i32).map(|row| row % 3 * 3).collect::<Vec<_>>())?,
+        pages: tensor.put(&random.shuffled(pages))?,
+    };
+    let mut results = Vec::new();
+    for is_fused in [false, true] {
+        let (_, pools) = KvPages::new(&*tensor.machine, pages, PAGE, HEAD_DIM, stored)?.for_mfa()?;
+        let mut all: Vec<DeviceSlice<u8>> = match &pools {
+            mfa::KvPages::Bf16 { k, v } => vec![k.as_bytes(), v.as_bytes()],
+            mfa::KvPages::Fp8 { k, v, scales } => vec![k.clone(), v.clone(), scales.as_bytes()],
+        };
+        let (narrowed, rotated) = (tensor.narrowed(rows, inputs, stored)?, tensor.room::<u16>(rows * width)?);
+        all.extend([narrowed.parts().0.clone(), narrowed.parts().1.as_bytes(), rotated.as_bytes()]);
+        for pool in &all {
+            stream.fill(pool, 0xff)?;
+        }
+        if is_fused {
+            let keys = Appended { k: &k, v: &v, table: &table, at: &at, kv: &pools };
+            tensor.ops.narrow_appending(&x, rows, norm, &narrowed, keys)?;
+            let angles = Angles { table: &table, positions: &at.positions };
+            tensor.ops.project_rotated(&narrowed, rows, &w, angles, &rotated)?;
+        } else {
+            let q = tensor.room::<f32>(rows * width)?;
+            tensor.ops.narrow(&x, rows, Some(norm), None, &narrowed)?;
+            tensor.ops.project(&narrowed, rows, &w, &q, false)?;
+            let from = Projected { q: &q, k: &k, v: &v };
+            let append = MfaAppend::new(tensor.ops.device())?;
+            append.enqueue(stream, rows, from, &table, &at, &pools, &rotated)?;
+        }
+        let bytes: Result<Vec<_>, _> = all.iter().map(|slice| tensor.got(slice)).collect();
+        results.push(bytes?);
+    }
+    for (part, (apart, fused)) in results[0].iter().zip(&results[1]).enumerate() {
+        let off = apart.iter().zip(fused).filter(|(apart, fused)| apart != fused).count();
+        if off > 0 {
+            println!("  {off} of {} bytes of part {part} differ", apart.len());
+            return Ok(f64::NAN);
+        }
+    }
+    Ok(0.0)
+}
+
+/// Several matrices at once; NaN if rows have other bits alone.
+fn project_all(
+    tensor: &Tensor,
+    (rows, inputs): (usize, usize),
+    outputs: [usize; 3],
+    stored: Stored,
+    random: &mut Random,
+) -> Result<f64, CudaError> {
+    let x: Vec<f32> = (0..rows * inputs).map(|_| random.normal()).collect();
+    let (x, to) = (tensor.put(&x)?, tensor.narrowed(rows, inputs, stored)?);
+    tensor.ops.narrow(&x, rows, None, None, &to)?;
+    let alone = tensor.narrowed(1, inputs, stored)?;
+    tensor.ops.narrow(&x.part((rows - 1) * inputs, inputs), 1, None, None, &alone)?;
+    let mut of = Vec::new();
+    for outputs in outputs {
+        let w = Matrices::new(tensor, (1, outputs, inputs), stored, random)?;
+        let matrix = w.tensor(tensor)?;
+        of.push((w, matrix, tensor.room::<f32>(rows * outputs)?, tensor.room::<f32>(outputs)?));
+    }
+    let all: Vec<_> = of.iter().map(|(_, matrix, y, _)| (matrix, y)).collect();
+    tensor.ops.project_all(&to, rows, &all, false)?;
+    let last: Vec<_> = of.iter().map(|(_, matrix, _, y)| (matrix, y)).collect();
+    tensor.ops.project_all(&alone, 1, &last, false)?;
+    let narrowed = tensor.values(&to, inputs, stored, false)?;
+    let mut largest = 0f64;
+    for (w, _, y, last) in &of {
+        let (got, width) = (tensor.got(y)?, w.rows);
+        if tensor.got(last)? != got[(rows - 1) * width..] {
+            println!("  the last row has other bits alone");
+            return Ok(f64::NAN);
+        }
+        let want: Vec<f64> = (0..rows).flat_map(|row| w.times(0, &narrowed[row * inputs..][..inputs])).collect();
+        let error = worst(&got.iter().map(|x| f64::from(*x)).collect::<Vec<_>>(), &want, width);
+        largest = if error.is_nan() { error } else { largest.max(error) };
+    }
+    Ok(largest)
 }
 
 struct Case {

@@ -1,18 +1,16 @@
 //! Benchmarks of the tensor-core path at Step-3's shapes: the expert FFN of a shard, the projections of attention.
 
+use crate::attention_bench;
 use crate::bench::{Bench, measure};
 use crate::data::Random;
-use crate::problem::{PAGE, Problem, Scratch, step_bytes};
 use crate::tensor::{Tensor, routing};
 use rally_cuda::CudaError;
-use rally_cuda::memory::{Arena, DeviceSlice};
-use rally_cuda::mfa::{self, HEAD_DIM, MfaDecode};
-use rally_cuda::mfa_append::{MfaAppend, Projected};
+use rally_cuda::memory::DeviceSlice;
 use rally_cuda::module::{Order, Shape};
-use rally_cuda::ops::{KvPages, Paged, Routing, Stored, Weights};
+use rally_cuda::ops::{Routing, Stored, Weights};
 use rally_cuda::source;
 use rally_cuda::stream::Stream;
-use rally_cuda::tensor::{Narrowed, Norm, Slots, TensorMatrix};
+use rally_cuda::tensor::{Narrowed, Slots, TensorMatrix};
 use std::ffi::c_void;
 
 pub const HIDDEN: usize = 7168;
@@ -135,7 +133,10 @@ const STEPS: [&str; 5] = ["place", "narrow", "up", "down", "sum"];
 /// Runs the rows whose names contain `filter`.
 pub fn run(bench: &mut Bench, filter: &str) -> Result<(), CudaError> {
     let Some(tensor) = Tensor::open()? else { return Ok(()) };
-    if !["tensor", "ffn", "project", "layer"].iter().any(|name| name.contains(filter) || filter.contains(name)) {
+    if !["tensor", "ffn", "project", "layer", "a stage"]
+        .iter()
+        .any(|name| name.contains(filter) || filter.contains(name))
+    {
         return Ok(());
     }
     let read = bench.ceiling(2 << 30)? * 1e9;
@@ -161,10 +162,8 @@ pub fn run(bench: &mut Bench, filter: &str) -> Result<(), CudaError> {
                 case(&tensor, &ffn, &batch, &format!("{name} {count} tokens"), read, peak)?;
             }
         }
-        if stored == Stored::Fp8 && ("layer".contains(filter) || filter.contains("tensor")) {
-            for thousand in [8, 32] {
-                attention_layer(bench, &tensor, 64, thousand * 1024, read)?;
-            }
+        if stored == Stored::Fp8 {
+            attention_bench::run(bench, &tensor, filter, read)?;
         }
         let name = format!("project {stored:?}");
         if name.contains(filter) || filter.contains("tensor") {
@@ -241,84 +240,5 @@ fn projections(bench: &Bench, tensor: &Tensor, stored: Stored, read: f64, peak: 
             whole / bare
         );
     }
-    Ok(())
-}
-
-/// A whole attention layer of Step-3 with fp8 projections and bf16 KV, `o_proj` undivided, the residual added: norms are fused with
-/// quantising, rope with appending and rounding.
-fn attention_layer(
-    bench: &mut Bench,
-    tensor: &Tensor,
-    rows_count: usize,
-    context: usize,
-    read: f64,
-) -> Result<(), CudaError> {
-    let (count, stored, stream) = (rows_count, Stored::Fp8, tensor.ops.stream());
-    let mut random = Random(context as u64);
-    let pages = count * context / PAGE;
-    let contexts = vec![context as u32; count];
-    let problem = Problem::new(&contexts, &random.shuffled(pages));
-    let kv = KvPages::new(&*tensor.machine, pages, PAGE, HEAD_DIM, Stored::Bf16)?;
-    let (_, pools) = kv.for_mfa()?;
-    if let mfa::KvPages::Bf16 { k, v } = &pools {
-        bench.fill_kernel("fill_bf16", k, k.len() as u64, 31)?;
-        bench.fill_kernel("fill_bf16", v, v.len() as u64, 32)?;
-        bench.synchronize()?;
-    }
-    let device = tensor.ops.device();
-    let scratch = Scratch::new(device, stream)?;
-    let ctas = device.card().multiprocessors as usize;
-    let mut arena = Arena::new(device, step_bytes(count, pages, ctas) + 4096)?;
-    let step = problem.upload(stream, &mut arena, &scratch, false)?;
-    let call = MfaDecode::new(device, pools.clone())?.prepare(step.clone())?;
-    let append = MfaAppend::new(device)?;
-    let first: Vec<i32> = problem.rows.iter().map(|row| row.first as i32).collect();
-    let paged = Paged {
-        positions: tensor.put(&vec![context as i32 - 1; count])?,
-        first: tensor.put(&first)?,
-        pages: step.pages.clone(),
-    };
-    let table = rows(tensor, context * HEAD_DIM, &mut random)?;
-    let matrix = |outputs, inputs, seed| matrices(bench, tensor, (1, outputs, inputs), stored, seed);
-    let (q_proj, wq) = (matrix(QUERY_RANK, HIDDEN, 41)?, matrix(ATTENTION, QUERY_RANK, 42)?);
-    let (k_proj, v_proj) = (matrix(HEAD_DIM, HIDDEN, 43)?, matrix(HEAD_DIM, HIDDEN, 44)?);
-    let o_proj = matrix(HIDDEN, ATTENTION, 45)?;
-    let norms = [rows(tensor, HIDDEN, &mut random)?, rows(tensor, QUERY_RANK, &mut random)?];
-    let x = rows(tensor, count * HIDDEN, &mut random)?;
-    let buffer = |width: usize| tensor.room::<f32>(count * width);
-    let (c, q, k, v) = (buffer(QUERY_RANK)?, buffer(ATTENTION)?, buffer(HEAD_DIM)?, buffer(HEAD_DIM)?);
-    let narrowed = |width| tensor.narrowed(count, width, stored);
-    let (normed, ranked, out) = (narrowed(HIDDEN)?, narrowed(QUERY_RANK)?, narrowed(ATTENTION)?);
-    let norm = |weight| Some(Norm { weight, eps: 1e-5, normed: None });
-    let enqueue = |attends: bool, rest: bool| -> Result<(), CudaError> {
-        if rest {
-            tensor.ops.narrow(&x, count, norm(&norms[0]), None, &normed)?;
-            tensor.ops.project(&normed, count, &q_proj, &c, false)?;
-            tensor.ops.project(&normed, count, &k_proj, &k, false)?;
-            tensor.ops.project(&normed, count, &v_proj, &v, false)?;
-            tensor.ops.narrow(&c, count, norm(&norms[1]), None, &ranked)?;
-            tensor.ops.project(&ranked, count, &wq, &q, false)?;
-            let from = Projected { q: &q, k: &k, v: &v };
-            append.enqueue(stream, count, from, &table, &paged, &pools, &step.q)?;
-        }
-        if attends {
-            call.enqueue(stream)?;
-        }
-        if rest {
-            tensor.ops.narrow_bf16(&step.out, count, &out)?;
-            tensor.ops.project(&out, count, &o_proj, &x, true)?;
-        }
-        Ok(())
-    };
-    let weights = (QUERY_RANK + 2 * HEAD_DIM) * HIDDEN + ATTENTION * QUERY_RANK + HIDDEN * ATTENTION;
-    let floor = ((count * context * HEAD_DIM * 4 + weights) as f64) / read * 1e6;
-    let whole = measure(stream, 4, |_, _: &Stream| enqueue(true, true))?;
-    let core = measure(stream, 4, |_, _: &Stream| enqueue(true, false))?;
-    let rest = measure(stream, 4, |_, _: &Stream| enqueue(false, true))?;
-    println!(
-        "attention layer {count} x {}K: {whole:.1} us, floor {floor:.1}, {:.2} x the floor; core {core:.1}, all else {rest:.1}",
-        context / 1024,
-        whole / floor
-    );
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Weights as the copy engine reads them, and the products (`cu/tensor_up.cu`, `cu/tensor_down.cu`, `cu/tensor_project.cu`).
 
 use super::rows::{Narrowed, SCALE_GROUP};
-use super::{Slots, TILE_TOKENS, TensorOps, of, refused, tiles_for};
+use super::{Slots, TILE_TOKENS, TensorOps, of, refused};
 use crate::device::Device;
 use crate::error::CudaError;
 use crate::machine::Machine;
@@ -10,7 +10,7 @@ use crate::ops::{Stored, Weights};
 use crate::tensor_map::{Blocked, TensorMap};
 
 /// Rows of weights that the copy engine brings at once.
-const BOX_ROWS: usize = 128;
+pub(super) const BOX_ROWS: usize = 128;
 /// Threads of the kernels: two warpgroups that multiply, and one that loads.
 const THREADS: u32 = 384;
 /// Tiles of tokens of one launch that may have its inputs in parts.
@@ -26,8 +26,6 @@ const fn shared(stages: u32, boxes: u32, staged: u32, rows: u32, scales: u32) ->
 pub(super) const UP_SHARED: u32 = shared(4, 2, 16 * 272, 160, 4);
 /// Of `tensor_down.cu`.
 pub(super) const DOWN_SHARED: u32 = shared(4, 2, 16 * 272, 4, 160);
-/// Of `tensor_project.cu`.
-pub(super) const PROJECT_SHARED: u32 = shared(6, 1, 16, 4, 4);
 
 /// Items whose parts may be on their way at once.
 pub(super) fn items_at_most(ctas: usize) -> usize {
@@ -43,6 +41,8 @@ pub(super) fn partials_for(ctas: usize) -> usize {
 #[derive(Debug)]
 pub struct TensorMatrix {
     map: TensorMap,
+    /// The same in boxes of half as many rows as a tile of [`TensorOps::project`] has.
+    half: TensorMap,
     scales: DeviceSlice<f32>,
     /// Keeps what the map names.
     _values: DeviceSlice<u8>,
@@ -91,6 +91,7 @@ impl TensorMatrix {
         };
         Ok(Some(TensorMatrix {
             map: map.encode_on(device)?,
+            half: Blocked { box_rows: BOX_ROWS as u32 / 2, ..map }.encode_on(device)?,
             scales: weights.scales().clone(),
             _values: weights.values().clone(),
             rows,
@@ -115,7 +116,19 @@ impl TensorMatrix {
         self.cols
     }
 
-    fn blocks(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn half(&self) -> TensorMap {
+        self.half
+    }
+
+    pub(super) fn scales(&self) -> &DeviceSlice<f32> {
+        &self.scales
+    }
+
+    pub(super) fn blocks(&self) -> usize {
         self.cols * self.stored.bytes() / 128
     }
 }
@@ -203,50 +216,6 @@ impl TensorOps {
             ..self.grouped("tensor_down", h, slots, down)?
         };
         self.multiply(of(&self.down, down.stored), arguments)
-    }
-
-    /// `y = x · Wᵀ`, or `y +=`: x's first `rows` slots, y `[rows, w rows]` f32.
-    ///
-    /// # Errors
-    /// As [`TensorOps::up`].
-    pub fn project(
-        &self,
-        x: &Narrowed,
-        rows: usize,
-        w: &TensorMatrix,
-        y: &DeviceSlice<f32>,
-        adds: bool,
-    ) -> Result<(), CudaError> {
-        if rows > x.slots || y.len() < rows * w.rows || w.count != 1 {
-            let problem = format!("{} elements for {rows} rows of {}", y.len(), w.rows);
-            return Err(refused("tensor_project", problem));
-        }
-        let ctas = self.stream.multiprocessors() as usize;
-        let row_blocks = w.rows.div_ceil(BOX_ROWS);
-        let splits = (ctas / row_blocks).clamp(1, w.blocks());
-        let tiles = tiles_for(rows);
-        // What parts need is there for a few tiles; without parts all go at once.
-        let at_once = if splits == 1 { tiles } else { TILES_AT_ONCE };
-        let step = rows.div_ceil(tiles).next_multiple_of(8);
-        for first in (0..rows).step_by((step * at_once).max(1)) {
-            let here = (rows - first).min(step * at_once);
-            let whole = self.common("tensor_project", x, w)?;
-            let arguments = Arguments {
-                out: y.address() + (first * w.rows * size_of::<f32>()) as u64,
-                partials: self.partials.address(),
-                counters: self.counters.address(),
-                rows: here as i32,
-                first: first as i32,
-                step: step as i32,
-                tiles_here: here.div_ceil(step) as i32,
-                row_blocks: row_blocks as i32,
-                splits: splits as i32,
-                adds: i32::from(adds),
-                ..whole
-            };
-            self.multiply(of(&self.project, w.stored), arguments)?;
-        }
-        Ok(())
     }
 
     fn grouped(

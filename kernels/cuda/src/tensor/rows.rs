@@ -6,8 +6,11 @@ use crate::device::Device;
 use crate::error::CudaError;
 use crate::machine::Machine;
 use crate::memory::{Arena, DeviceSlice};
+use crate::mfa_append::{self, Appended};
+use crate::module::{Kernel, Module};
 use crate::ops::Stored;
 use crate::tensor_map::{Blocked, TensorMap};
+use std::sync::Arc;
 
 /// Tokens that the copy engine brings at once.
 const TOKEN_BOX: u32 = 32;
@@ -15,6 +18,8 @@ const TOKEN_BOX: u32 = 32;
 pub(super) const SCALE_GROUP: usize = 128;
 /// Widest row.
 const WIDTH_AT_MOST: usize = 16384;
+/// Widest row of [`TensorOps::narrow_appending`].
+pub const WIDTH_WITH_KEYS: usize = 2048;
 /// Threads of narrowing.
 const THREADS: u32 = 256;
 /// Threads of a sum.
@@ -37,12 +42,7 @@ impl Narrowed {
     ///
     /// # Errors
     /// [`CudaError::Shape`] for a width that is no multiple of 128 or above 16384, or f32; no memory.
-    pub fn new(
-        device: &std::sync::Arc<Device>,
-        slots: usize,
-        width: usize,
-        stored: Stored,
-    ) -> Result<Narrowed, CudaError> {
+    pub fn new(device: &Arc<Device>, slots: usize, width: usize, stored: Stored) -> Result<Narrowed, CudaError> {
         Narrowed::within(Some(&**device), slots, width, stored, |bytes| Arena::new(device, bytes))
     }
 
@@ -112,6 +112,7 @@ pub struct Norm<'a> {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct Arguments {
     x: u64,
     weight: u64,
@@ -121,7 +122,43 @@ struct Arguments {
     rows: i32,
     width: i32,
     eps: f32,
-    is_narrow: i32,
+}
+
+/// By format, by that of x (f32, bf16), and by width.
+#[derive(Debug)]
+pub(super) struct NarrowKernels([[[Kernel; 3]; 2]; 2]);
+
+impl NarrowKernels {
+    pub(super) fn of(module: &Arc<Module>) -> Result<NarrowKernels, CudaError> {
+        let three = |names: [&'static str; 3]| -> Result<[Kernel; 3], CudaError> {
+            Ok([module.kernel(names[0], 0)?, module.kernel(names[1], 0)?, module.kernel(names[2], 0)?])
+        };
+        Ok(NarrowKernels([
+            [
+                three(["narrow_fp8_f32_2", "narrow_fp8_f32_7", "narrow_fp8_f32_16"])?,
+                three(["narrow_fp8_bf16_2", "narrow_fp8_bf16_7", "narrow_fp8_bf16_16"])?,
+            ],
+            [
+                three(["narrow_bf16_f32_2", "narrow_bf16_f32_7", "narrow_bf16_f32_16"])?,
+                three(["narrow_bf16_bf16_2", "narrow_bf16_bf16_7", "narrow_bf16_bf16_16"])?,
+            ],
+        ]))
+    }
+
+    fn of_rows(&self, to: &Narrowed, is_narrow: bool) -> &Kernel {
+        let width = match to.width {
+            0..=2048 => 0,
+            2049..=7168 => 1,
+            _ => 2,
+        };
+        &self.0[usize::from(to.stored != Stored::Fp8)][usize::from(is_narrow)][width]
+    }
+}
+
+#[repr(C)]
+struct WithKeys {
+    narrow: Arguments,
+    append: mfa_append::Arguments,
 }
 
 #[repr(C)]
@@ -150,29 +187,33 @@ impl TensorOps {
         to: &Narrowed,
     ) -> Result<(), CudaError> {
         let most = slots.map_or(to.slots, |slots| slots.most_rows.min(to.slots));
-        if x.len() < rows * to.width || most < rows {
-            let problem = format!("{} elements for {rows} rows of {}, {most} places", x.len(), to.width);
-            return Err(refused("narrow", problem));
-        }
-        if let Some(norm) = norm {
-            let short = norm.normed.is_some_and(|normed| normed.len() < rows * to.width);
-            if norm.weight.len() != to.width || short {
-                return Err(refused("narrow", format!("a norm of {} for rows of {}", norm.weight.len(), to.width)));
-            }
-        }
-        let arguments = Arguments {
-            x: x.address(),
-            weight: norm.map_or(0, |norm| norm.weight.address()),
-            normed: norm.and_then(|norm| norm.normed).map_or(0, DeviceSlice::address),
-            codes: to.codes.address(),
-            scales: to.scales.address(),
-            rows: rows as i32,
-            width: to.width as i32,
-            eps: norm.map_or(0.0, |norm| norm.eps),
-            is_narrow: 0,
-        };
+        let arguments = narrowing(x, rows, norm, most, to)?;
         // SAFETY: lengths were checked.
-        unsafe { self.launch(of(&self.narrow, to.stored), rows, THREADS, arguments) }
+        unsafe { self.launch(self.narrow.of_rows(to, false), rows, THREADS, arguments) }
+    }
+
+    /// The same, normed, of rows to 2048 wide, and their keys and values into their pages at the same time.
+    ///
+    /// # Errors
+    /// As [`TensorOps::narrow`].
+    pub fn narrow_appending(
+        &self,
+        x: &DeviceSlice<f32>,
+        rows: usize,
+        norm: Norm<'_>,
+        to: &Narrowed,
+        keys: Appended<'_>,
+    ) -> Result<(), CudaError> {
+        if to.width > WIDTH_WITH_KEYS {
+            return Err(refused("narrow_append", format!("rows of {}: at most {WIDTH_WITH_KEYS}", to.width)));
+        }
+        let arguments = WithKeys {
+            narrow: narrowing(x, rows, Some(norm), to.slots, to)?,
+            append: keys.arguments(rows, "narrow_append")?,
+        };
+        let grid = rows + (2 * rows).div_ceil(THREADS as usize / 32);
+        // SAFETY: lengths were checked; positions and page numbers within theirs are the caller's promise.
+        unsafe { self.launch(of(&self.narrow_append, to.stored), grid, THREADS, arguments) }
     }
 
     /// The same of rows in bf16, each to slot `row`: what attention leaves.
@@ -193,10 +234,9 @@ impl TensorOps {
             rows: rows as i32,
             width: to.width as i32,
             eps: 0.0,
-            is_narrow: 1,
         };
         // SAFETY: lengths were checked.
-        unsafe { self.launch(of(&self.narrow, to.stored), rows, THREADS, arguments) }
+        unsafe { self.launch(self.narrow.of_rows(to, true), rows, THREADS, arguments) }
     }
 
     /// The sum of each row's answers `[slots, width]`, which have their weights already: y `[rows, width]`.
@@ -228,4 +268,34 @@ impl TensorOps {
         // SAFETY: lengths were checked; slots are `place`'s own.
         unsafe { self.launch(&self.sum, rows, SUM_THREADS, arguments) }
     }
+}
+
+/// What narrowing takes, checked.
+fn narrowing(
+    x: &DeviceSlice<f32>,
+    rows: usize,
+    norm: Option<Norm<'_>>,
+    most: usize,
+    to: &Narrowed,
+) -> Result<Arguments, CudaError> {
+    if x.len() < rows * to.width || most < rows {
+        let problem = format!("{} elements for {rows} rows of {}, {most} places", x.len(), to.width);
+        return Err(refused("narrow", problem));
+    }
+    if let Some(norm) = norm {
+        let short = norm.normed.is_some_and(|normed| normed.len() < rows * to.width);
+        if norm.weight.len() != to.width || short {
+            return Err(refused("narrow", format!("a norm of {} for rows of {}", norm.weight.len(), to.width)));
+        }
+    }
+    Ok(Arguments {
+        x: x.address(),
+        weight: norm.map_or(0, |norm| norm.weight.address()),
+        normed: norm.and_then(|norm| norm.normed).map_or(0, DeviceSlice::address),
+        codes: to.codes.address(),
+        scales: to.scales.address(),
+        rows: rows as i32,
+        width: to.width as i32,
+        eps: norm.map_or(0.0, |norm| norm.eps),
+    })
 }

@@ -138,7 +138,9 @@ fn attention(resolved: &Resolved<'_>, stage: &StageAt<'_>, shape: &ModelShape, r
             4 * (micro_batches * (rows.share * width + all * hidden) + all * (slice + hidden)) + inputs
         }
     };
-    let values = rank + width + 2 * shape.head_dim as u64 + attended + projected;
+    // Heads that leave their product rotated are in no buffer before.
+    let heads = if fast && narrow(rank).is_some() && rank <= hopper::ROTATED_RANK { 0 } else { width };
+    let values = rank + heads + 2 * shape.head_dim as u64 + attended + projected;
     let buffers = 4 * rows.share * values + towards(hidden, hidden) + towards(rank, 0) + split;
     let of_fast = if fast { hopper::attention(rows.share, micro_batches, width) } else { 0 };
     let tokens = pages_per_device(limits, rows.attention.len()) * u64::from(limits.page_tokens);

@@ -10,6 +10,8 @@ const CTAS: u64 = 132;
 pub(super) const PRODUCTS: u64 = 2 * CTAS * (128 * 160 + 1) * 4;
 /// Widest row of a product.
 const WIDTH_AT_MOST: u64 = 16384;
+/// Widest row of a norm that keys and values are appended beside, and whose product rotates heads.
+pub(super) const ROTATED_RANK: u64 = 2048;
 /// Rows of a tile that slots are cut into.
 const TILE: u64 = 128;
 

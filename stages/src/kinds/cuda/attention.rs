@@ -12,8 +12,9 @@ use super::products::{Matrix, Rows};
 use crate::checkpoint::Part;
 use rally_cuda::CudaError;
 use rally_cuda::memory::DeviceSlice;
-use rally_cuda::mfa_append::Projected;
+use rally_cuda::mfa_append::{Appended, Projected};
 use rally_cuda::ops::{KvPages, Stored};
+use rally_cuda::tensor::{Angles, Norm, TensorMatrix, WIDTH_WITH_KEYS};
 use rally_engine::exchange::ExchangeSize;
 use rally_engine::slot::storage_dtype;
 use rally_engine::stage::{Stage, StageError, TaskContext};
@@ -61,6 +62,7 @@ struct Buffers {
     compressed: DeviceSlice<f32>,
     /// `compressed`, normed.
     ranked: Rows,
+    /// Empty where heads are rotated as they are made.
     q: DeviceSlice<f32>,
     k: DeviceSlice<f32>,
     v: DeviceSlice<f32>,
@@ -86,6 +88,11 @@ pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) ->
     let kernels = Kernels { device: Arc::clone(device), layers, heads, hidden, eps, rope, buffers, fast, split };
     let most = context.attention_rows();
     Ok(Box::new(MfaAttention { captured: Captured::default(), kernels, most, first_layer }))
+}
+
+/// Whether heads leave the product that makes them rotated, and keys and values go to their pages beside the norm before it.
+fn rotates(wq: &TensorMatrix) -> bool {
+    wq.cols() <= WIDTH_WITH_KEYS
 }
 
 fn kv_format(context: &BuildContext<'_>) -> Stored {
@@ -114,12 +121,13 @@ fn buffers(
     // Of what is split, the product has buffers of its own.
     let o_proj = like.filter(|_| !is_split).map(|layer| &layer.o_proj);
     let is_narrow = matches!(o_proj, Some(Matrix::Tensor(_)));
+    let rotates_all = is_fast && matches!(like.map(|layer| &layer.wq), Some(Matrix::Tensor(wq)) if rotates(wq));
     let attended = device.buffer(if is_fast && is_narrow { 0 } else { rows * width })?;
     Ok(Buffers {
         normed: towards(like.map(|layer| &layer.q_proj), &|| device.buffer(rows * shape.hidden))?,
         ranked: towards(like.map(|layer| &layer.wq), &|| Ok(compressed.clone()))?,
         compressed,
-        q: device.buffer(rows * width)?,
+        q: device.buffer(if rotates_all { 0 } else { rows * width })?,
         k: device.buffer(rows * shape.head_dim)?,
         v: device.buffer(rows * shape.head_dim)?,
         out: towards(o_proj, &|| Ok(attended.clone()))?,
@@ -226,21 +234,37 @@ impl Kernels {
         let (device, to, eps) = (&*self.device, &self.buffers, self.eps);
         let (ops, values) = (device.ops(), device.values(which.micro_batch));
         to.normed.norm(device, &values.x, rows, &layer.input_norm, eps)?;
-        to.normed.times(device, rows, &layer.q_proj, &to.compressed)?;
-        to.normed.times(device, rows, &layer.k_proj, &to.k)?;
-        to.normed.times(device, rows, &layer.v_proj, &to.v)?;
-        to.ranked.norm(device, &to.compressed, rows, &layer.inter_norm, eps)?;
-        to.ranked.times(device, rows, &layer.wq, &to.q)?;
+        let of_hidden = [(&layer.q_proj, &to.compressed), (&layer.k_proj, &to.k), (&layer.v_proj, &to.v)];
+        to.normed.times_all(device, rows, of_hidden)?;
+        let queries = || {
+            to.ranked.norm(device, &to.compressed, rows, &layer.inter_norm, eps)?;
+            to.ranked.times(device, rows, &layer.wq, &to.q)
+        };
         match (&self.fast, &layer.fast) {
             (Some(fast), Some(fast_layer)) => {
-                let from = Projected { q: &to.q, k: &to.k, v: &to.v };
-                fast.attend(fast_layer, which.micro_batch, rows, from, &self.rope, &values.paged)?;
+                match (&to.ranked, &layer.wq) {
+                    (Rows::Narrow(ranked), Matrix::Tensor(wq)) if rotates(wq) => {
+                        let (table, at, kv) = (&self.rope, &values.paged, fast_layer.pages());
+                        let keys = Appended { k: &to.k, v: &to.v, table, at, kv };
+                        let norm = Norm { weight: &layer.inter_norm, eps, normed: None };
+                        device.tensor_ops().narrow_appending(&to.compressed, rows, norm, ranked, keys)?;
+                        let angles = Angles { table, positions: &at.positions };
+                        device.tensor_ops().project_rotated(ranked, rows, wq, angles, &fast.rotated())?;
+                    }
+                    _ => {
+                        queries()?;
+                        let from = Projected { q: &to.q, k: &to.k, v: &to.v };
+                        fast.append(fast_layer, rows, from, &self.rope, &values.paged)?;
+                    }
+                }
+                fast.attend(fast_layer, which.micro_batch)?;
                 match &to.out {
                     Rows::Narrow(narrowed) => fast.narrow(device, rows, narrowed)?,
                     Rows::Plain(plain) => fast.widen(device, rows, plain)?,
                 }
             }
             _ => {
+                queries()?;
                 ops.rope_append(&to.q, &to.k, &to.v, &self.rope, rows, self.heads, &values.paged, &layer.kv)?;
                 ops.attention(&to.q, rows, self.heads, &values.paged, &layer.kv, &to.attended)?;
                 to.out.take(device, &to.attended, rows)?;

@@ -46,6 +46,13 @@ pub(super) struct FastLayer {
     calls: Vec<MfaCall>,
 }
 
+impl FastLayer {
+    /// Where keys and values go.
+    pub(super) fn pages(&self) -> &mfa::KvPages {
+        &self.pages
+    }
+}
+
 impl FastAttention {
     /// For at most `rows` rows a micro-batch; none where shape, format or card are not what it takes.
     pub(super) fn new(
@@ -125,21 +132,32 @@ impl FastAttention {
         write(device.machine(), &words, &self.plans[task.micro_batch].part(0, words.len()))
     }
 
-    /// Rotates the rows of a step, appends their keys and values, and attends: the result is what [`Self::narrow`] or [`Self::widen`]
-    /// take. `table` as in [`MfaAppend::enqueue`].
-    pub(super) fn attend(
+    /// Rotates the rows of a step and appends their keys and values. `table` as in [`MfaAppend::enqueue`].
+    pub(super) fn append(
         &self,
         layer: &FastLayer,
-        micro_batch: usize,
         rows: usize,
         from: Projected<'_>,
         table: &DeviceSlice<f32>,
         at: &Paged,
     ) -> Result<(), CudaError> {
-        let (_, stream) = self.card.as_ref().expect("work is enqueued on cards alone, not where memory is counted");
         let append = self.append.as_ref().expect("loaded with the first layer");
-        append.enqueue(stream, rows, from, table, at, &layer.pages, &self.q.cast())?;
-        layer.calls[micro_batch].enqueue(stream)
+        append.enqueue(self.stream(), rows, from, table, at, &layer.pages, &self.rotated())
+    }
+
+    /// Where rotated rows go, if not by [`Self::append`].
+    pub(super) fn rotated(&self) -> DeviceSlice<u16> {
+        self.q.cast()
+    }
+
+    /// Attends: the result is what [`Self::narrow`] or [`Self::widen`] take.
+    pub(super) fn attend(&self, layer: &FastLayer, micro_batch: usize) -> Result<(), CudaError> {
+        layer.calls[micro_batch].enqueue(self.stream())
+    }
+
+    fn stream(&self) -> &Stream {
+        let (_, stream) = self.card.as_ref().expect("work is enqueued on cards alone, not where memory is counted");
+        stream
     }
 
     /// What was attended to, `[rows, 64 · 256]`, for a product.

@@ -153,6 +153,24 @@ impl Rows {
         }
     }
 
+    /// The same with several matrices that came from one call of [`Matrix::all`], each with its own y.
+    pub(super) fn times_all<const N: usize>(
+        &self,
+        device: &CudaDevice,
+        rows: usize,
+        of: [(&Matrix, &DeviceSlice<f32>); N],
+    ) -> Result<(), CudaError> {
+        let Self::Narrow(x) = self else {
+            return of.into_iter().try_for_each(|(matrix, y)| self.times(device, rows, matrix, y));
+        };
+        let mut tensor = Vec::with_capacity(N);
+        for (matrix, y) in of {
+            let Matrix::Tensor(matrix) = matrix else { return Err(unlike()) };
+            tensor.push((&**matrix, y));
+        }
+        device.tensor_ops().project_all(x, rows, &tensor, false)
+    }
+
     /// `y += rows · Wᵀ`, by way of `between` where the kernel does not add.
     pub(super) fn times_added(
         &self,
