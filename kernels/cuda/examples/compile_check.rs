@@ -1,6 +1,7 @@
 //! Compiles every kernel with NVRTC for every architecture it claims; needs no card. `kernels/cuda/compile_check` installs
 //! the pinned compiler and runs this.
 
+use rally_cuda::cache::CubinCache;
 use rally_cuda::compile;
 use rally_cuda::source::{ARCHITECTURES, SOURCES};
 use std::process::ExitCode;
@@ -13,10 +14,13 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let cache = CubinCache::in_folder(folder.path());
     let mut refused = 0;
-    for source in &SOURCES {
-        for arch in ARCHITECTURES {
-            match compile::compile(source, arch) {
+    for arch in ARCHITECTURES {
+        compile::prepare(&SOURCES.each_ref(), arch, &cache);
+        for source in &SOURCES {
+            match compile::cubin(source, arch, Some(&cache)) {
                 Ok(cubin) => println!("ok   {} {arch}: {} bytes", source.file, cubin.len()),
                 Err(error) => {
                     refused += 1;
@@ -25,5 +29,7 @@ fn main() -> ExitCode {
             }
         }
     }
+    let kept = std::fs::read_dir(folder.path()).map_or(0, Iterator::count);
+    assert_eq!(kept + refused, SOURCES.len() * ARCHITECTURES.len(), "all that compiles is kept");
     if refused == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

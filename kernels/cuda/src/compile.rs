@@ -11,6 +11,9 @@ use std::ffi::{CString, c_char, c_int};
 /// and not when the module is loaded.
 const OPTIONS: [&str; 2] = ["--std=c++17", "--extra-device-vectorization"];
 
+/// A file's kernels are optimised by as many threads as there are: the same code. Since NVRTC 13.0.
+const SPLIT: &str = "--split-compile=0";
+
 /// NVRTC's version, such as (13, 0).
 ///
 /// # Errors
@@ -32,6 +35,17 @@ pub fn compiler_version() -> Result<(i32, i32), CudaError> {
 pub fn cubin(source: &Source, arch: &str, cache: Option<&CubinCache>) -> Result<Vec<u8>, CudaError> {
     let version = compiler_version()?;
     cached(source, arch, version, cache, || compile(source, arch))
+}
+
+/// Compiles at once what the cache does not have of these files, for [`cubin`] to find. What fails, fails there.
+pub fn prepare(sources: &[&Source], arch: &str, cache: &CubinCache) {
+    let Ok(version) = compiler_version() else { return };
+    let missing = |source: &&&Source| !cache.path(source.file, key(source, arch, version)).exists();
+    std::thread::scope(|scope| {
+        for source in sources.iter().filter(missing) {
+            scope.spawn(|| cubin(source, arch, Some(cache)).is_ok());
+        }
+    });
 }
 
 /// [`cubin`] with the compiler as an argument.
@@ -107,6 +121,9 @@ pub fn compile(source: &Source, arch: &str) -> Result<Vec<u8>, CudaError> {
     let program = Program(handle);
     let mut options: Vec<String> = OPTIONS.iter().map(|option| (*option).to_owned()).collect();
     options.push(format!("--gpu-architecture={arch}"));
+    if compiler_version()?.0 >= 13 {
+        options.push(SPLIT.to_owned());
+    }
     // SAFETY: the program is alive.
     unsafe { result::compile_program(program.0, &options) }
         .map_err(|error| refused(log(&program).unwrap_or_else(|| format!("{:?}", error.0))))?;

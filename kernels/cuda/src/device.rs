@@ -79,6 +79,13 @@ impl Device {
         reached
     }
 
+    /// Compiles several kernel files at once that are not in the cache yet; [`Device::load`] tells what fails.
+    pub(crate) fn prepare(&self, sources: &[&Source]) {
+        if let Some(cache) = &self.cache {
+            crate::compile::prepare(sources, &self.card.arch(), cache);
+        }
+    }
+
     /// Compiles (or takes from the cache) and loads one kernel file.
     ///
     /// # Errors

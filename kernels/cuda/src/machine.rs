@@ -169,6 +169,9 @@ pub trait Machine: Debug + Send + Sync {
     /// What compiling and loading say.
     fn kernels(&self, source: &Source, names: &[&'static str]) -> Result<Vec<Box<dyn Launch>>, CudaError>;
 
+    /// Says which files' kernels are asked for next, to be compiled at once where that takes time.
+    fn prepare(&self, _sources: &[&Source]) {}
+
     /// Copies host bytes in behind all work so far; they may be let go at once. Lengths agree.
     ///
     /// # Errors
@@ -410,6 +413,10 @@ impl Machine for Card {
 
     fn allocate(&self, bytes: usize) -> Result<Arena, CudaError> {
         self.reserve.take(bytes).map_or_else(|| Arena::new(&self.device, bytes), Ok)
+    }
+
+    fn prepare(&self, sources: &[&Source]) {
+        self.device.prepare(sources);
     }
 
     fn kernels(&self, source: &Source, names: &[&'static str]) -> Result<Vec<Box<dyn Launch>>, CudaError> {

@@ -87,6 +87,17 @@ impl Ops {
     /// What compiling and loading say.
     pub fn new(machine: Arc<dyn Machine>) -> Result<Ops, CudaError> {
         let on = &*machine;
+        let files = [
+            &source::MATMUL,
+            &source::ROWS,
+            &source::ROPE_APPEND,
+            &source::ATTENTION,
+            &source::ROUTER,
+            &source::EXPERTS,
+            &source::SAMPLE,
+            &source::WIRE,
+        ];
+        on.prepare(&files);
         let [matmul, gated] = kernels(on, &source::MATMUL, ["matmul", "gated"])?;
         let [embed, rms_norm, add, slice_columns, add_slices] =
             kernels(on, &source::ROWS, ["embed", "rms_norm", "add", "slice_columns", "add_slices"])?;

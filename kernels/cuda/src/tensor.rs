@@ -95,6 +95,15 @@ impl TensorOps {
             let module = device.load(source)?;
             Ok([module.kernel(names[0], shared)?, module.kernel(names[1], shared)?])
         };
+        let files = [
+            &source::TENSOR_UP,
+            &source::TENSOR_DOWN,
+            &source::TENSOR_PROJECT,
+            &source::ROWS_FAST,
+            &source::SLOTS,
+            &source::ROPE_FAST,
+        ];
+        device.prepare(&files);
         let rows = device.load(&source::ROWS_FAST)?;
         let (partials, counters) = (product::partials_for(ctas), product::items_at_most(ctas));
         let ops = TensorOps {
