@@ -454,13 +454,40 @@ fn ragged_sequences_with_heads_of_step3() {
     }
 }
 
+/// Whoever computes a row of an expert that several devices hold, its home sums the same terms in the same order.
+#[test]
+fn experts_with_copies_give_the_bits_of_experts_without() {
+    let places = |lists: Option<[&[u32]; 2]>| Places {
+        placement: lists.map(|lists| lists.map(<[u32]>::to_vec).to_vec()),
+        ..Places { a: vec![2], f: vec![2], expert: [2, 1, 1], dense: [1, 2], ..Places::default() }
+    };
+    let on = |places, layout: Layout| on_cuda(&Layout { places: Some(places), ..layout }, &["a", "f"]);
+    let copied = || places(Some([&[0, 1, 2, 3, 5], &[3, 4, 5, 0]]));
+    check("step3-renorm", &on(copied(), Layout::default()));
+    let model = repository("tests/golden/step3-renorm");
+    let asks = uneven_asks();
+    let want = bits(&run(&on(places(None), Layout::default()), &model, &asks, None));
+    let others = [
+        Layout::default(),
+        Layout { micro_batches: 1, policy: "sequential", prefill_chunk: 5, page_tokens: 16, ..Layout::default() },
+    ];
+    for layout in others {
+        assert!(bits(&run(&on(copied(), layout.clone()), &model, &asks, None)) == want, "{layout:?}");
+    }
+    let (want, _) = run_traced(&on(places(None), Layout::default()), &model, &asks, true);
+    for eager in [true, false] {
+        let (got, _) = run_traced(&on(copied(), Layout::default()), &model, &asks, eager);
+        assert!(bits(&got) == bits(&want), "eager: {eager}");
+    }
+}
+
 #[test]
 fn what_cuda_devices_do_not_run_is_refused_with_a_remedy() {
     let copies = Places {
         placement: Some(vec![vec![0, 1, 2, 3], vec![3, 4, 5]]),
-        ..Places { a: vec![1], f: vec![2], expert: [2, 1, 1], dense: [1, 2], ..Places::default() }
+        ..Places { a: vec![1], f: vec![1, 1], expert: [2, 1, 1], dense: [1, 2], ..Places::default() }
     };
-    let spec = on_cuda(&Layout { places: Some(copies), ..Layout::default() }, &["a", "f"]);
+    let spec = on_cuda(&Layout { places: Some(copies), ..Layout::default() }, &["a", "f0"]);
     let model = repository("tests/golden/step3-renorm");
     let shape = load_model_shape(&model).expect("the model's configuration is in order");
     let weights = Checkpoint::open(&model).expect("the model's weights are there");
@@ -469,7 +496,7 @@ fn what_cuda_devices_do_not_run_is_refused_with_a_remedy() {
     let options = AssembleOptions { machines: machines(), ..AssembleOptions::default() };
     let refused = assemble(&spec, graph, &shape, &weights, &schedule, &StageRegistry::builtin(), options).err();
     let message = refused.map(|error| error.to_string()).unwrap_or_default();
-    assert!(message.contains("experts with copies") && message.contains("CPU devices"), "{message}");
+    assert!(message.contains("each other's rows on CPU and CUDA devices at once"), "{message}");
 }
 
 /// A and F on parts of one card: the tokens and logits of whole cards, to the bit; and more than there is, refused by name.

@@ -4,6 +4,7 @@
 //! What stands in device memory is not checked: ids, positions and page numbers must lie within what they index.
 
 mod attention;
+mod copies;
 mod experts;
 mod rows;
 mod sample;
@@ -12,6 +13,7 @@ mod weights;
 mod wire;
 
 pub use attention::{KvPages, Paged};
+pub use copies::{Answers, Holders, Taken};
 pub use experts::{Routing, Sorted};
 pub use sample::{Choice, Chosen, REPORTED_AT_MOST};
 pub use slices::Sliced;
@@ -72,6 +74,8 @@ pub struct Ops {
     count_experts: Box<dyn Launch>,
     place_experts: Box<dyn Launch>,
     sum_experts: Box<dyn Launch>,
+    share_copies: Box<dyn Launch>,
+    sum_copies: Box<dyn Launch>,
     digest_logits: Box<dyn Launch>,
     choose_tokens: Box<dyn Launch>,
     report_odds: Box<dyn Launch>,
@@ -87,17 +91,7 @@ impl Ops {
     /// What compiling and loading say.
     pub fn new(machine: Arc<dyn Machine>) -> Result<Ops, CudaError> {
         let on = &*machine;
-        let files = [
-            &source::MATMUL,
-            &source::ROWS,
-            &source::ROPE_APPEND,
-            &source::ATTENTION,
-            &source::ROUTER,
-            &source::EXPERTS,
-            &source::SAMPLE,
-            &source::WIRE,
-        ];
-        on.prepare(&files);
+        on.prepare(&source::PLAIN.each_ref());
         let [matmul, gated] = kernels(on, &source::MATMUL, ["matmul", "gated"])?;
         let [embed, rms_norm, add, slice_columns, add_slices] =
             kernels(on, &source::ROWS, ["embed", "rms_norm", "add", "slice_columns", "add_slices"])?;
@@ -106,6 +100,7 @@ impl Ops {
         let [route] = kernels(on, &source::ROUTER, ["route"])?;
         let [count_experts, place_experts, sum_experts] =
             kernels(on, &source::EXPERTS, ["count_experts", "place_experts", "sum_experts"])?;
+        let [share_copies, sum_copies] = kernels(on, &source::COPIES, ["share_copies", "sum_copies"])?;
         let [digest_logits, choose_tokens, report_odds] =
             kernels(on, &source::SAMPLE, ["digest_logits", "choose_tokens", "report_odds"])?;
         let [encode, decode, take] = kernels(on, &source::WIRE, ["encode_wire", "decode_wire", "take_parts"])?;
@@ -123,6 +118,8 @@ impl Ops {
             count_experts,
             place_experts,
             sum_experts,
+            share_copies,
+            sum_copies,
             digest_logits,
             choose_tokens,
             report_odds,

@@ -40,6 +40,8 @@ pub const ATTENTION: Source = source!("attention.cu", false);
 pub const ROUTER: Source = source!("router.cu", false);
 /// Rows by expert, and the sum of their answers.
 pub const EXPERTS: Source = source!("experts.cu", false);
+/// Rows of experts that several devices hold, and the sum of their answers.
+pub const COPIES: Source = source!("copies.cu", false);
 /// Tokens from logits.
 pub const SAMPLE: Source = source!("sample.cu", false);
 /// Rows as they cross an edge.
@@ -57,9 +59,19 @@ pub const TENSOR_DOWN: Source = source!("tensor_down.cu", true);
 pub const ROPE_FAST: Source = source!("rope_fast.cu", true);
 /// Products with one matrix on tensor cores.
 pub const TENSOR_PROJECT: Source = source!("tensor_project.cu", true);
+/// Rows to e4m3 with a scale each 128 elements.
+pub const GROUP_ROWS: Source = source!("group_rows.cu", true);
+/// Products of such rows, summed in f32.
+pub const GROUP_PRODUCT: Source = source!("group_product.cu", true);
+
+/// What plain operations are in.
+pub const PLAIN: [Source; 9] = [MATMUL, ROWS, ROPE_APPEND, ATTENTION, ROUTER, EXPERTS, COPIES, SAMPLE, WIRE];
+/// What products on tensor cores are in.
+pub const TENSOR: [Source; 8] =
+    [TENSOR_UP, TENSOR_DOWN, TENSOR_PROJECT, GROUP_PRODUCT, ROWS_FAST, SLOTS, ROPE_FAST, GROUP_ROWS];
 
 /// Every kernel file.
-pub const SOURCES: [Source; 19] = [
+pub const SOURCES: [Source; 22] = [
     MFA_DECODE_BF16,
     MFA_DECODE_FP8,
     MFA_DECODE_PLAIN,
@@ -71,6 +83,7 @@ pub const SOURCES: [Source; 19] = [
     ATTENTION,
     ROUTER,
     EXPERTS,
+    COPIES,
     SAMPLE,
     WIRE,
     SLOTS,
@@ -79,6 +92,8 @@ pub const SOURCES: [Source; 19] = [
     TENSOR_DOWN,
     TENSOR_PROJECT,
     ROPE_FAST,
+    GROUP_ROWS,
+    GROUP_PRODUCT,
 ];
 
 /// Files that kernels include, by the name they include them by.

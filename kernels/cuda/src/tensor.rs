@@ -5,6 +5,7 @@
 //! Everything is enqueued and not waited for, and nothing but pointers is told by the host: counts of experts stay on the device.
 
 mod experts;
+mod groups;
 mod product;
 mod project;
 mod rows;
@@ -22,6 +23,7 @@ use crate::module::{Kernel, Order, Shape};
 use crate::ops::Stored;
 use crate::source;
 use crate::stream::Stream;
+use groups::Groups;
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -46,6 +48,7 @@ pub struct TensorOps {
     down: Both,
     /// By format, then by how many tokens a tile has at most.
     project: [[Kernel; 5]; 2],
+    groups: Groups,
     /// Sums of parts of the inputs, on their way to whoever adds them.
     partials: DeviceSlice<f32>,
     /// How many parts of each item have come.
@@ -95,15 +98,7 @@ impl TensorOps {
             let module = device.load(source)?;
             Ok([module.kernel(names[0], shared)?, module.kernel(names[1], shared)?])
         };
-        let files = [
-            &source::TENSOR_UP,
-            &source::TENSOR_DOWN,
-            &source::TENSOR_PROJECT,
-            &source::ROWS_FAST,
-            &source::SLOTS,
-            &source::ROPE_FAST,
-        ];
-        device.prepare(&files);
+        device.prepare(&source::TENSOR.each_ref());
         let rows = device.load(&source::ROWS_FAST)?;
         let (partials, counters) = (product::partials_for(ctas), product::items_at_most(ctas));
         let ops = TensorOps {
@@ -114,6 +109,7 @@ impl TensorOps {
             up: both(&source::TENSOR_UP, ["tensor_up_fp8", "tensor_up_bf16"], product::UP_SHARED)?,
             down: both(&source::TENSOR_DOWN, ["tensor_down_fp8", "tensor_down_bf16"], product::DOWN_SHARED)?,
             project: project::kernels(device)?,
+            groups: Groups::load(device)?,
             partials: arena.take(partials)?,
             counters: arena.take(counters)?,
             device: Arc::clone(device),
@@ -137,13 +133,28 @@ impl TensorOps {
     ///
     /// # Safety
     /// `A` is the kernel's parameter; memory that it names is large enough and outlives the work.
-    unsafe fn launch<A>(&self, kernel: &Kernel, grid: usize, block: u32, mut arguments: A) -> Result<(), CudaError> {
-        if grid == 0 {
+    unsafe fn launch<A>(&self, kernel: &Kernel, grid: usize, block: u32, arguments: A) -> Result<(), CudaError> {
+        // SAFETY: passed on.
+        unsafe { self.launch_over(kernel, (grid, 1), block, arguments) }
+    }
+
+    /// The same of a grid that is wide and high.
+    ///
+    /// # Safety
+    /// As [`TensorOps::launch`].
+    unsafe fn launch_over<A>(
+        &self,
+        kernel: &Kernel,
+        grid: (usize, usize),
+        block: u32,
+        mut arguments: A,
+    ) -> Result<(), CudaError> {
+        if grid.0 * grid.1 == 0 {
             return Ok(());
         }
         self.device.bind()?;
         let mut argument: *mut c_void = (&raw mut arguments).cast();
-        let shape = Shape { grid: (grid as u32, 1), block, order: Order::Overlapped };
+        let shape = Shape { grid: (grid.0 as u32, grid.1 as u32), block, order: Order::Overlapped };
         // SAFETY: passed on; the launch copies the parameter.
         unsafe { kernel.launch(&self.stream, shape, std::slice::from_mut(&mut argument)) }
     }

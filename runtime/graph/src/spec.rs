@@ -78,8 +78,11 @@ pub enum ComputeDtype {
     F32,
     /// bfloat16, where weights are.
     Bf16,
-    /// fp8 e4m3 with scales where weights are fp8, and bfloat16 where weights are.
+    /// fp8 e4m3 where weights are fp8, and bfloat16 where weights are. Attention's projections and dense FFNs take a scale for each token
+    /// and 128 channels and sum in f32, as fp8 checkpoints define it; experts one scale a token.
     Fp8,
+    /// The same with one scale a token everywhere, and the tensor cores' own sums of 14 bits: faster, and farther from the definition.
+    Fp8PerToken,
 }
 
 /// One host of a multi-host deployment.

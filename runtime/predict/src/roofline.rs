@@ -241,7 +241,7 @@ fn of_task(
     let mut figures = Figures { bytes_per_s: hardware.memory_bytes_per_s() / slower, slower, ..Figures::default() };
     figures.flops_per_s = part_of_card
         * hardware.peak(match machines.spec.compute {
-            ComputeDtype::Fp8 => hardware.decode_dtype(),
+            ComputeDtype::Fp8 | ComputeDtype::Fp8PerToken => hardware.decode_dtype(),
             ComputeDtype::Bf16 | ComputeDtype::F32 => Dtype::Bf16,
         })?;
     if let Some(transfer) = &stage.transfer {

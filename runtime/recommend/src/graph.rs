@@ -53,7 +53,7 @@ pub fn deployment(
         "version": 1,
         "name": format!("{}-{}", workload.model.name.to_lowercase(), layout.name().to_lowercase()),
         "model": {"config": config, "weights": "random:7"},
-        "compute": "fp8",
+        "compute": "fp8_per_token",
         "hosts": hosts,
         "devices": devices,
         "stages": [

@@ -418,7 +418,12 @@ mod tests {
             split.replace("65536", "4096").replace(r#""rows_per_micro_batch": 64"#, r#""rows_per_micro_batch": 512"#);
         let sliced =
             two_by_two.replace(r#""kind": "mfa_attention","#, r#""kind": "mfa_attention", "shard": { "o_proj": 2 },"#);
-        for (graph, devices) in [(split, 2), (&two_by_two, 4), (&with_little_kv, 2), (&sliced, 4)] {
+        let copied = two_by_two.replace(
+            r#""shard": { "experts": 2 },"#,
+            r#""shard": { "experts": 2 }, "placement": [[0, 1, 2, 3, 6], [4, 5, 6, 7, 0]],"#,
+        );
+        assert_ne!(copied, two_by_two);
+        for (graph, devices) in [(split, 2), (&two_by_two, 4), (&with_little_kv, 2), (&sliced, 4), (&copied, 4)] {
             near(&planned_and_taken(graph, tiny(), 0), devices);
         }
     }
@@ -457,9 +462,12 @@ mod tests {
                 both.iter().map(|(_, taken)| *taken).collect::<Vec<_>>()
             };
             let (f32, bf16, fp8) = (of("f32"), of("bf16"), of("fp8"));
+            let per_token = of("fp8_per_token");
             // What is chosen shows in what is taken: with fp8 weights only the head's rows may be rounded to bf16, on the attention side.
             assert!(f32 != bf16 && f32 != fp8, "{f32:?} {bf16:?} {fp8:?}");
             assert_eq!(bf16 == fp8, format == WeightFormat::Bf16, "{bf16:?} {fp8:?}");
+            // A dense FFN's rows with a scale each 128 elements have other buffers.
+            assert_eq!(per_token == fp8, format == WeightFormat::Bf16, "{per_token:?} {fp8:?}");
         }
     }
 }

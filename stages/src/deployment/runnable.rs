@@ -23,7 +23,7 @@ pub(super) fn refuse_fields(spec: &DeploymentSpec, host: Option<usize>) -> Resul
     Ok(())
 }
 
-/// Refuses copied experts whose holders are on different hosts: their exchange does not cross.
+/// Refuses copied experts whose holders are on different hosts or of different backends: their exchange does not cross.
 pub(super) fn refuse_exchanges_across_hosts(graph: &StageGraph) -> Result<(), AssembleError> {
     for instance in graph.graph.node_weights() {
         let (stage, Some(layer)) = (&graph.stages[instance.stage], instance.layer) else { continue };
@@ -31,6 +31,11 @@ pub(super) fn refuse_exchanges_across_hosts(graph: &StageGraph) -> Result<(), As
         let host = |device: &DeviceIndex| graph.devices[*device].host;
         if exchanges.peers.iter().any(|peers| peers.iter().any(|device| host(device) != host(&peers[0]))) {
             return refuse(format!("`{}`, whose devices work on each other's rows on different hosts,", stage.id));
+        }
+        let backend = |device: &DeviceIndex| graph.devices[*device].backend;
+        if exchanges.peers.iter().any(|peers| peers.iter().any(|device| backend(device) != backend(&peers[0]))) {
+            let what = "whose devices work on each other's rows on CPU and CUDA devices at once,";
+            return refuse(format!("`{}`, {what}", stage.id));
         }
     }
     Ok(())

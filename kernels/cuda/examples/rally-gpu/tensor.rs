@@ -59,7 +59,16 @@ impl Tensor {
         Ok(rows)
     }
 
-    /// Narrowed rows as numbers; `grouped`: with a scale each 128 elements, as they are between an expert's products.
+    /// The same with a scale each 128 elements.
+    pub fn grouped(&self, slots: usize, width: usize) -> Result<Narrowed, CudaError> {
+        let rows = Narrowed::grouped_on(&*self.machine, slots, width)?;
+        let (codes, scales) = rows.parts();
+        self.ops.stream().fill(codes, 0xff)?;
+        self.ops.stream().fill(scales, 0xff)?;
+        Ok(rows)
+    }
+
+    /// Narrowed rows as numbers; `grouped`: with a scale each 128 elements.
     fn values(&self, rows: &Narrowed, width: usize, stored: Stored, grouped: bool) -> Result<Vec<f64>, CudaError> {
         let (codes, scales) = rows.parts();
         let (codes, scales, slots) = (self.got(codes)?, self.got(scales)?, rows.slots());
@@ -147,7 +156,11 @@ pub fn run(filter: &str, random: &mut Random, report: &mut dyn FnMut(&str, f64, 
             let name = format!("tensor narrow {stored:?} {rows}x{width}{}", if normed { " normed" } else { "" });
             if name.contains(filter) {
                 let bound = if stored == Stored::Fp8 { 3e-2 } else { 2.5e-3 };
-                report(&name, narrow(&tensor, rows, width, normed, stored, random)?, bound);
+                report(&name, narrow(&tensor, rows, width, normed, (stored, false), random)?, bound);
+            }
+            let name = format!("tensor narrow groups {rows}x{width}{}", if normed { " normed" } else { "" });
+            if stored == Stored::Fp8 && name.contains(filter) {
+                report(&name, narrow(&tensor, rows, width, normed, (stored, true), random)?, 3e-2);
             }
         }
         for (rows, inputs, outputs) in [
@@ -169,7 +182,11 @@ pub fn run(filter: &str, random: &mut Random, report: &mut dyn FnMut(&str, f64, 
             let name = format!("tensor project {stored:?} {rows}x{inputs}x{outputs}");
             if name.contains(filter) {
                 let bound = if stored == Stored::Fp8 { 2e-3 } else { 1e-5 };
-                report(&name, project(&tensor, (rows, inputs, outputs), stored, random)?, bound);
+                report(&name, project(&tensor, (rows, inputs, outputs), (stored, false), random)?, bound);
+            }
+            let name = format!("tensor project groups {rows}x{inputs}x{outputs}");
+            if stored == Stored::Fp8 && name.contains(filter) {
+                report(&name, project(&tensor, (rows, inputs, outputs), (stored, true), random)?, 1e-6);
             }
         }
         for (rows, inputs, outputs) in
@@ -195,7 +212,7 @@ fn narrow(
     rows: usize,
     width: usize,
     normed: bool,
-    stored: Stored,
+    (stored, grouped): (Stored, bool),
     random: &mut Random,
 ) -> Result<f64, CudaError> {
     let x: Vec<f32> = (0..rows * width).map(|_| random.normal() * 3.0).collect();
@@ -209,11 +226,12 @@ fn narrow(
             row.iter().zip(&weight).map(value).collect::<Vec<_>>()
         })
         .collect();
-    let (x, weight, to) = (tensor.put(&x)?, tensor.put(&weight)?, tensor.narrowed(rows, width, stored)?);
+    let room = if grouped { tensor.grouped(rows, width)? } else { tensor.narrowed(rows, width, stored)? };
+    let (x, weight, to) = (tensor.put(&x)?, tensor.put(&weight)?, room);
     let also = tensor.room::<f32>(rows * width)?;
     let norm = Norm { weight: &weight, eps: 1e-5, normed: Some(&also) };
     tensor.ops.narrow(&x, rows, normed.then_some(norm), None, &to)?;
-    let got = tensor.values(&to, width, stored, false)?;
+    let got = tensor.values(&to, width, stored, grouped)?;
     let exact: Vec<f64> = tensor.got(&also)?.iter().map(|x| f64::from(*x)).collect();
     // What is not narrowed is exact but for f32.
     if normed {
@@ -248,12 +266,13 @@ fn worst(got: &[f64], want: &[f64], width: usize) -> f64 {
 fn project(
     tensor: &Tensor,
     (rows, inputs, outputs): (usize, usize, usize),
-    stored: Stored,
+    (stored, grouped): (Stored, bool),
     random: &mut Random,
 ) -> Result<f64, CudaError> {
     let w = Matrices::new(tensor, (1, outputs, inputs), stored, random)?;
     let x: Vec<f32> = (0..rows * inputs).map(|_| random.normal()).collect();
-    let (x, to) = (tensor.put(&x)?, tensor.narrowed(rows, inputs, stored)?);
+    let room = |rows| if grouped { tensor.grouped(rows, inputs) } else { tensor.narrowed(rows, inputs, stored) };
+    let (x, to) = (tensor.put(&x)?, room(rows)?);
     tensor.ops.narrow(&x, rows, None, None, &to)?;
     let before: Vec<f32> = (0..rows * outputs).map(|_| random.normal()).collect();
     let (y, sum) = (tensor.room::<f32>(rows * outputs + 64)?, tensor.put(&before)?);
@@ -261,11 +280,11 @@ fn project(
     tensor.ops.project(&to, rows, &matrix, &y.part(0, rows * outputs), false)?;
     tensor.ops.project(&to, rows, &matrix, &sum, true)?;
     // The last row in other company has the same bits.
-    let alone = tensor.narrowed(1, inputs, stored)?;
+    let alone = room(1)?;
     let last = tensor.room::<f32>(outputs)?;
     tensor.ops.narrow(&x.part((rows - 1) * inputs, inputs), 1, None, None, &alone)?;
     tensor.ops.project(&alone, 1, &matrix, &last, false)?;
-    let (narrowed, got) = (tensor.values(&to, inputs, stored, false)?, tensor.got(&y)?);
+    let (narrowed, got) = (tensor.values(&to, inputs, stored, grouped)?, tensor.got(&y)?);
     let want: Vec<f64> = (0..rows).flat_map(|row| w.times(0, &narrowed[row * inputs..][..inputs])).collect();
     let (got, behind) = got.split_at(rows * outputs);
     if behind.iter().any(|x| x.to_bits() != u32::MAX) {

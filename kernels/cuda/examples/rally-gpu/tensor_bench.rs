@@ -167,7 +167,10 @@ pub fn run(bench: &mut Bench, filter: &str) -> Result<(), CudaError> {
         }
         let name = format!("project {stored:?}");
         if name.contains(filter) || filter.contains("tensor") {
-            projections(bench, &tensor, stored, read, peak)?;
+            projections(bench, &tensor, (stored, false), read, peak)?;
+        }
+        if stored == Stored::Fp8 && ("project groups".contains(filter) || filter.contains("tensor")) {
+            projections(bench, &tensor, (stored, true), read, peak)?;
         }
     }
     Ok(())
@@ -196,7 +199,13 @@ fn case(tensor: &Tensor, ffn: &Ffn, batch: &Batch, name: &str, read: f64, peak: 
     Ok(())
 }
 
-fn projections(bench: &Bench, tensor: &Tensor, stored: Stored, read: f64, peak: f64) -> Result<(), CudaError> {
+fn projections(
+    bench: &Bench,
+    tensor: &Tensor,
+    (stored, grouped): (Stored, bool),
+    read: f64,
+    peak: f64,
+) -> Result<(), CudaError> {
     let shapes = [(QUERY_RANK + 512, HIDDEN), (ATTENTION, QUERY_RANK), (HIDDEN, ATTENTION)];
     // Two sets of 169 MB and more: none of it is in L2 when its turn comes.
     let mut sets = Vec::new();
@@ -211,7 +220,8 @@ fn projections(bench: &Bench, tensor: &Tensor, stored: Stored, read: f64, peak: 
         let mut inputs = Vec::new();
         for (outputs, width) in shapes {
             let x = rows(tensor, count * width, &mut random)?;
-            inputs.push((x, tensor.narrowed(count, width, stored)?, tensor.room::<f32>(count * outputs)?));
+            let room = if grouped { tensor.grouped(count, width)? } else { tensor.narrowed(count, width, stored)? };
+            inputs.push((x, room, tensor.room::<f32>(count * outputs)?));
         }
         let enqueue = |set: usize, index: usize, narrows: bool| {
             let (x, narrowed, y) = &inputs[index];
@@ -234,8 +244,9 @@ fn projections(bench: &Bench, tensor: &Tensor, stored: Stored, read: f64, peak: 
             parts += &format!(" {width}->{outputs} {us:.1} of {:.1}", floor(index));
         }
         println!(
-            "project {stored:?} {count} tokens, all three: {all:.1} us with quantise ({:.2} of the roofline {whole:.1}), {bare:.1} without \
+            "project {stored:?}{} {count} tokens, all three: {all:.1} us with quantise ({:.2} of the roofline {whole:.1}), {bare:.1} without \
              ({:.2});{parts}",
+            if grouped { " in groups" } else { "" },
             whole / all,
             whole / bare
         );

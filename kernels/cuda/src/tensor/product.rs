@@ -44,8 +44,8 @@ pub struct TensorMatrix {
     /// The same in boxes of half as many rows as a tile of [`TensorOps::project`] has.
     half: TensorMap,
     scales: DeviceSlice<f32>,
-    /// Keeps what the map names.
-    _values: DeviceSlice<u8>,
+    /// What the map names.
+    values: DeviceSlice<u8>,
     rows: usize,
     cols: usize,
     count: usize,
@@ -93,7 +93,7 @@ impl TensorMatrix {
             map: map.encode_on(device)?,
             half: Blocked { box_rows: BOX_ROWS as u32 / 2, ..map }.encode_on(device)?,
             scales: weights.scales().clone(),
-            _values: weights.values().clone(),
+            values: weights.values().clone(),
             rows,
             cols,
             count,
@@ -122,6 +122,10 @@ impl TensorMatrix {
 
     pub(super) fn half(&self) -> TensorMap {
         self.half
+    }
+
+    pub(super) fn values(&self) -> &DeviceSlice<u8> {
+        &self.values
     }
 
     pub(super) fn scales(&self) -> &DeviceSlice<f32> {

@@ -154,6 +154,9 @@ impl TensorOps {
                 return Err(refused("tensor_project", problem));
             }
         }
+        if x.grouped {
+            return of.iter().try_for_each(|(w, y)| self.project_groups(x, rows, w, y, adds));
+        }
         let of: Vec<_> = of.iter().map(|(w, y)| (*w, y.address())).collect();
         self.enqueue_products(x, rows, &of, adds, None)
     }
@@ -170,8 +173,11 @@ impl TensorOps {
         angles: Angles<'_>,
         rotated: &DeviceSlice<u16>,
     ) -> Result<(), CudaError> {
-        let is_like =
-            x.width == w.cols() && x.stored == w.stored() && w.count() == 1 && w.rows().is_multiple_of(HEAD_DIM);
+        let is_like = x.width == w.cols()
+            && x.stored == w.stored()
+            && w.count() == 1
+            && w.rows().is_multiple_of(HEAD_DIM)
+            && !x.grouped;
         if !is_like || rows > x.slots || rotated.len() < rows * w.rows() || angles.positions.len() < rows {
             let problem = format!("{rows} rows of {} by {}x{} to heads of {HEAD_DIM}", x.width, w.rows(), w.cols());
             return Err(refused("tensor_project", problem));

@@ -1,6 +1,7 @@
 //! Rows as tensor cores multiply them, and the norm on the way there (`cu/rows_fast.cu`).
 
 use super::experts::{MOST_TOP_K, Slots};
+use super::groups::From;
 use super::{TensorOps, of, refused};
 use crate::device::Device;
 use crate::error::CudaError;
@@ -34,6 +35,8 @@ pub struct Narrowed {
     pub(super) slots: usize,
     pub(super) width: usize,
     pub(super) stored: Stored,
+    /// Whether [`TensorOps::narrow`] gives them a scale each 128 elements, too.
+    pub(super) grouped: bool,
     pub(super) map: TensorMap,
 }
 
@@ -55,6 +58,20 @@ impl Narrowed {
         Narrowed::within(device, slots, width, stored, |bytes| machine.allocate(bytes))
     }
 
+    /// Room for `slots` rows in e4m3 with a scale each 128 elements, of any multiple of those, in a machine's memory; it may only
+    /// count. [`TensorOps::project`] sums their products in f32.
+    ///
+    /// # Errors
+    /// As [`Narrowed::new`].
+    pub fn grouped_on(machine: &dyn Machine, slots: usize, width: usize) -> Result<Narrowed, CudaError> {
+        if width == 0 || !width.is_multiple_of(SCALE_GROUP) {
+            return Err(refused("narrow", format!("rows of {width} have no whole groups of {SCALE_GROUP}")));
+        }
+        let device = machine.card().map(|(device, _)| &**device);
+        let rows = Narrowed::room(device, slots, width, Stored::Fp8, |bytes| machine.allocate(bytes))?;
+        Ok(Narrowed { grouped: true, ..rows })
+    }
+
     /// Whether rows of this width can be narrowed.
     pub fn takes(width: usize) -> bool {
         width > 0 && width.is_multiple_of(SCALE_GROUP) && width <= WIDTH_AT_MOST
@@ -73,6 +90,16 @@ impl Narrowed {
                 format!("rows of {width} in {stored:?}: multiples of 128 to {WIDTH_AT_MOST}"),
             ));
         }
+        Narrowed::room(device, slots, width, stored, allocate)
+    }
+
+    fn room(
+        device: Option<&Device>,
+        slots: usize,
+        width: usize,
+        stored: Stored,
+        allocate: impl FnOnce(usize) -> Result<Arena, CudaError>,
+    ) -> Result<Narrowed, CudaError> {
         let slots = slots.max(1).next_multiple_of(8);
         let (bytes, scales) = (slots * width * stored.bytes(), slots * width / SCALE_GROUP);
         let mut arena = allocate(Arena::bytes_for([bytes, scales * size_of::<f32>()]))?;
@@ -86,7 +113,7 @@ impl Narrowed {
             box_rows: TOKEN_BOX,
             box_blocks: 1,
         };
-        Ok(Narrowed { map: map.encode_on(device)?, codes, scales, slots, width, stored })
+        Ok(Narrowed { map: map.encode_on(device)?, codes, scales, slots, width, stored, grouped: false })
     }
 
     /// The numbers as they lie there, for tests.
@@ -188,6 +215,9 @@ impl TensorOps {
     ) -> Result<(), CudaError> {
         let most = slots.map_or(to.slots, |slots| slots.most_rows.min(to.slots));
         let arguments = narrowing(x, rows, norm, most, to)?;
+        if to.grouped {
+            return self.narrow_groups(From { x: x.address(), is_bf16: false }, rows, norm, to);
+        }
         // SAFETY: lengths were checked.
         unsafe { self.launch(self.narrow.of_rows(to, false), rows, THREADS, arguments) }
     }
@@ -204,7 +234,7 @@ impl TensorOps {
         to: &Narrowed,
         keys: Appended<'_>,
     ) -> Result<(), CudaError> {
-        if to.width > WIDTH_WITH_KEYS {
+        if to.width > WIDTH_WITH_KEYS || to.grouped {
             return Err(refused("narrow_append", format!("rows of {}: at most {WIDTH_WITH_KEYS}", to.width)));
         }
         let arguments = WithKeys {
@@ -224,6 +254,9 @@ impl TensorOps {
         if x.len() < rows * to.width || to.slots < rows {
             let problem = format!("{} elements for {rows} rows of {}, {} slots", x.len(), to.width, to.slots);
             return Err(refused("narrow", problem));
+        }
+        if to.grouped {
+            return self.narrow_groups(From { x: x.address(), is_bf16: true }, rows, None, to);
         }
         let arguments = Arguments {
             x: x.address(),

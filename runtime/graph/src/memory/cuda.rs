@@ -73,23 +73,28 @@ fn scratch(resolved: &Resolved<'_>, stage: &StageAt<'_>, device: DeviceIndex, sh
     match stage.spec.kind.as_str() {
         "mfa_attention" => attention(resolved, stage, shape, rows),
         "router" => 4 * total * shape.experts as u64,
-        "dense_ffn" => match numbers.filter(|_| hopper::takes_ffn(hidden, inner(shape.dense_width))) {
-            Some(numbers) => {
-                let slots = hopper::Slots { rows: total, top_k: 1, experts: 1, held: 0, shares: true };
-                slots.bytes(numbers, hidden, inner(shape.dense_width)) + 8 * total
-            }
-            None => 4 * total * inner(shape.dense_width),
-        },
+        "dense_ffn" => hopper::grouped_ffn(resolved.spec.compute, shape, total, inner(shape.dense_width))
+            .unwrap_or_else(|| match numbers.filter(|_| hopper::takes_ffn(hidden, inner(shape.dense_width))) {
+                Some(numbers) => {
+                    let slots = hopper::Slots { rows: total, top_k: 1, experts: 1, held: 0, shares: true };
+                    slots.bytes(numbers, hidden, inner(shape.dense_width)) + 8 * total
+                }
+                None => 4 * total * inner(shape.dense_width),
+            }),
         "expert_ffn" => {
             let shares = at.expert == 0;
             let shared = if shares { total } else { 0 };
-            let answers = total * top_k * (inner(shape.expert_width) + hidden);
+            let copied = copies_experts(stage, shape);
+            // Each micro-batch's answers are there for other holders to read, and who takes which rows.
+            let kept = if copied { u64::from(resolved.spec.schedule.micro_batches) } else { 1 };
+            let takers = if copied { 2 * kept * total * top_k } else { 0 };
+            let answers = total * top_k * (inner(shape.expert_width) + kept * hidden) + takers;
             let held = layers_of(stage, shape).next().map(|(layer, _)| {
                 let placed = ExpertPlacement::of(stage.spec, layer, shape.experts, counts.experts);
                 placed.held_by(at.expert).len() as u64
             });
             let alike = !shares || shape.shared_width == shape.expert_width;
-            let fits = alike && hopper::takes_ffn(hidden, inner(shape.expert_width));
+            let fits = alike && !copied && hopper::takes_ffn(hidden, inner(shape.expert_width));
             if let (Some(numbers), Some(held)) = (numbers.filter(|_| fits), held.filter(|held| *held > 0)) {
                 let slots = hopper::Slots { rows: total, top_k, experts: shape.experts as u64, held, shares };
                 return slots.bytes(numbers, hidden, inner(shape.expert_width));
@@ -107,6 +112,13 @@ fn scratch(resolved: &Resolved<'_>, stage: &StageAt<'_>, device: DeviceIndex, sh
         }
         _ => 0,
     }
+}
+
+/// Whether some expert is held by several devices.
+fn copies_experts(stage: &StageAt<'_>, shape: &ModelShape) -> bool {
+    let counts = stage.counts();
+    let copies = |layer| ExpertPlacement::of(stage.spec, layer, shape.experts, counts.experts).copies() > 0;
+    stage.spec.placement.is_some() && layers_of(stage, shape).any(|(layer, _)| copies(layer))
 }
 
 /// Buffers, the table of angles, and in every layer the page of rows that pad.
@@ -139,7 +151,8 @@ fn attention(resolved: &Resolved<'_>, stage: &StageAt<'_>, shape: &ModelShape, r
         }
     };
     // Heads that leave their product rotated are in no buffer before.
-    let heads = if fast && narrow(rank).is_some() && rank <= hopper::ROTATED_RANK { 0 } else { width };
+    let rotates = rank <= hopper::ROTATED_RANK && !hopper::groups(resolved.spec.compute, shape);
+    let heads = if fast && rotates && narrow(rank).is_some() { 0 } else { width };
     let values = rank + heads + 2 * shape.head_dim as u64 + attended + projected;
     let buffers = 4 * rows.share * values + towards(hidden, hidden) + towards(rank, 0) + split;
     let of_fast = if fast { hopper::attention(rows.share, micro_batches, width) } else { 0 };

@@ -20,6 +20,21 @@ pub(super) fn takes(width: u64) -> bool {
     width > 0 && width.is_multiple_of(FP8_TILE as u64) && width <= WIDTH_AT_MOST
 }
 
+/// Whether rows on their way into projections have a scale each 128 elements.
+pub(super) fn groups(compute: ComputeDtype, shape: &ModelShape) -> bool {
+    (shape.weight_format, compute) == (WeightFormat::Fp8Block, ComputeDtype::Fp8)
+}
+
+/// Bytes that a dense FFN keeps whose rows have a scale each 128 elements; none where it is not one of these.
+pub(super) fn grouped_ffn(compute: ComputeDtype, shape: &ModelShape, rows: u64, inner: u64) -> Option<u64> {
+    let (hidden, tile) = (shape.hidden as u64, FP8_TILE as u64);
+    let too_wide = inner > WIDTH_AT_MOST && compute == ComputeDtype::Fp8PerToken;
+    let narrow = groups(compute, shape) || too_wide && shape.weight_format == WeightFormat::Fp8Block;
+    let numbers = Numbers { bytes: 1 };
+    let takes = narrow && hidden.is_multiple_of(tile) && inner.is_multiple_of(tile);
+    takes.then(|| numbers.rows(rows, hidden) + numbers.rows(rows, inner) + 8 * rows * inner)
+}
+
 /// Whether tensor cores take an FFN of these widths.
 pub(super) fn takes_ffn(hidden: u64, inner: u64) -> bool {
     takes(hidden) && takes(inner) && hidden.is_multiple_of(2 * FP8_TILE as u64)
@@ -35,9 +50,9 @@ impl Numbers {
     /// On their way into projections; none where they stay f32.
     pub(super) fn of_projections(compute: ComputeDtype, shape: &ModelShape) -> Option<Self> {
         match (shape.weight_format, compute) {
-            (WeightFormat::Bf16, ComputeDtype::Bf16 | ComputeDtype::Fp8) => Some(Self { bytes: 2 }),
-            (WeightFormat::Fp8Block, ComputeDtype::Fp8) => Some(Self { bytes: 1 }),
-            _ => None,
+            (_, ComputeDtype::F32) | (WeightFormat::F32, _) | (WeightFormat::Fp8Block, ComputeDtype::Bf16) => None,
+            (WeightFormat::Bf16, _) => Some(Self { bytes: 2 }),
+            (WeightFormat::Fp8Block, ComputeDtype::Fp8 | ComputeDtype::Fp8PerToken) => Some(Self { bytes: 1 }),
         }
     }
 

@@ -5,6 +5,7 @@ use crate::model::ModelShape;
 use crate::placement::ExpertPlacement;
 use crate::resolve::{Resolved, StageAt};
 use crate::spec::Backend;
+use crate::stage_graph::DeviceIndex;
 
 /// Kinds that have a CUDA implementation; transfers are the engine's.
 const KINDS: [&str; 8] =
@@ -20,12 +21,14 @@ pub(super) fn check(resolved: &Resolved<'_>, shape: &ModelShape, out: &mut Repor
     for stage in &resolved.stages {
         let on_cuda = stage.on.iter().find(|device| resolved.devices[**device].backend == Backend::Cuda);
         if let Some(device) = on_cuda {
-            judge(stage, &resolved.devices[*device].name, shape, out);
+            let on_cpu = |device: &DeviceIndex| resolved.devices[*device].backend == Backend::Cpu;
+            let name = &resolved.devices[*device].name;
+            judge(stage, (name, stage.on.iter().any(on_cpu)), shape, out);
         }
     }
 }
 
-fn judge(stage: &StageAt<'_>, device: &str, shape: &ModelShape, out: &mut Reporter<'_>) {
+fn judge(stage: &StageAt<'_>, (device, mixes): (&str, bool), shape: &ModelShape, out: &mut Reporter<'_>) {
     let mut refuse = |pointer: String, what: String, help: &str| {
         let message = format!("{what}, which CUDA devices such as `{device}` do not run");
         out.warning("not-on-cuda", pointer, message).with_help(help);
@@ -37,8 +40,9 @@ fn judge(stage: &StageAt<'_>, device: &str, shape: &ModelShape, out: &mut Report
     let lends = |layer: usize| {
         ExpertPlacement::of(stage.spec, layer, shape.experts, stage.counts().experts).lent_at_once(shape.top_k) > 0
     };
-    if stage.spec.placement.is_some() && (0..shape.layers.len()).any(lends) {
-        refuse(stage.at("placement"), "experts with copies".into(), "place each expert once, or use CPU devices");
+    if mixes && stage.spec.placement.is_some() && (0..shape.layers.len()).any(lends) {
+        let what = "experts with copies on CPU devices as well".into();
+        refuse(stage.at("placement"), what, "place each expert once, or use devices of one backend");
     }
     if kind == "mfa_attention" && (shape.head_dim > HEAD_DIM_AT_MOST || !shape.head_dim.is_multiple_of(2)) {
         refuse(stage.at("on"), format!("heads of {} elements", shape.head_dim), "use CPU devices");

@@ -178,6 +178,7 @@ fn compute(resolved: &Resolved<'_>, out: &mut Reporter<'_>) {
         ComputeDtype::F32 => return,
         ComputeDtype::Bf16 => "bf16",
         ComputeDtype::Fp8 => "fp8",
+        ComputeDtype::Fp8PerToken => "fp8_per_token",
     };
     let cpu = resolved.spec.devices.iter().find(|(_, device)| device.backend == Backend::Cpu);
     if let Some((name, _)) = cpu {

@@ -91,8 +91,8 @@ pub(super) fn build(context: &mut BuildContext<'_>, device: &Arc<CudaDevice>) ->
 }
 
 /// Whether heads leave the product that makes them rotated, and keys and values go to their pages beside the norm before it.
-fn rotates(wq: &TensorMatrix) -> bool {
-    wq.cols() <= WIDTH_WITH_KEYS
+fn rotates(device: &CudaDevice, wq: &TensorMatrix) -> bool {
+    wq.cols() <= WIDTH_WITH_KEYS && !device.tensor().is_some_and(|tensor| tensor.groups(wq.stored()))
 }
 
 fn kv_format(context: &BuildContext<'_>) -> Stored {
@@ -121,7 +121,7 @@ fn buffers(
     // Of what is split, the product has buffers of its own.
     let o_proj = like.filter(|_| !is_split).map(|layer| &layer.o_proj);
     let is_narrow = matches!(o_proj, Some(Matrix::Tensor(_)));
-    let rotates_all = is_fast && matches!(like.map(|layer| &layer.wq), Some(Matrix::Tensor(wq)) if rotates(wq));
+    let rotates_all = is_fast && matches!(like.map(|layer| &layer.wq), Some(Matrix::Tensor(wq)) if rotates(device, wq));
     let attended = device.buffer(if is_fast && is_narrow { 0 } else { rows * width })?;
     Ok(Buffers {
         normed: towards(like.map(|layer| &layer.q_proj), &|| device.buffer(rows * shape.hidden))?,
@@ -243,7 +243,7 @@ impl Kernels {
         match (&self.fast, &layer.fast) {
             (Some(fast), Some(fast_layer)) => {
                 match (&to.ranked, &layer.wq) {
-                    (Rows::Narrow(ranked), Matrix::Tensor(wq)) if rotates(wq) => {
+                    (Rows::Narrow(ranked), Matrix::Tensor(wq)) if rotates(device, wq) => {
                         let (table, at, kv) = (&self.rope, &values.paged, fast_layer.pages());
                         let keys = Appended { k: &to.k, v: &to.v, table, at, kv };
                         let norm = Norm { weight: &layer.inter_norm, eps, normed: None };

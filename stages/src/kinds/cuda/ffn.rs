@@ -4,13 +4,16 @@ use super::super::ffn::{Share, SwiGlu};
 use super::super::layers::Layers;
 use super::super::registry::{BuildContext, BuildError};
 use super::captured::{Captured, Which};
+use super::copies::{self, Copies};
 use super::device::CudaDevice;
+use super::fault;
+use super::grouped_ffn;
 use super::load::{self, LoadError};
 use super::tensor_ffn::{self, TensorFfn};
-use super::{fault, refused};
 use rally_cuda::CudaError;
 use rally_cuda::memory::DeviceSlice;
-use rally_cuda::ops::{Sorted, Weights};
+use rally_cuda::ops::{Holders, Routing, Sorted, Weights};
+use rally_engine::exchange::ExchangeSize;
 use rally_engine::stage::{Stage, StageError, TaskContext};
 use rally_graph::placement::ExpertPlacement;
 use std::sync::Arc;
@@ -98,6 +101,9 @@ pub(super) fn build_dense(
 ) -> Result<Box<dyn Stage>, BuildError> {
     let shape = context.shape;
     let share = Share::of(context);
+    if let Some(stage) = grouped_ffn::make(context, device, &share).map_err(LoadError::on(device))? {
+        return Ok(stage);
+    }
     if let Some(stage) = OnTensorCores::make(context, device, tensor_ffn::Which::Dense, &share, &[])? {
         return Ok(stage);
     }
@@ -127,6 +133,8 @@ struct MoeLayer {
     /// On the first expert shard alone.
     shared: Option<Block>,
     sorted: Arc<Sorted>,
+    /// Where other devices hold some of the experts as well.
+    holders: Option<Holders>,
 }
 
 struct ExpertFfn {
@@ -139,6 +147,7 @@ struct Kernels {
     device: Arc<CudaDevice>,
     layers: Layers<MoeLayer>,
     buffers: Buffers,
+    copies: Option<Copies>,
     hidden: usize,
 }
 
@@ -146,7 +155,7 @@ struct Buffers {
     /// `[rows × top_k, inner width]`, then of the shared expert.
     inner: DeviceSlice<f32>,
     shared_inner: DeviceSlice<f32>,
-    /// `[rows × top_k, hidden]`, by place in the routing.
+    /// `[rows × top_k, hidden]`, by place in the routing; empty where every micro-batch has its own, for others to read.
     answers: DeviceSlice<f32>,
     shared: DeviceSlice<f32>,
 }
@@ -157,39 +166,36 @@ pub(super) fn build_expert(
 ) -> Result<Box<dyn Stage>, BuildError> {
     let shape = context.shape;
     let share = Share::of(context);
-    let held = held(context, device, &share)?;
-    if let Some(stage) = OnTensorCores::make(context, device, tensor_ffn::Which::Experts, &share, &held)? {
+    let placed = |layer: &usize| ExpertPlacement::of(&context.stage.spec, *layer, shape.experts, share.counts.experts);
+    let placed: Vec<ExpertPlacement> = context.layers.iter().map(placed).collect();
+    let held: Vec<Vec<usize>> = placed.iter().map(|placed| placed.held_by(share.at.expert).to_vec()).collect();
+    let are_copied = placed.iter().any(|placed| placed.copies() > 0);
+    if !are_copied && let Some(stage) = OnTensorCores::make(context, device, tensor_ffn::Which::Experts, &share, &held)?
+    {
         return Ok(stage);
     }
-    let (mut sorted, mut of_layers): (Option<(Vec<usize>, Arc<Sorted>)>, _) = (None, held.iter());
+    let (mut sorted, mut of_layers): (Option<(Vec<usize>, Arc<Sorted>)>, _) = (None, held.iter().zip(&placed));
     let layers = Layers::make(context, |layer| {
-        let held = of_layers.next().expect("as many as layers");
+        let (held, placed) = of_layers.next().expect("as many as layers");
         // Layers that place their experts alike, as nearly all do, share the buffers.
         let same = sorted.as_ref().filter(|(before, _)| before == held).map(|(_, sorted)| Arc::clone(sorted));
         let (rows, top_k) = (context.gathered_rows(), shape.top_k);
         let here = match same {
             Some(same) => same,
-            None => Arc::new(Sorted::new(device.machine(), rows, top_k, shape.experts, held).map_err(fault(device))?),
+            // One expert more, whom nobody holds: rows that another device computes have it.
+            None => {
+                Arc::new(Sorted::new(device.machine(), rows, top_k, shape.experts + 1, held).map_err(fault(device))?)
+            }
         };
         sorted = Some((held.to_vec(), Arc::clone(&here)));
-        load_moe(context, device, layer, &share, held, here).map_err(LoadError::on(device))
+        let holders = copies::holders(device, placed, share.at.expert).map_err(fault(device))?;
+        load_moe(context, device, layer, &share, held, (here, holders)).map_err(LoadError::on(device))
     })?;
-    let buffers = buffers(context, device, &share).map_err(fault(device))?;
-    let kernels = Kernels { device: Arc::clone(device), layers, buffers, hidden: shape.hidden };
+    let copies = are_copied.then(|| Copies::new(context, device, (share.at.expert, share.counts.experts)));
+    let copies = copies.transpose().map_err(fault(device))?;
+    let buffers = buffers(context, device, &share, are_copied).map_err(fault(device))?;
+    let kernels = Kernels { device: Arc::clone(device), layers, buffers, copies, hidden: shape.hidden };
     Ok(Box::new(ExpertFfn { captured: Captured::default(), kernels, most: context.gathered_rows() }))
-}
-
-/// The experts that the device holds in each of its layers.
-fn held(context: &BuildContext<'_>, device: &CudaDevice, share: &Share) -> Result<Vec<Vec<usize>>, BuildError> {
-    let of_layer = |layer: &usize| {
-        let experts = context.shape.experts;
-        let placed = ExpertPlacement::of(&context.stage.spec, *layer, experts, share.counts.experts);
-        if placed.lent_at_once(context.shape.top_k) > 0 {
-            return Err(refused(device, "experts with copies run on CPU devices alone: place each once".into()));
-        }
-        Ok(placed.held_by(share.at.expert).to_vec())
-    };
-    context.layers.iter().map(of_layer).collect()
 }
 
 fn load_moe(
@@ -198,7 +204,7 @@ fn load_moe(
     layer: usize,
     share: &Share,
     held: &[usize],
-    sorted: Arc<Sorted>,
+    (sorted, holders): (Arc<Sorted>, Option<Holders>),
 ) -> Result<MoeLayer, LoadError> {
     let shape = context.shape;
     let shared = || plain(context, device, (layer, "share_expert"), shape.shared_width, share);
@@ -206,44 +212,101 @@ fn load_moe(
         experts: experts(context, device, layer, held, share)?,
         shared: share.has_shared().then(shared).transpose()?,
         sorted,
+        holders,
     })
 }
 
-fn buffers(context: &BuildContext<'_>, device: &CudaDevice, share: &Share) -> Result<Buffers, CudaError> {
+fn buffers(
+    context: &BuildContext<'_>,
+    device: &CudaDevice,
+    share: &Share,
+    are_copied: bool,
+) -> Result<Buffers, CudaError> {
     let (shape, rows) = (context.shape, context.gathered_rows());
     let shared_rows = if share.has_shared() { rows } else { 0 };
     Ok(Buffers {
         inner: device.buffer(rows * shape.top_k * share.inner(shape.expert_width).len())?,
         shared_inner: device.buffer(shared_rows * share.inner(shape.shared_width).len())?,
-        answers: device.buffer(rows * shape.top_k * shape.hidden)?,
+        answers: device.buffer(if are_copied { 0 } else { rows * shape.top_k * shape.hidden })?,
         shared: device.buffer(shared_rows * shape.hidden)?,
     })
 }
 
 impl Stage for ExpertFfn {
+    fn exchanges(&self) -> Vec<ExchangeSize> {
+        self.kernels.copies.iter().map(Copies::exchange).collect()
+    }
+
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
         let Self { captured, kernels, most } = self;
-        let which = Which::of(task);
-        let rows = (task.values.rows, *most);
-        let done = captured.run(&kernels.device, which, rows, |rows| kernels.enqueue(which, rows));
-        done.map_err(kernels.device.fault())
+        let device = Arc::clone(&kernels.device);
+        let (part, rows) = (task.exchange.part(), (task.values.rows, *most));
+        let which = Which { form: part, ..Which::of(task) };
+        let is_copied = kernels.layers.at(which.layer).holders.is_some();
+        if let Some(copies) = kernels.copies.as_mut().filter(|_| is_copied && part > 0) {
+            copies.await_all(&device, task)?;
+        }
+        let done = captured.run(&device, which, rows, |rows| match (is_copied, part) {
+            (false, _) => kernels.compute(which, rows, None).and_then(|()| kernels.sum(which, rows)),
+            (true, 0) => kernels.take(which, rows),
+            (true, _) => kernels.settle(which, rows),
+        });
+        done.map_err(device.fault())?;
+        match kernels.copies.as_ref().filter(|_| is_copied && part == 0) {
+            Some(copies) => copies.leave(&device, task),
+            None => Ok(()),
+        }
     }
 }
 
 impl Kernels {
-    fn enqueue(&self, which: Which, rows: usize) -> Result<(), CudaError> {
+    /// Of one micro-batch, whose answers others may read.
+    fn answers(&self, micro_batch: usize) -> &DeviceSlice<f32> {
+        self.copies.as_ref().map_or(&self.buffers.answers, |copies| &copies.of[micro_batch].answers)
+    }
+
+    /// The experts' answers, to the rows of `taken` ids or of all.
+    fn compute(&self, which: Which, rows: usize, taken: Option<&Routing>) -> Result<(), CudaError> {
         let layer = self.layers.at(which.layer);
-        let (ops, values, to) = (self.device.ops(), self.device.values(which.micro_batch), &self.buffers);
-        let hidden = self.hidden;
+        let (ops, values) = (self.device.ops(), self.device.values(which.micro_batch));
         let SwiGlu { gate, up, down } = &layer.experts;
-        ops.sort_experts(&values.routing, rows, &layer.sorted)?;
-        ops.experts_up(&values.u, &layer.sorted, rows, gate, up, &to.inner)?;
-        ops.experts_down(&to.inner, &layer.sorted, rows, down, &to.answers)?;
-        if let Some(shared) = &layer.shared {
-            ops.gated(&values.u, rows, &shared.gate, &shared.up, &to.shared_inner)?;
-            ops.matmul(&to.shared_inner, rows, &shared.down, &to.shared)?;
-        }
-        let shared = layer.shared.as_ref().map(|_| &to.shared);
-        ops.sum_experts(&values.routing, &layer.sorted, &to.answers, shared, rows, hidden, &values.y)
+        ops.sort_experts(taken.unwrap_or(&values.routing), rows, &layer.sorted)?;
+        ops.experts_up(&values.u, &layer.sorted, rows, gate, up, &self.buffers.inner)?;
+        ops.experts_down(&self.buffers.inner, &layer.sorted, rows, down, self.answers(which.micro_batch))
+    }
+
+    /// Those of the shared expert, if it is here.
+    fn compute_shared(&self, which: Which, rows: usize) -> Result<Option<&DeviceSlice<f32>>, CudaError> {
+        let (to, u) = (&self.buffers, &self.device.values(which.micro_batch).u);
+        let Some(shared) = &self.layers.at(which.layer).shared else { return Ok(None) };
+        self.device.ops().gated(u, rows, &shared.gate, &shared.up, &to.shared_inner)?;
+        self.device.ops().matmul(&to.shared_inner, rows, &shared.down, &to.shared)?;
+        Ok(Some(&to.shared))
+    }
+
+    /// A layer whose experts have no copies: y.
+    fn sum(&self, which: Which, rows: usize) -> Result<(), CudaError> {
+        let (layer, values) = (self.layers.at(which.layer), self.device.values(which.micro_batch));
+        let (shared, answers) = (self.compute_shared(which, rows)?, self.answers(which.micro_batch));
+        self.device.ops().sum_experts(&values.routing, &layer.sorted, answers, shared, rows, self.hidden, &values.y)
+    }
+
+    /// A layer whose experts have: which rows are taken here, and their answers.
+    fn take(&self, which: Which, rows: usize) -> Result<(), CudaError> {
+        let (Some(copies), Some(holders)) = (&self.copies, &self.layers.at(which.layer).holders) else { return Ok(()) };
+        let (routing, taken) = (&self.device.values(which.micro_batch).routing, &copies.of[which.micro_batch].taken);
+        self.device.ops().share_copies(routing, (rows, copies.top_k), holders, taken)?;
+        let here = Routing { ids: taken.here.clone(), weights: routing.weights.clone() };
+        self.compute(which, rows, Some(&here))
+    }
+
+    /// y of the experts at home here.
+    fn settle(&self, which: Which, rows: usize) -> Result<(), CudaError> {
+        let (Some(copies), Some(holders)) = (&self.copies, &self.layers.at(which.layer).holders) else { return Ok(()) };
+        let (values, of) = (self.device.values(which.micro_batch), &copies.of[which.micro_batch]);
+        let Some(all) = &of.all else { return Ok(()) };
+        let shared = self.compute_shared(which, rows)?;
+        let by = (holders, &of.taken);
+        self.device.ops().sum_copies(&values.routing, (rows, copies.top_k), by, all, shared, &values.y)
     }
 }

@@ -1,13 +1,15 @@
 //! The built-in stages on CUDA devices: the same work as their neighbours one folder up, on values that stay in the device's memory.
 //!
 //! A stage enqueues and does not wait. What waits is sampling, whose tokens the host needs, and a transfer that sends rows to a device
-//! of another kind (`values.rs`). Not here, and refused: experts with copies.
+//! of another kind (`values.rs`).
 
 mod attention;
 mod captured;
+mod copies;
 mod device;
 mod embed;
 mod ffn;
+mod grouped_ffn;
 mod load;
 mod mfa;
 mod o_proj;

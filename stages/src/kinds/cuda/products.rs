@@ -30,6 +30,25 @@ impl TensorCores {
         self.ops.as_ref().expect("work is enqueued on cards alone, not where memory is counted")
     }
 
+    /// Whether rows towards such weights have a scale each 128 elements.
+    pub(super) fn groups(&self, stored: Stored) -> bool {
+        self.compute == ComputeDtype::Fp8 && stored == Stored::Fp8
+    }
+
+    /// Rows towards such weights: how they are narrowed follows from what the graph says.
+    pub(super) fn rows(
+        &self,
+        machine: &dyn Machine,
+        most: usize,
+        width: usize,
+        stored: Stored,
+    ) -> Result<Narrowed, CudaError> {
+        match self.groups(stored) {
+            true => Narrowed::grouped_on(machine, most, width),
+            false => Narrowed::on(machine, most, width, stored),
+        }
+    }
+
     /// Whether rows may be narrowed to what weights are stored in.
     pub(super) fn takes(&self, stored: Stored) -> bool {
         takes(self.compute, stored)
@@ -40,7 +59,7 @@ fn takes(compute: ComputeDtype, stored: Stored) -> bool {
     match stored {
         Stored::F32 => false,
         Stored::Bf16 => compute != ComputeDtype::F32,
-        Stored::Fp8 => compute == ComputeDtype::Fp8,
+        Stored::Fp8 => matches!(compute, ComputeDtype::Fp8 | ComputeDtype::Fp8PerToken),
     }
 }
 
@@ -92,7 +111,8 @@ impl Rows {
         match matrix {
             Matrix::Plain(_) => plain().map(Self::Plain),
             Matrix::Tensor(matrix) => {
-                let narrowed = Narrowed::on(device.machine(), most, matrix.cols(), matrix.stored())?;
+                let tensor = device.tensor().ok_or_else(unlike)?;
+                let narrowed = tensor.rows(device.machine(), most, matrix.cols(), matrix.stored())?;
                 Ok(Self::Narrow(Box::new(narrowed)))
             }
         }
@@ -202,11 +222,12 @@ mod tests {
 
     #[test]
     fn rows_are_narrowed_no_further_than_the_graph_says_and_the_weights_are() {
-        use ComputeDtype::{Bf16, F32, Fp8};
+        use ComputeDtype::{Bf16, F32, Fp8, Fp8PerToken};
         let formats = [Stored::F32, Stored::Bf16, Stored::Fp8];
         let taken = |compute| formats.map(|stored| takes(compute, stored));
         assert_eq!(taken(F32), [false, false, false]);
         assert_eq!(taken(Bf16), [false, true, false]);
         assert_eq!(taken(Fp8), [false, true, true]);
+        assert_eq!(taken(Fp8PerToken), [false, true, true]);
     }
 }

@@ -10,7 +10,7 @@ use super::products::unlike;
 use crate::checkpoint::Part;
 use rally_cuda::CudaError;
 use rally_cuda::memory::DeviceSlice;
-use rally_cuda::ops::{Routing, Weights};
+use rally_cuda::ops::{Routing, Stored, Weights};
 use rally_cuda::tensor::{Narrowed, Slots, TensorMatrix};
 use rally_graph::model::FP8_TILE;
 use std::sync::Arc;
@@ -67,7 +67,7 @@ pub(super) fn fits(
     share: &Share,
     held: &[Vec<usize>],
 ) -> Result<bool, LoadError> {
-    let (Some(tensor), Some(layer)) = (device.tensor(), context.layers.first()) else { return Ok(false) };
+    let (Some(tensor), false) = (device.tensor(), context.layers.is_empty()) else { return Ok(false) };
     let shape = context.shape;
     let width = width(context, which);
     let inner = share.inner(width);
@@ -77,16 +77,25 @@ pub(super) fn fits(
     let sorts =
         which == Which::Dense || (Slots::takes(shape.top_k, most_held + 1) && held.iter().all(|held| !held.is_empty()));
     let takes = Narrowed::takes(inner.len()) && Narrowed::takes(shape.hidden) && shape.hidden.is_multiple_of(DOWN_ROWS);
-    if !(alike && sorts && takes) {
-        return Ok(false);
-    }
+    Ok(alike && sorts && takes && tensor.takes(stored(context, which, share, held)?))
+}
+
+/// The format of the first layer's weights, of which there is one.
+pub(super) fn stored(
+    context: &BuildContext<'_>,
+    which: Which,
+    share: &Share,
+    held: &[Vec<usize>],
+) -> Result<Stored, LoadError> {
+    let (shape, layer, width) = (context.shape, context.layers[0], width(context, which));
+    let inner = share.inner(width);
     let few = Part::rows(inner.start..inner.start + FP8_TILE, shape.hidden);
     let name = format!("model.layers.{layer}.{}.gate_proj.weight", block(which));
     let matrix = match which {
         Which::Dense => context.weights.matrix(&name, width, shape.hidden, few)?,
         Which::Experts => context.weights.expert_matrix(&name, held[0][0], shape.experts, width, shape.hidden, few)?,
     };
-    Ok(tensor.takes(load::format_of(&matrix)))
+    Ok(load::format_of(&matrix))
 }
 
 fn width(context: &BuildContext<'_>, which: Which) -> usize {

@@ -44,13 +44,18 @@ pub(super) const CASES: &[Case] = &[
         &[
             (
                 r#""ffn":  { "backend": "cpu", "cores": [1] }"#,
-                r#""ffn": { "backend": "cuda", "count": 2, "fabric": "nvlink" }"#,
+                r#""ffn": { "backend": "cuda" }, "more": { "backend": "cpu", "cores": [1] }"#,
             ),
             (
                 EXPERTS,
-                r#"{ "kind": "expert_ffn", "on": "ffn", "on_layers": "moe", "shard": { "experts": 2 }, "placement": [[0, 1, 2, 3, 6], [4, 5, 6, 7]] },"#,
+                r#"{ "kind": "expert_ffn", "on": ["ffn", "more"], "on_layers": "moe", "shard": { "experts": 2 }, "placement": [[0, 1, 2, 3, 6], [4, 5, 6, 7]] },"#,
             ),
-            (r#""on_layers": "dense" },"#, r#""on_layers": "dense", "shard": { "tensor": 2 } },"#),
+            (r#""to": "ffn""#, r#""to": ["ffn", "more"]"#),
+            (r#""from": "ffn""#, r#""from": ["ffn", "more"]"#),
+            (
+                r#""kind": "dense_ffn",     "on": "ffn",  "on_layers": "dense" },"#,
+                r#""kind": "dense_ffn", "on": ["ffn", "more"], "on_layers": "dense", "shard": { "replicas": 2 } },"#,
+            ),
         ],
         &[("not-on-cuda", "/stages/1/layers/3/placement", 17)],
     ),

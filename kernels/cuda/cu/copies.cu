@@ -1,0 +1,67 @@
+// Experts that several devices hold: which of them computes a row, and the sum of what all of them answered.
+//
+//   ids, weights [rows, top_k];  first [experts + 1], holders: devices that hold an expert, ascending, from first[expert] on
+//   homes   [experts]            the device whose part of y an expert belongs to
+//   here    [rows × top_k]       an expert's id where `own` computes it, `experts` elsewhere
+//   takers  [rows × top_k]       who computes it
+//   answers [devices]            addresses of what each has answered, [rows × top_k, hidden] f32 by place in the routing
+//   shared  [rows, hidden] or none  ->  y [rows, hidden]
+//
+// share_copies: an item is an expert; of its rows in order the holders take one each in turn, so that a row's taker depends on the rows
+// before it alone, and all devices find the same. sum_copies: an item is a row: from zero, weight × answer, rounded, in ascending id of
+// the experts at home here, then the shared expert's: the bits of one device that holds them all.
+#include "warp.cuh"
+
+typedef struct {
+    const int *ids, *first, *holders, *homes;
+    int *here, *takers;
+    const float *weights;
+    const u64 *answers;
+    const float *shared;
+    float *y;
+    int rows, top_k, experts, own, hidden;
+} Copies;
+
+KERNEL(share_copies, Copies) {
+    const int *holders = a.holders + a.first[item];
+    int count = a.first[item + 1] - a.first[item], before = 0;
+    LANES_OF(int, is_mine, 1);
+    for (int start = 0; start < a.rows * a.top_k; start += LANES) {
+        EACH_LANE { AT(is_mine[0]) = start + lane < a.rows * a.top_k && a.ids[start + lane] == item; }
+        u32 votes = lanes_vote(is_mine[0]);
+        EACH_LANE {
+            if (AT(is_mine[0])) {
+                int taker = holders[(before + ones(votes & ((1u << lane) - 1))) % count];
+                a.takers[start + lane] = taker;
+                a.here[start + lane] = taker == a.own ? item : a.experts;
+            }
+        }
+        before += ones(votes);
+    }
+}
+
+// The place of the lowest expert above `last`, or -1.
+FN int next_place(const int *ids, int top_k, int last) {
+    int best = -1;
+    for (int i = 0; i < top_k; i++)
+        if (ids[i] > last && (best < 0 || ids[i] < ids[best])) best = i;
+    return best;
+}
+
+KERNEL(sum_copies, Copies) {
+    const int *ids = a.ids + (size_t)item * a.top_k;
+    float *y = a.y + (size_t)item * a.hidden;
+    EACH_LANE {
+        for (int k = lane; k < a.hidden; k += LANES) {
+            float sum = 0;
+            for (int place = next_place(ids, a.top_k, -1); place >= 0; place = next_place(ids, a.top_k, ids[place])) {
+                if (a.homes[ids[place]] != a.own) continue;
+                size_t at = (size_t)item * a.top_k + place;
+                const float *answers = (const float *)(size_t)a.answers[a.takers[at]];
+                sum += product(a.weights[at], answers[at * a.hidden + k]);
+            }
+            if (a.shared) sum += a.shared[(size_t)item * a.hidden + k];
+            y[k] = sum;
+        }
+    }
+}
