@@ -4,20 +4,22 @@
 //   homes   [experts]            the device whose part of y an expert belongs to
 //   here    [rows × top_k]       an expert's id where `own` computes it, `experts` elsewhere
 //   takers  [rows × top_k]       who computes it
-//   answers [devices]            addresses of what each has answered, [rows × top_k, hidden] f32 by place in the routing
-//   shared  [rows, hidden] or none  ->  y [rows, hidden]
+//   answers [devices]            addresses of what each has answered: [rows × top_k, hidden] f32 by place in the routing, or of
+//   slots   [devices]            addresses of the slot of each place, [slots, hidden] bf16, weighted (`slots.cu`, `tensor_down.cu`)
+//   shared  [rows, hidden] or none, or the first of the shared expert's slots behind `head`  ->  y [rows, hidden]
 //
 // share_copies: an item is an expert; of its rows in order the holders take one each in turn, so that a row's taker depends on the rows
 // before it alone, and all devices find the same. sum_copies: an item is a row: from zero, weight × answer, rounded, in ascending id of
-// the experts at home here, then the shared expert's: the bits of one device that holds them all.
+// the experts at home here, then the shared expert's: the bits of one device that holds them all. sum_copied_slots: the same of slots.
 #include "warp.cuh"
 
 typedef struct {
     const int *ids, *first, *holders, *homes;
     int *here, *takers;
     const float *weights;
-    const u64 *answers;
+    const u64 *answers, *slots;
     const float *shared;
+    const int *head;
     float *y;
     int rows, top_k, experts, own, hidden;
 } Copies;
@@ -61,6 +63,25 @@ KERNEL(sum_copies, Copies) {
                 sum += product(a.weights[at], answers[at * a.hidden + k]);
             }
             if (a.shared) sum += a.shared[(size_t)item * a.hidden + k];
+            y[k] = sum;
+        }
+    }
+}
+
+KERNEL(sum_copied_slots, Copies) {
+    const int *ids = a.ids + (size_t)item * a.top_k;
+    float *y = a.y + (size_t)item * a.hidden;
+    EACH_LANE {
+        for (int k = lane; k < a.hidden; k += LANES) {
+            float sum = 0;
+            for (int place = next_place(ids, a.top_k, -1); place >= 0; place = next_place(ids, a.top_k, ids[place])) {
+                if (a.homes[ids[place]] != a.own) continue;
+                size_t at = (size_t)item * a.top_k + place;
+                int slot = ((const int *)(size_t)a.slots[a.takers[at]])[at];
+                // None where rows pad.
+                if (slot >= 0) sum += from_bf16(((const u16 *)(size_t)a.answers[a.takers[at]])[(size_t)slot * a.hidden + k]);
+            }
+            if (a.head) sum += from_bf16(((const u16 *)(size_t)a.answers[a.own])[(size_t)(a.head[1] + item) * a.hidden + k]);
             y[k] = sum;
         }
     }

@@ -4,7 +4,8 @@
 //                  With `weight` rows are normed before: x / sqrt(mean(x²) + eps) · weight, which also goes to `normed` [rows, width]
 //                  f32 if there is one. With `up` [rows, width] f32 they are silu(x) · up.
 //
-// A scale is its elements' largest magnitude / 448. A CTA is a row, a warp 128 elements at a time; any width that is a multiple of 128.
+// A scale is its elements' largest magnitude / 448. A CTA is a row or, without a norm, a part of it, as many as the grid is high; a warp
+// takes 128 elements at a time; any width that is a multiple of 128.
 // sm_90a only.
 #include "common.cuh"
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -56,7 +57,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void narrow_groups(const __grid
     size_t row = (size_t)blockIdx.x * a.width;
     float factor = a.weight ? norm_factor(a, row) : 1.0f;
     int lane = threadIdx.x % 32;
-    for (int group = threadIdx.x / 32; group < a.width / 128; group += WARPS) {
+    for (int group = blockIdx.y * WARPS + threadIdx.x / 32; group < a.width / 128; group += WARPS * gridDim.y) {
         int at = group * 128 + lane * 4;
         float4 v = four_of(a, row + at);
         if (a.weight) {

@@ -459,6 +459,14 @@ mod tests {
                 let graph = graph.replace(r#""compute": "f32""#, &format!(r#""compute": "{compute}""#));
                 let both = planned_and_taken(&graph, shape.clone(), 132);
                 near(&both, 2);
+                let copied = graph
+                    .replace(r#""ffn":  {"#, r#""ffn": { "count": 2,"#)
+                    .replace(r#""kind": "dense_ffn","#, r#""kind": "dense_ffn", "shard": { "tensor": 2 },"#)
+                    .replace(
+                        r#""kind": "expert_ffn","#,
+                        r#""kind": "expert_ffn", "shard": { "experts": 2 }, "placement": [[0, 1, 2, 3, 6], [4, 5, 6, 7, 0]],"#,
+                    );
+                near(&planned_and_taken(&copied, shape.clone(), 132), 3);
                 both.iter().map(|(_, taken)| *taken).collect::<Vec<_>>()
             };
             let (f32, bf16, fp8) = (of("f32"), of("bf16"), of("fp8"));

@@ -4,6 +4,7 @@ use super::{Ops, Routing, holds, launch};
 use crate::error::CudaError;
 use crate::machine::{Machine, Place, write};
 use crate::memory::{Arena, DeviceSlice};
+use crate::tensor::Slots;
 
 /// Who holds which expert of a layer, by index among the machines that share it.
 #[derive(Debug)]
@@ -62,14 +63,24 @@ pub struct Taken {
     pub takers: DeviceSlice<i32>,
 }
 
-/// Where each machine leaves what it answers, `[places, hidden]` f32 by place in the routing.
+/// What a machine answers, `[places, hidden]` f32 by place in the routing, or `[slots, hidden]` bf16.
+#[derive(Debug, Clone)]
+pub enum Answered {
+    /// By place.
+    Places(DeviceSlice<f32>),
+    /// By slot, and the slot of each place.
+    Slots(DeviceSlice<u16>, DeviceSlice<i32>),
+}
+
+/// Where each machine leaves what it answers.
 #[derive(Debug)]
 pub struct Answers {
     places: usize,
     hidden: usize,
+    /// Addresses of answers, then of the slots of places.
     table: DeviceSlice<u64>,
     /// Keeps what the table names.
-    _of: Vec<DeviceSlice<f32>>,
+    of: Vec<Answered>,
 }
 
 impl Answers {
@@ -81,12 +92,18 @@ impl Answers {
         machine: &dyn Machine,
         (places, hidden): (usize, usize),
         table: &DeviceSlice<u64>,
-        of: Vec<(Place, DeviceSlice<f32>)>,
+        of: Vec<(Place, Answered)>,
     ) -> Result<Answers, CudaError> {
         let refused = |problem: String| CudaError::Shape { operation: "copies", problem };
-        for (index, (place, answers)) in of.iter().enumerate() {
-            if answers.len() < places * hidden || table.len() < of.len() {
-                return Err(refused(format!("{} values for {places} places of {hidden}", answers.len())));
+        for (index, (place, answered)) in of.iter().enumerate() {
+            let (long, is_like) = match answered {
+                Answered::Places(answers) => (answers.len() >= places * hidden, matches!(of[0].1, Answered::Places(_))),
+                Answered::Slots(_, slots) => (slots.len() >= places, matches!(of[0].1, Answered::Slots(..))),
+            };
+            if !(long && is_like) || table.len() < 2 * of.len() {
+                return Err(refused(format!(
+                    "holder {index} answers to fewer than {places} places, or in another form"
+                )));
             }
             if !machine.reads(*place)? {
                 let problem =
@@ -94,11 +111,25 @@ impl Answers {
                 return Err(refused(problem));
             }
         }
-        let addresses: Vec<u64> = of.iter().map(|(_, answers)| answers.address()).collect();
-        write(machine, &addresses, &table.part(0, addresses.len()))?;
-        let of = of.into_iter().map(|(_, answers)| answers).collect();
-        Ok(Answers { places, hidden, table: table.clone(), _of: of })
+        let addresses = of.iter().map(|(_, answered)| match answered {
+            Answered::Places(answers) => (answers.address(), 0),
+            Answered::Slots(answers, slots) => (answers.address(), slots.address()),
+        });
+        let (answers, slots): (Vec<u64>, Vec<u64>) = addresses.unzip();
+        let all = [answers, slots].concat();
+        write(machine, &all, &table.part(0, all.len()))?;
+        let of = of.into_iter().map(|(_, answered)| answered).collect();
+        Ok(Answers { places, hidden, table: table.clone(), of })
     }
+}
+
+/// What the shared expert has answered.
+#[derive(Debug, Clone, Copy)]
+pub enum SharedAnswers<'a> {
+    /// `[rows, hidden]`.
+    Rows(&'a DeviceSlice<f32>),
+    /// Among this machine's own slots.
+    Slots(&'a Slots),
 }
 
 #[repr(C)]
@@ -111,7 +142,9 @@ struct Copies {
     takers: u64,
     weights: u64,
     answers: u64,
+    slots: u64,
     shared: u64,
+    head: u64,
     y: u64,
     rows: i32,
     top_k: i32,
@@ -137,7 +170,7 @@ impl Ops {
         unsafe { launch(&*self.share_copies, holders.experts, arguments) }
     }
 
-    /// y `[rows, hidden]` of the experts at home here, of `answers` and, if there is one, the `shared` expert's, `[rows, hidden]`.
+    /// y `[rows, hidden]` of the experts at home here, of `answers` and, if there is one, the shared expert's.
     ///
     /// # Errors
     /// As [`Ops::share_copies`].
@@ -147,7 +180,7 @@ impl Ops {
         (rows, top_k): (usize, usize),
         (holders, taken): (&Holders, &Taken),
         answers: &Answers,
-        shared: Option<&DeviceSlice<f32>>,
+        shared: Option<SharedAnswers<'_>>,
         y: &DeviceSlice<f32>,
     ) -> Result<(), CudaError> {
         let hidden = answers.hidden;
@@ -156,18 +189,26 @@ impl Ops {
             return Err(CudaError::Shape { operation: "sum_copies", problem });
         }
         holds("sum_copies", "y [rows, hidden]", y, rows * hidden)?;
-        if let Some(shared) = shared {
-            holds("sum_copies", "shared [rows, hidden]", shared, rows * hidden)?;
-        }
+        let by_slot = matches!(answers.of.first(), Some(Answered::Slots(..)));
+        let (shared, head) = match shared {
+            Some(SharedAnswers::Rows(shared)) => {
+                holds("sum_copies", "shared [rows, hidden]", shared, rows * hidden)?;
+                (shared.address(), 0)
+            }
+            Some(SharedAnswers::Slots(slots)) => (0, slots.head().address()),
+            None => (0, 0),
+        };
         let arguments = Copies {
             answers: answers.table.address(),
-            shared: shared.map_or(0, DeviceSlice::address),
+            slots: answers.table.part(answers.of.len(), answers.of.len()).address(),
+            shared,
+            head,
             y: y.address(),
             hidden: hidden as i32,
             ..arguments(routing, (rows, top_k), holders, taken)?
         };
         // SAFETY: lengths were checked; takers are `share_copies`' own, each of which has answers.
-        unsafe { launch(&*self.sum_copies, rows, arguments) }
+        unsafe { launch(if by_slot { &*self.sum_copied_slots } else { &*self.sum_copies }, rows, arguments) }
     }
 }
 
@@ -190,7 +231,9 @@ fn arguments(
         takers: taken.takers.address(),
         weights: routing.weights.address(),
         answers: 0,
+        slots: 0,
         shared: 0,
+        head: 0,
         y: 0,
         rows: rows as i32,
         top_k: top_k as i32,

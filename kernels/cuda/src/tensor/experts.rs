@@ -114,6 +114,20 @@ impl Slots {
         capacity(rows, self.top_k, self.held, self.shares)
     }
 
+    /// Slot of each place in the routing, `[rows, top_k]`, or -1.
+    pub fn slot_of(&self) -> &DeviceSlice<i32> {
+        &self.slot_of
+    }
+
+    /// Whether there is a shared expert behind those held.
+    pub fn has_shared(&self) -> bool {
+        self.shares
+    }
+
+    pub(crate) fn head(&self) -> &DeviceSlice<i32> {
+        &self.head
+    }
+
     /// Matrices that [`TensorOps::up`] and [`TensorOps::down`] expect: of the experts held, and the shared one's.
     pub fn matrices(&self) -> usize {
         self.held + usize::from(self.shares)

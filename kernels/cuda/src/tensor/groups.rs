@@ -20,6 +20,8 @@ const TOKENS: [usize; 4] = [16, 32, 64, 128];
 const THREADS: u32 = 256;
 /// Five times `sizeof(Stage)`.
 const SHARED: u32 = 5 * (128 * 128 + 128 * 128 + 128 * 4);
+/// Elements of a row that a CTA narrows at a time.
+const AT_A_TIME: usize = 1024;
 /// CTAs that the inputs' parts make at most: a constant, so that shares of a card give the same bits.
 const CTAS: usize = 132;
 /// Tiles of tokens of one launch that may have its inputs in parts.
@@ -103,8 +105,9 @@ impl TensorOps {
             eps: norm.map_or(0.0, |norm| norm.eps),
             ..narrowing(from, rows, to)
         };
+        let parts = if norm.is_some() { 1 } else { to.width.div_ceil(AT_A_TIME) };
         // SAFETY: lengths were checked by the caller.
-        unsafe { self.launch(&self.groups.narrow, rows, THREADS, arguments) }
+        unsafe { self.launch_over(&self.groups.narrow, (rows, parts), THREADS, arguments) }
     }
 
     /// `silu(gate) ⊙ up` of rows `[rows, width]`, to rows with a scale each 128 elements.
@@ -126,7 +129,7 @@ impl TensorOps {
         let from = From { x: gate.address(), is_bf16: false };
         let arguments = Narrow { up: up.address(), ..narrowing(from, rows, to) };
         // SAFETY: lengths were checked.
-        unsafe { self.launch(&self.groups.narrow, rows, THREADS, arguments) }
+        unsafe { self.launch_over(&self.groups.narrow, (rows, to.width.div_ceil(AT_A_TIME)), THREADS, arguments) }
     }
 
     /// `y = x · Wᵀ`, or `y +=`, of what [`TensorOps::project`] has checked.

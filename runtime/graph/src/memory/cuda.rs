@@ -77,7 +77,7 @@ fn scratch(resolved: &Resolved<'_>, stage: &StageAt<'_>, device: DeviceIndex, sh
             .unwrap_or_else(|| match numbers.filter(|_| hopper::takes_ffn(hidden, inner(shape.dense_width))) {
                 Some(numbers) => {
                     let slots = hopper::Slots { rows: total, top_k: 1, experts: 1, held: 0, shares: true };
-                    slots.bytes(numbers, hidden, inner(shape.dense_width)) + 8 * total
+                    slots.bytes(numbers, (hidden, inner(shape.dense_width)), 1) + 8 * total
                 }
                 None => 4 * total * inner(shape.dense_width),
             }),
@@ -94,10 +94,10 @@ fn scratch(resolved: &Resolved<'_>, stage: &StageAt<'_>, device: DeviceIndex, sh
                 placed.held_by(at.expert).len() as u64
             });
             let alike = !shares || shape.shared_width == shape.expert_width;
-            let fits = alike && !copied && hopper::takes_ffn(hidden, inner(shape.expert_width));
+            let fits = alike && hopper::takes_ffn(hidden, inner(shape.expert_width));
             if let (Some(numbers), Some(held)) = (numbers.filter(|_| fits), held.filter(|held| *held > 0)) {
                 let slots = hopper::Slots { rows: total, top_k, experts: shape.experts as u64, held, shares };
-                return slots.bytes(numbers, hidden, inner(shape.expert_width));
+                return slots.bytes(numbers, (hidden, inner(shape.expert_width)), kept) + 4 * takers;
             }
             let sorted = held.map_or(0, |held| {
                 let tiles = (total * top_k / TILE_ROWS + held).min(total * top_k);

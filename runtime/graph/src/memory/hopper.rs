@@ -78,13 +78,13 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// What an FFN keeps.
-    pub(super) fn bytes(&self, numbers: Numbers, hidden: u64, inner: u64) -> u64 {
+    /// What an FFN keeps, `kept` times where others read its answers: hidden and inner width.
+    pub(super) fn bytes(&self, numbers: Numbers, (hidden, inner): (u64, u64), kept: u64) -> u64 {
         let chosen = self.rows * self.top_k;
         let slots = (chosen + 7 * self.held + if self.shares { self.rows } else { 0 }).next_multiple_of(8);
         let tiles = slots / TILE + self.held + 1;
         let sorted = self.experts + chosen + 2 * slots + 5 * tiles + 3;
-        numbers.rows(self.rows, hidden) + numbers.rows(slots, inner) + 2 * slots * hidden + 4 * sorted
+        numbers.rows(self.rows, hidden) + numbers.rows(slots, inner) + kept * (2 * slots * hidden + 4 * sorted)
     }
 }
 

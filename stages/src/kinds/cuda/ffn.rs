@@ -12,7 +12,7 @@ use super::load::{self, LoadError};
 use super::tensor_ffn::{self, TensorFfn};
 use rally_cuda::CudaError;
 use rally_cuda::memory::DeviceSlice;
-use rally_cuda::ops::{Holders, Routing, Sorted, Weights};
+use rally_cuda::ops::{Answered, Holders, Routing, SharedAnswers, Sorted, Weights};
 use rally_engine::exchange::ExchangeSize;
 use rally_engine::stage::{Stage, StageError, TaskContext};
 use rally_graph::placement::ExpertPlacement;
@@ -59,31 +59,44 @@ struct OnTensorCores {
 }
 
 impl OnTensorCores {
-    /// None where the plain kernels are to do it; `held`: experts of each layer.
+    /// None where the plain kernels are to do it; `held`: experts of each layer, `copied`: where all of them are, if some are on several
+    /// devices.
     fn make(
         context: &BuildContext<'_>,
         device: &Arc<CudaDevice>,
         which: tensor_ffn::Which,
         share: &Share,
-        held: &[Vec<usize>],
+        (held, copied): (&[Vec<usize>], Option<&[ExpertPlacement]>),
     ) -> Result<Option<Box<dyn Stage>>, BuildError> {
         if !tensor_ffn::fits(context, device, which, share, held).map_err(LoadError::on(device))? {
             return Ok(None);
         }
-        let ffn = TensorFfn::load(context, device, which, share, held).map_err(LoadError::on(device))?;
+        let ffn = TensorFfn::load(context, device, which, share, (held, copied)).map_err(LoadError::on(device))?;
         let (captured, device) = (Captured::default(), Arc::clone(device));
         Ok(Some(Box::new(Self { captured, device, ffn, most: context.gathered_rows() })))
     }
 }
 
 impl Stage for OnTensorCores {
+    fn exchanges(&self) -> Vec<ExchangeSize> {
+        self.ffn.copies.iter().map(Copies::exchange).collect()
+    }
+
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
         let Self { captured, device, ffn, most } = self;
-        let which = Which::of(task);
+        let (part, is_copied) = (task.exchange.part(), ffn.is_copied(task.layer));
+        if let Some(copies) = ffn.copies.as_mut().filter(|_| is_copied && part > 0) {
+            copies.await_all(device, task)?;
+        }
+        let which = Which { form: part, ..Which::of(task) };
         let done = captured.run(device, which, (task.values.rows, *most), |rows| {
-            ffn.enqueue(device, which.layer, which.micro_batch, rows)
+            ffn.enqueue(device, (which.layer, which.micro_batch), part, rows)
         });
-        done.map_err(device.fault())
+        done.map_err(device.fault())?;
+        match ffn.copies.as_ref().filter(|_| is_copied && part == 0) {
+            Some(copies) => copies.leave(device, task),
+            None => Ok(()),
+        }
     }
 }
 
@@ -104,7 +117,7 @@ pub(super) fn build_dense(
     if let Some(stage) = grouped_ffn::make(context, device, &share).map_err(LoadError::on(device))? {
         return Ok(stage);
     }
-    if let Some(stage) = OnTensorCores::make(context, device, tensor_ffn::Which::Dense, &share, &[])? {
+    if let Some(stage) = OnTensorCores::make(context, device, tensor_ffn::Which::Dense, &share, (&[], None))? {
         return Ok(stage);
     }
     let block = |layer| plain(context, device, (layer, "mlp"), shape.dense_width, &share);
@@ -155,8 +168,8 @@ struct Buffers {
     /// `[rows × top_k, inner width]`, then of the shared expert.
     inner: DeviceSlice<f32>,
     shared_inner: DeviceSlice<f32>,
-    /// `[rows × top_k, hidden]`, by place in the routing; empty where every micro-batch has its own, for others to read.
-    answers: DeviceSlice<f32>,
+    /// `[rows × top_k, hidden]`, by place in the routing: one, or where others read them one for each micro-batch.
+    answers: Vec<DeviceSlice<f32>>,
     shared: DeviceSlice<f32>,
 }
 
@@ -170,8 +183,8 @@ pub(super) fn build_expert(
     let placed: Vec<ExpertPlacement> = context.layers.iter().map(placed).collect();
     let held: Vec<Vec<usize>> = placed.iter().map(|placed| placed.held_by(share.at.expert).to_vec()).collect();
     let are_copied = placed.iter().any(|placed| placed.copies() > 0);
-    if !are_copied && let Some(stage) = OnTensorCores::make(context, device, tensor_ffn::Which::Experts, &share, &held)?
-    {
+    let copied = are_copied.then_some(&placed[..]);
+    if let Some(stage) = OnTensorCores::make(context, device, tensor_ffn::Which::Experts, &share, (&held, copied))? {
         return Ok(stage);
     }
     let (mut sorted, mut of_layers): (Option<(Vec<usize>, Arc<Sorted>)>, _) = (None, held.iter().zip(&placed));
@@ -191,9 +204,14 @@ pub(super) fn build_expert(
         let holders = copies::holders(device, placed, share.at.expert).map_err(fault(device))?;
         load_moe(context, device, layer, &share, held, (here, holders)).map_err(LoadError::on(device))
     })?;
-    let copies = are_copied.then(|| Copies::new(context, device, (share.at.expert, share.counts.experts)));
-    let copies = copies.transpose().map_err(fault(device))?;
     let buffers = buffers(context, device, &share, are_copied).map_err(fault(device))?;
+    let shards = (share.at.expert, share.counts.experts);
+    let answered = |micro_batch: usize| {
+        let answers = &buffers.answers[micro_batch];
+        context.layers.iter().map(|_| Answered::Places(answers.clone())).collect()
+    };
+    let copies = are_copied.then(|| Copies::new(context, device, shards, answered));
+    let copies = copies.transpose().map_err(fault(device))?;
     let kernels = Kernels { device: Arc::clone(device), layers, buffers, copies, hidden: shape.hidden };
     Ok(Box::new(ExpertFfn { captured: Captured::default(), kernels, most: context.gathered_rows() }))
 }
@@ -227,7 +245,9 @@ fn buffers(
     Ok(Buffers {
         inner: device.buffer(rows * shape.top_k * share.inner(shape.expert_width).len())?,
         shared_inner: device.buffer(shared_rows * share.inner(shape.shared_width).len())?,
-        answers: device.buffer(if are_copied { 0 } else { rows * shape.top_k * shape.hidden })?,
+        answers: (0..if are_copied { context.planner.micro_batches } else { 1 })
+            .map(|_| device.buffer(rows * shape.top_k * shape.hidden))
+            .collect::<Result<_, _>>()?,
         shared: device.buffer(shared_rows * shape.hidden)?,
     })
 }
@@ -262,7 +282,7 @@ impl Stage for ExpertFfn {
 impl Kernels {
     /// Of one micro-batch, whose answers others may read.
     fn answers(&self, micro_batch: usize) -> &DeviceSlice<f32> {
-        self.copies.as_ref().map_or(&self.buffers.answers, |copies| &copies.of[micro_batch].answers)
+        self.buffers.answers.get(micro_batch).unwrap_or(&self.buffers.answers[0])
     }
 
     /// The experts' answers, to the rows of `taken` ids or of all.
@@ -294,19 +314,14 @@ impl Kernels {
     /// A layer whose experts have: which rows are taken here, and their answers.
     fn take(&self, which: Which, rows: usize) -> Result<(), CudaError> {
         let (Some(copies), Some(holders)) = (&self.copies, &self.layers.at(which.layer).holders) else { return Ok(()) };
-        let (routing, taken) = (&self.device.values(which.micro_batch).routing, &copies.of[which.micro_batch].taken);
-        self.device.ops().share_copies(routing, (rows, copies.top_k), holders, taken)?;
-        let here = Routing { ids: taken.here.clone(), weights: routing.weights.clone() };
+        let here = copies.share(&self.device, which.micro_batch, rows, holders)?;
         self.compute(which, rows, Some(&here))
     }
 
     /// y of the experts at home here.
     fn settle(&self, which: Which, rows: usize) -> Result<(), CudaError> {
         let (Some(copies), Some(holders)) = (&self.copies, &self.layers.at(which.layer).holders) else { return Ok(()) };
-        let (values, of) = (self.device.values(which.micro_batch), &copies.of[which.micro_batch]);
-        let Some(all) = &of.all else { return Ok(()) };
-        let shared = self.compute_shared(which, rows)?;
-        let by = (holders, &of.taken);
-        self.device.ops().sum_copies(&values.routing, (rows, copies.top_k), by, all, shared, &values.y)
+        let shared = self.compute_shared(which, rows)?.map(SharedAnswers::Rows);
+        copies.sum(&self.device, (which.layer, which.micro_batch), rows, holders, shared)
     }
 }

@@ -4,15 +4,17 @@
 use super::super::ffn::{Share, SwiGlu};
 use super::super::layers::Layers;
 use super::super::registry::BuildContext;
+use super::copies::{self, Copies};
 use super::device::CudaDevice;
 use super::load::{self, LoadError};
 use super::products::unlike;
 use crate::checkpoint::Part;
 use rally_cuda::CudaError;
 use rally_cuda::memory::DeviceSlice;
-use rally_cuda::ops::{Routing, Stored, Weights};
+use rally_cuda::ops::{Answered, Holders, Routing, SharedAnswers, Stored, Weights};
 use rally_cuda::tensor::{Narrowed, Slots, TensorMatrix};
 use rally_graph::model::FP8_TILE;
+use rally_graph::placement::ExpertPlacement;
 use std::sync::Arc;
 
 /// Weight rows that a product of the second kind takes at once.
@@ -21,7 +23,10 @@ const DOWN_ROWS: usize = 256;
 /// A layer's FFN.
 pub(super) struct Block {
     weights: SwiGlu<TensorMatrix>,
-    slots: Arc<Slots>,
+    /// One, or where others read answers by them one for each micro-batch.
+    slots: Vec<Arc<Slots>>,
+    /// Where other devices hold some of the experts as well.
+    holders: Option<Holders>,
 }
 
 /// All layers of a stage, and what they share.
@@ -31,7 +36,9 @@ pub(super) struct TensorFfn {
     nobody: Option<Routing>,
     rows: Narrowed,
     inner: Narrowed,
-    answers: DeviceSlice<u16>,
+    /// As `slots`.
+    answers: Vec<DeviceSlice<u16>>,
+    pub(super) copies: Option<Copies>,
     hidden: usize,
 }
 
@@ -44,17 +51,22 @@ pub(super) enum Which {
 
 /// Slots that layers share which hold the same experts, as nearly all do.
 #[derive(Default)]
-struct SameSlots(Option<(Vec<usize>, Arc<Slots>)>);
+struct SameSlots(Option<(Vec<usize>, Vec<Arc<Slots>>)>);
 
 impl SameSlots {
-    fn of(&mut self, held: &[usize], make: impl FnOnce() -> Result<Slots, CudaError>) -> Result<Arc<Slots>, CudaError> {
+    fn of(
+        &mut self,
+        held: &[usize],
+        count: usize,
+        make: impl Fn() -> Result<Slots, CudaError>,
+    ) -> Result<Vec<Arc<Slots>>, CudaError> {
         if let Some((before, slots)) = &self.0
             && before == held
         {
-            return Ok(Arc::clone(slots));
+            return Ok(slots.clone());
         }
-        let slots = Arc::new(make()?);
-        self.0 = Some((held.to_vec(), Arc::clone(&slots)));
+        let slots: Vec<_> = (0..count).map(|_| make().map(Arc::new)).collect::<Result<_, _>>()?;
+        self.0 = Some((held.to_vec(), slots.clone()));
         Ok(slots)
     }
 }
@@ -113,14 +125,16 @@ fn block(which: Which) -> &'static str {
 }
 
 impl TensorFfn {
-    /// Of what [`fits`]; `held` as there.
+    /// Of what [`fits`]; `held` as there. `copied`: where each layer's experts are, if some are on several devices.
     pub(super) fn load(
         context: &BuildContext<'_>,
-        device: &CudaDevice,
+        device: &Arc<CudaDevice>,
         which: Which,
         share: &Share,
-        held: &[Vec<usize>],
+        (held, copied): (&[Vec<usize>], Option<&[ExpertPlacement]>),
     ) -> Result<Self, LoadError> {
+        let kept = if copied.is_some() { context.planner.micro_batches } else { 1 };
+        let mut placed = copied.unwrap_or_default().iter();
         let (shape, rows, machine) = (context.shape, context.gathered_rows(), device.machine());
         let (mut same, mut of_layers) = (SameSlots::default(), held.iter());
         let layers = Layers::make(context, |layer| -> Result<Block, LoadError> {
@@ -128,15 +142,22 @@ impl TensorFfn {
             let held = of_layers.next().unwrap_or(&none);
             let (routing, shares) = match which {
                 Which::Dense => ((rows, 1, 1), true),
-                Which::Experts => ((rows, shape.top_k, shape.experts), share.has_shared()),
+                // One expert more, whom nobody holds: rows that another device computes have it.
+                Which::Experts => ((rows, shape.top_k, shape.experts + 1), share.has_shared()),
             };
-            let slots = same.of(held, || Slots::on(machine, routing, held, shares))?;
+            let slots = same.of(held, kept, || {
+                let slots = Slots::on(machine, routing, held, shares)?;
+                // Rows that pad may have no slots yet.
+                machine.fill(&slots.slot_of().as_bytes(), 0xff)?;
+                Ok(slots)
+            })?;
+            let holders = placed.next().map(|placed| copies::holders(device, placed, share.at.expert));
             let read = |name: &str, rows, cols, part: Part| -> Result<TensorMatrix, LoadError> {
                 let weights = stacked(context, device, which, (name, rows, cols), &part, (held, shares))?;
                 Ok(TensorMatrix::on(machine, &weights)?.ok_or_else(unlike)?)
             };
             let weights = SwiGlu::load((layer, block(which)), shape.hidden, width(context, which), share, read)?;
-            Ok(Block { weights, slots })
+            Ok(Block { weights, slots, holders: holders.transpose()?.flatten() })
         })?;
         let first = layers.iter().next().ok_or_else(unlike)?;
         let (inner, stored) = (first.weights.gate.rows(), first.weights.gate.stored());
@@ -144,36 +165,60 @@ impl TensorFfn {
         if !layers.iter().all(alike) {
             return Err(unlike().into());
         }
-        let slots = layers.iter().map(|layer| layer.slots.capacity_for(rows)).max().unwrap_or(0);
+        let slots = layers.iter().map(|layer| layer.slots[0].capacity_for(rows)).max().unwrap_or(0);
         let nobody = || -> Result<Routing, CudaError> {
             Ok(Routing { ids: device.copied(&vec![0; rows])?, weights: device.copied(&vec![0.0; rows])? })
         };
         let inner = Narrowed::on(machine, slots, inner, stored)?;
+        let answers = (0..kept).map(|_| device.buffer(inner.slots() * shape.hidden));
+        let answers: Vec<DeviceSlice<u16>> = answers.collect::<Result<_, _>>()?;
+        let answered = |micro_batch: usize| {
+            let of = |layer: &Block| layer.slots[micro_batch].slot_of().clone();
+            layers.iter().map(|layer| Answered::Slots(answers[micro_batch].clone(), of(layer))).collect()
+        };
+        let shards = (share.at.expert, share.counts.experts);
+        let copies = copied.map(|_| Copies::new(context, device, shards, answered)).transpose()?;
         Ok(Self {
             nobody: (which == Which::Dense).then(nobody).transpose()?,
             rows: Narrowed::on(machine, rows, shape.hidden, stored)?,
-            answers: device.buffer(inner.slots() * shape.hidden)?,
+            answers,
+            copies,
             inner,
             layers,
             hidden: shape.hidden,
         })
     }
 
-    /// u to y of a micro-batch.
+    /// Whether others hold experts of a layer, too.
+    pub(super) fn is_copied(&self, layer: usize) -> bool {
+        self.layers.at(layer).holders.is_some()
+    }
+
+    /// u to y of a micro-batch; of a layer with copies, the first part of it or the second.
     pub(super) fn enqueue(
         &self,
         device: &CudaDevice,
-        layer: usize,
-        micro_batch: usize,
+        (layer, micro_batch): (usize, usize),
+        part: usize,
         rows: usize,
     ) -> Result<(), CudaError> {
-        let Block { weights: SwiGlu { gate, up, down }, slots } = self.layers.at(layer);
+        let Block { weights: SwiGlu { gate, up, down }, slots, holders } = self.layers.at(layer);
         let (tensor, values) = (device.tensor_ops(), device.values(micro_batch));
-        tensor.place(self.nobody.as_ref().unwrap_or(&values.routing), rows, slots)?;
+        let kept = if slots.len() > 1 { micro_batch } else { 0 };
+        let (slots, answers) = (&slots[kept], &self.answers[kept]);
+        let copied = self.copies.as_ref().zip(holders.as_ref());
+        if let Some((copies, holders)) = copied
+            && part > 0
+        {
+            let shared = slots.has_shared().then_some(SharedAnswers::Slots(slots));
+            return copies.sum(device, (layer, micro_batch), rows, holders, shared);
+        }
+        let here = copied.map(|(copies, holders)| copies.share(device, micro_batch, rows, holders)).transpose()?;
+        tensor.place(here.as_ref().or(self.nobody.as_ref()).unwrap_or(&values.routing), rows, slots)?;
         tensor.narrow(&values.u, rows, None, Some(slots), &self.rows)?;
         tensor.up(&self.rows, slots, gate, up, &self.inner)?;
-        tensor.down(&self.inner, slots, down, &self.answers)?;
-        tensor.sum(slots, rows, self.hidden, &self.answers, &values.y)
+        tensor.down(&self.inner, slots, down, answers)?;
+        if copied.is_some() { Ok(()) } else { tensor.sum(slots, rows, self.hidden, answers, &values.y) }
     }
 }
 
