@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rally_graph::model::FP8_TILE;
+use rally_graph::model::{FP8_TILE, WeightFormat};
 use rally_kernels::matrix::Matrix;
 
 pub use error::CheckpointError;
@@ -119,8 +119,37 @@ pub trait WeightSource: Send + Sync {
         part: Part,
     ) -> Result<Matrix, CheckpointError>;
 
+    /// What the part `part` of a matrix `[rows, cols]` is made by, if it is made by a rule: a device may then make it itself. `expert`: the
+    /// expert and how many there are, of a stacked tensor.
+    fn rule(
+        &self,
+        name: &str,
+        expert: Option<(usize, usize)>,
+        whole: (usize, usize),
+        part: &Part,
+    ) -> Result<Option<Rule>, CheckpointError> {
+        let _ = (name, expert, whole, part);
+        Ok(None)
+    }
+
     /// Whether there is a tensor of this name (for a stacked tensor also: the experts one by one).
     fn contains(&self, name: &str) -> bool;
+}
+
+/// What a matrix is made by: the number at position p of the whole matrix is `bound × u(stream, p)` as `format` stores it, and of fp8 the
+/// scale of tile t `scale × (1 + u(scale_stream, t) / 4)`, where u is [`RandomWeights`]' uniform number of [-1, 1).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rule {
+    /// How it is stored.
+    pub format: WeightFormat,
+    /// Of its numbers.
+    pub stream: u64,
+    /// Of its scales.
+    pub scale_stream: u64,
+    /// Largest magnitude, before scales.
+    pub bound: f32,
+    /// What scales lie around.
+    pub scale: f32,
 }
 
 /// A model folder with `model.safetensors`, or with `model.safetensors.index.json` and the shards it names.

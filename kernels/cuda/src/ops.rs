@@ -5,6 +5,7 @@
 
 mod attention;
 mod copies;
+mod draw;
 mod experts;
 mod rows;
 mod sample;
@@ -14,6 +15,7 @@ mod wire;
 
 pub use attention::{KvPages, Paged};
 pub use copies::{Answered, Answers, Holders, SharedAnswers, Taken};
+pub use draw::{Drawn, DrawnPart};
 pub use experts::{Routing, Sorted};
 pub use sample::{Choice, Chosen, REPORTED_AT_MOST};
 pub use slices::Sliced;
@@ -83,6 +85,8 @@ pub struct Ops {
     encode: Box<dyn Launch>,
     decode: Box<dyn Launch>,
     take: Box<dyn Launch>,
+    draw: Box<dyn Launch>,
+    draw_scales: Box<dyn Launch>,
 }
 
 impl Ops {
@@ -106,6 +110,7 @@ impl Ops {
         let [digest_logits, choose_tokens, report_odds] =
             kernels(on, &source::SAMPLE, ["digest_logits", "choose_tokens", "report_odds"])?;
         let [encode, decode, take] = kernels(on, &source::WIRE, ["encode_wire", "decode_wire", "take_parts"])?;
+        let [draw, draw_scales] = kernels(on, &source::DRAW, ["draw", "draw_scales"])?;
         Ok(Ops {
             matmul,
             gated,
@@ -129,6 +134,8 @@ impl Ops {
             encode,
             decode,
             take,
+            draw,
+            draw_scales,
             machine,
         })
     }

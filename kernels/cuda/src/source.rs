@@ -47,6 +47,9 @@ pub const SAMPLE: Source = source!("sample.cu", false);
 /// Rows as they cross an edge.
 pub const WIRE: Source = source!("wire.cu", false);
 
+/// Weights from a seed.
+pub const DRAW: Source = source!("draw.cu", false);
+
 /// Rows sorted by expert, for the tensor cores.
 pub const SLOTS: Source = source!("slots.cu", true);
 /// Rows to what tensor cores multiply, and the sum of experts' answers.
@@ -65,13 +68,13 @@ pub const GROUP_ROWS: Source = source!("group_rows.cu", true);
 pub const GROUP_PRODUCT: Source = source!("group_product.cu", true);
 
 /// What plain operations are in.
-pub const PLAIN: [Source; 9] = [MATMUL, ROWS, ROPE_APPEND, ATTENTION, ROUTER, EXPERTS, COPIES, SAMPLE, WIRE];
+pub const PLAIN: [Source; 10] = [MATMUL, ROWS, ROPE_APPEND, ATTENTION, ROUTER, EXPERTS, COPIES, SAMPLE, WIRE, DRAW];
 /// What products on tensor cores are in.
 pub const TENSOR: [Source; 8] =
     [TENSOR_UP, TENSOR_DOWN, TENSOR_PROJECT, GROUP_PRODUCT, ROWS_FAST, SLOTS, ROPE_FAST, GROUP_ROWS];
 
 /// Every kernel file.
-pub const SOURCES: [Source; 22] = [
+pub const SOURCES: [Source; 23] = [
     MFA_DECODE_BF16,
     MFA_DECODE_FP8,
     MFA_DECODE_PLAIN,
@@ -86,6 +89,7 @@ pub const SOURCES: [Source; 22] = [
     COPIES,
     SAMPLE,
     WIRE,
+    DRAW,
     SLOTS,
     ROWS_FAST,
     TENSOR_UP,

@@ -1,6 +1,6 @@
 //! Weights that are nothing but as large as a model's: to find out what a device needs before any are read.
 
-use super::{CheckpointError, Part, RandomWeights, WeightSource};
+use super::{CheckpointError, Part, RandomWeights, Rule, WeightSource};
 use half::bf16;
 use rally_graph::model::{FP8_TILE, WeightFormat};
 use rally_kernels::matrix::Matrix;
@@ -36,6 +36,17 @@ impl WeightSource for Outline {
         part: Part,
     ) -> Result<Matrix, CheckpointError> {
         self.matrix(name, rows, cols, part)
+    }
+
+    fn rule(
+        &self,
+        name: &str,
+        _expert: Option<(usize, usize)>,
+        _whole: (usize, usize),
+        _part: &Part,
+    ) -> Result<Option<Rule>, CheckpointError> {
+        let format = RandomWeights::new(0, self.0).format_of(name);
+        Ok(Some(Rule { format, stream: 0, scale_stream: 0, bound: 0.0, scale: 0.0 }))
     }
 
     fn contains(&self, name: &str) -> bool {

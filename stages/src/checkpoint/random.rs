@@ -11,7 +11,7 @@ use rally_graph::model::{FP8_TILE, WeightFormat};
 use rally_kernels::dtype::{E4M3_MAX, f32_to_e4m3};
 use rally_kernels::matrix::Matrix;
 
-use super::{CheckpointError, Part, WeightSource, check_expert, names};
+use super::{CheckpointError, Part, Rule, WeightSource, check_expert, names};
 
 /// Words that begin a description of random weights in a graph file.
 const PREFIX: &str = "random:";
@@ -64,26 +64,33 @@ impl RandomWeights {
         Stream(mix(hash ^ mix(self.seed)))
     }
 
-    fn make(&self, name: &str, rows: usize, cols: usize, part: Part) -> Result<Matrix, CheckpointError> {
+    fn rule_of(&self, name: &str, rows: usize, cols: usize, part: &Part) -> Result<Rule, CheckpointError> {
         part.check(name, rows, cols)?;
-        let stream = self.stream(name);
+        let format = self.format_of(name);
+        if format == WeightFormat::Fp8Block {
+            self.check_tiles(name, rows, cols, part)?;
+        }
         // A uniform number of [-1, 1) has the variance 1/3.
         let bound = (3.0 / cols as f32).sqrt();
+        let (bound, scale) =
+            if format == WeightFormat::Fp8Block { (E4M3_MAX, bound / E4M3_MAX) } else { (bound, 0.0) };
+        let (Stream(stream), Stream(scale_stream)) = (self.stream(name), self.stream(&names::scale(name)));
+        Ok(Rule { format, stream, scale_stream, bound, scale })
+    }
+
+    fn make(&self, name: &str, rows: usize, cols: usize, part: Part) -> Result<Matrix, CheckpointError> {
+        let Rule { format, stream, scale_stream, bound, scale } = self.rule_of(name, rows, cols, &part)?;
         let (height, width) = (part.rows.len(), part.cols.len());
-        Ok(match self.format_of(name) {
-            WeightFormat::F32 => {
-                let values = values(cols, &part, 0.0, |position| bound * stream.uniform(position));
-                Matrix::from_f32(height, width, values)
-            }
+        let number = |position| bound * Stream(stream).uniform(position);
+        Ok(match format {
+            WeightFormat::F32 => Matrix::from_f32(height, width, values(cols, &part, 0.0, number)),
             WeightFormat::Bf16 => {
-                let value = |position| bf16::from_f32(bound * stream.uniform(position));
+                let value = |position| bf16::from_f32(number(position));
                 Matrix::from_bf16(height, width, values(cols, &part, bf16::ZERO, value))
             }
             WeightFormat::Fp8Block => {
-                self.check_tiles(name, rows, cols, &part)?;
-                let codes = values(cols, &part, 0, |position| f32_to_e4m3(E4M3_MAX * stream.uniform(position)));
-                let scales = scales(self.stream(&names::scale(name)), cols, &part, bound / E4M3_MAX);
-                Matrix::from_fp8_block(height, width, codes, scales)
+                let codes = values(cols, &part, 0, |position| f32_to_e4m3(number(position)));
+                Matrix::from_fp8_block(height, width, codes, scales(Stream(scale_stream), cols, &part, scale))
             }
         })
     }
@@ -165,13 +172,29 @@ impl WeightSource for RandomWeights {
         part: Part,
     ) -> Result<Matrix, CheckpointError> {
         check_expert(name, expert, [experts, rows, cols])?;
-        let name = names::expert(name, expert).unwrap_or_else(|| format!("{name}.{expert}"));
-        self.make(&name, rows, cols, part)
+        self.make(&of_expert(name, expert), rows, cols, part)
+    }
+
+    fn rule(
+        &self,
+        name: &str,
+        expert: Option<(usize, usize)>,
+        (rows, cols): (usize, usize),
+        part: &Part,
+    ) -> Result<Option<Rule>, CheckpointError> {
+        let Some((expert, experts)) = expert else { return self.rule_of(name, rows, cols, part).map(Some) };
+        check_expert(name, expert, [experts, rows, cols])?;
+        self.rule_of(&of_expert(name, expert), rows, cols, part).map(Some)
     }
 
     fn contains(&self, name: &str) -> bool {
         !name.ends_with("_scale_inv")
     }
+}
+
+/// The name of one expert's matrix.
+fn of_expert(name: &str, expert: usize) -> String {
+    names::expert(name, expert).unwrap_or_else(|| format!("{name}.{expert}"))
 }
 
 /// A sequence of random numbers with access to any of them.

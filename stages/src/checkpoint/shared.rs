@@ -3,7 +3,7 @@
 //! Two devices of one deployment never share memory through it: as in a single run, each that asks for the same matrix has a
 //! copy of its own, and the caches see what they would see there.
 
-use super::{CheckpointError, Part, WeightSource};
+use super::{CheckpointError, Part, Rule, WeightSource};
 use rally_kernels::matrix::Matrix;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -87,6 +87,16 @@ impl WeightSource for AssemblyWeights<'_> {
     ) -> Result<Matrix, CheckpointError> {
         let key = (name.to_owned(), Some(expert), part.rows.clone(), part.cols.clone());
         self.next(key, || self.shared.source.expert_matrix(name, expert, experts, rows, cols, part))
+    }
+
+    fn rule(
+        &self,
+        name: &str,
+        expert: Option<(usize, usize)>,
+        whole: (usize, usize),
+        part: &Part,
+    ) -> Result<Option<Rule>, CheckpointError> {
+        self.shared.source.rule(name, expert, whole, part)
     }
 
     fn contains(&self, name: &str) -> bool {

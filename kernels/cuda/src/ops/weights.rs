@@ -25,6 +25,32 @@ pub struct HostMatrix<'a> {
     pub stored: Stored,
 }
 
+/// What matrices of one stack have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Extent {
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) stride: usize,
+    pub(super) stored: Stored,
+}
+
+impl Extent {
+    /// Bytes of one matrix's numbers.
+    pub(super) fn value_bytes(self) -> usize {
+        self.rows * self.stride * self.stored.bytes()
+    }
+
+    /// Scales of one matrix.
+    pub(super) fn scales(self) -> usize {
+        scales_of(self.rows, self.cols, self.stored)
+    }
+
+    /// What the table says of a matrix that lies there.
+    pub(super) fn entry(self, values: &DeviceSlice<u8>, scales: &DeviceSlice<f32>) -> [u64; 3] {
+        [values.address(), scales.address(), kind(self.stride, self.stored)]
+    }
+}
+
 /// Matrices of one shape on a machine, in order: the experts of a layer, or just one.
 #[derive(Debug)]
 pub struct Weights {
@@ -66,9 +92,9 @@ impl Weights {
         for index in 0..count {
             each(index, &mut |matrix| {
                 check(&matrix, rows, cols)?;
+                let extent = Extent { rows, cols, stride: matrix.stride, stored: matrix.stored };
                 if room.is_none() {
-                    let made = Weights::room(machine, count, &matrix)?;
-                    room = Some((made, Vec::new()));
+                    room = Some((Weights::room(machine, count, extent)?, Vec::new()));
                 }
                 let (to, table) = room.as_mut().expect("made above");
                 if (matrix.stored, matrix.stride) != (to.stored, to.stride) {
@@ -79,17 +105,22 @@ impl Weights {
                 let scales = to.scales.part(index * matrix.scales.len(), matrix.scales.len());
                 write(machine, matrix.values, &values)?;
                 write(machine, matrix.scales, &scales)?;
-                table.extend([values.address(), scales.address(), kind(to.stride, to.stored)]);
+                table.extend(extent.entry(&values, &scales));
                 Ok(())
             })?;
         }
         let Some((weights, table)) = room else {
             // A device may hold no expert of a layer.
-            let none = HostMatrix { rows, cols, stride: cols, values: &[], scales: &[], stored: Stored::F32 };
-            return Ok(Weights::room(machine, 0, &none)?);
+            let none = Extent { rows, cols, stride: cols, stored: Stored::F32 };
+            return Ok(Weights::room(machine, 0, none)?);
         };
-        write(machine, &table, &weights.table)?;
-        Ok(weights)
+        Ok(weights.told(machine, &table)?)
+    }
+
+    /// With its table as `entries` say.
+    pub(super) fn told(self, machine: &dyn Machine, entries: &[u64]) -> Result<Weights, CudaError> {
+        write(machine, entries, &self.table)?;
+        Ok(self)
     }
 
     /// Over what is on a device already, rows without a gap: `values` `[count, rows, cols]`, `scales` as [`HostMatrix`] has them.
@@ -118,21 +149,14 @@ impl Weights {
         Ok(Weights { rows, cols, count, values, scales, stride: cols, stored, table })
     }
 
-    /// Memory for `count` matrices like this one.
-    fn room(machine: &dyn Machine, count: usize, like: &HostMatrix<'_>) -> Result<Weights, CudaError> {
-        let (values, scales) = (count * like.values.len(), count * like.scales.len());
+    /// Memory for `count` matrices of this extent.
+    pub(super) fn room(machine: &dyn Machine, count: usize, extent: Extent) -> Result<Weights, CudaError> {
+        let Extent { rows, cols, stride, stored } = extent;
+        let (values, scales) = (count * extent.value_bytes(), count * extent.scales());
         let sizes = [values, scales * size_of::<f32>(), count * 3 * size_of::<u64>()];
         let mut arena = machine.allocate(Arena::bytes_for(sizes))?;
-        Ok(Weights {
-            rows: like.rows,
-            cols: like.cols,
-            count,
-            values: arena.take(values)?,
-            scales: arena.take(scales)?,
-            stride: like.stride,
-            stored: like.stored,
-            table: arena.take(count * 3)?,
-        })
+        let (values, scales, table) = (arena.take(values)?, arena.take(scales)?, arena.take(count * 3)?);
+        Ok(Weights { rows, cols, count, values, scales, stride, stored, table })
     }
 
     /// Matrices.
@@ -150,11 +174,13 @@ impl Weights {
         self.stride
     }
 
-    pub(crate) fn values(&self) -> &DeviceSlice<u8> {
+    /// The numbers of all of them, `[count, rows, stride]`.
+    pub fn values(&self) -> &DeviceSlice<u8> {
         &self.values
     }
 
-    pub(crate) fn scales(&self) -> &DeviceSlice<f32> {
+    /// `[count, ceil(rows/128), ceil(cols/128)]` for fp8, else empty.
+    pub fn scales(&self) -> &DeviceSlice<f32> {
         &self.scales
     }
 

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The files that are C as well.
-const FILES: [Source; 9] = source::PLAIN;
+const FILES: [Source; 10] = source::PLAIN;
 
 /// A kernel as C: its arguments, and how many items.
 pub(super) type Function = unsafe extern "C" fn(*const c_void, c_int);

@@ -8,7 +8,7 @@ use super::copies::{self, Copies};
 use super::device::CudaDevice;
 use super::fault;
 use super::grouped_ffn;
-use super::load::{self, LoadError};
+use super::load::{self, LoadError, Tensor};
 use super::tensor_ffn::{self, TensorFfn};
 use rally_cuda::CudaError;
 use rally_cuda::memory::DeviceSlice;
@@ -44,9 +44,8 @@ fn experts(
 ) -> Result<Block, LoadError> {
     let shape = context.shape;
     SwiGlu::load((layer, "moe"), shape.hidden, shape.expert_width, share, |name, rows, cols, part| {
-        load::stack(device, held.len(), (part.rows.len(), part.cols.len()), |index| {
-            context.weights.expert_matrix(name, held[index], shape.experts, rows, cols, part.clone())
-        })
+        let tensors: Vec<Tensor<'_>> = held.iter().map(|expert| Tensor { name, expert: Some(*expert) }).collect();
+        load::stack(context, device, (rows, cols), &part, &tensors)
     })
 }
 

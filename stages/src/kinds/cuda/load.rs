@@ -3,10 +3,11 @@
 use super::super::registry::{BuildContext, BuildError};
 use super::device::CudaDevice;
 use super::fault;
-use crate::checkpoint::{CheckpointError, Part};
+use crate::checkpoint::{CheckpointError, Part, Rule};
 use rally_cuda::CudaError;
 use rally_cuda::memory::{DeviceSlice, bytes_of};
-use rally_cuda::ops::{HostMatrix, Stored, Weights};
+use rally_cuda::ops::{Drawn, DrawnPart, HostMatrix, Stored, Weights};
+use rally_graph::model::WeightFormat;
 use rally_kernels::dtype::StorageDtype;
 use rally_kernels::matrix::{self, Matrix};
 
@@ -77,18 +78,55 @@ pub(super) fn matrix_part(
     cols: usize,
     part: Part,
 ) -> Result<Weights, LoadError> {
-    let matrix = context.weights.matrix(name, rows, cols, part)?;
-    Ok(Weights::one(device.machine(), host(&matrix))?)
+    let whole = (rows, cols);
+    stack(context, device, whole, &part, &[Tensor { name, expert: None }])
 }
 
-/// `count` matrices of one shape, each `read` by its index.
+/// One matrix, or one of a stack of experts'.
+pub(super) struct Tensor<'a> {
+    pub(super) name: &'a str,
+    pub(super) expert: Option<usize>,
+}
+
+/// The part `part` of some matrices `[rows, cols]`: made by the device itself where they follow from a rule, brought over one at a time
+/// otherwise.
 pub(super) fn stack(
+    context: &BuildContext<'_>,
     device: &CudaDevice,
-    count: usize,
-    shape: (usize, usize),
-    read: impl Fn(usize) -> Result<Matrix, CheckpointError>,
+    (rows, cols): (usize, usize),
+    part: &Part,
+    tensors: &[Tensor<'_>],
 ) -> Result<Weights, LoadError> {
-    Weights::of(device.machine(), count, shape.0, shape.1, |index, take| Ok(take(host(&read(index)?))?))
+    let (weights, experts) = (context.weights, context.shape.experts);
+    let rule = |tensor: &Tensor<'_>| {
+        weights.rule(tensor.name, tensor.expert.map(|expert| (expert, experts)), (rows, cols), part)
+    };
+    let rules: Option<Vec<Rule>> = tensors.iter().map(rule).collect::<Result<_, _>>()?;
+    if let Some(rules) = rules.filter(|rules| !rules.is_empty()) {
+        let drawn: Vec<Drawn> = rules.into_iter().map(Drawn::from).collect();
+        let (first_row, first_col) = (part.rows.start, part.cols.start);
+        let (rows, whole_cols) = (part.rows.len(), cols);
+        let part = DrawnPart { whole_cols, first_row, first_col, rows, cols: part.cols.len() };
+        return Ok(device.ops().draw(&drawn, part)?);
+    }
+    let read = |tensor: &Tensor<'_>| match tensor.expert {
+        Some(expert) => weights.expert_matrix(tensor.name, expert, experts, rows, cols, part.clone()),
+        None => weights.matrix(tensor.name, rows, cols, part.clone()),
+    };
+    Weights::of(device.machine(), tensors.len(), part.rows.len(), part.cols.len(), |index, take| {
+        Ok(take(host(&read(&tensors[index])?))?)
+    })
+}
+
+impl From<Rule> for Drawn {
+    fn from(Rule { format, stream, scale_stream, bound, scale }: Rule) -> Self {
+        let stored = match format {
+            WeightFormat::F32 => Stored::F32,
+            WeightFormat::Bf16 => Stored::Bf16,
+            WeightFormat::Fp8Block => Stored::Fp8,
+        };
+        Self { stream, scale_stream, bound, scale, stored }
+    }
 }
 
 /// The format of a matrix.

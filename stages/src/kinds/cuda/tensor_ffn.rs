@@ -6,7 +6,7 @@ use super::super::layers::Layers;
 use super::super::registry::BuildContext;
 use super::copies::{self, Copies};
 use super::device::CudaDevice;
-use super::load::{self, LoadError};
+use super::load::{self, LoadError, Tensor};
 use super::products::unlike;
 use crate::checkpoint::Part;
 use rally_cuda::CudaError;
@@ -235,9 +235,7 @@ fn stacked(
         Which::Dense => name.to_owned(),
         Which::Experts => name.replace(".moe.", ".share_expert."),
     };
-    let count = held.len() + usize::from(shares);
-    load::stack(device, count, (part.rows.len(), part.cols.len()), |index| match held.get(index) {
-        Some(expert) => context.weights.expert_matrix(name, *expert, context.shape.experts, rows, cols, part.clone()),
-        None => context.weights.matrix(&shared, rows, cols, part.clone()),
-    })
+    let mut tensors: Vec<Tensor<'_>> = held.iter().map(|expert| Tensor { name, expert: Some(*expert) }).collect();
+    tensors.extend(shares.then_some(Tensor { name: &shared, expert: None }));
+    load::stack(context, device, (rows, cols), part, &tensors)
 }
