@@ -129,6 +129,20 @@ fn a_share_of_a_card_is_a_part_of_it() {
     }
 }
 
+/// As `rally bench` takes prompts as read: what follows takes as long as if they had been.
+#[test]
+fn a_prompt_that_counts_as_read_is_not_read() {
+    let load = ["--batch", "256", "--random-input-len", "1024", "--random-output-len", "8"];
+    let of = |more: &[&str]| json(&[&["predict", "graphs/step3-1a1f-cards.json"], &load[..], more].concat());
+    let (read, pretended) = (of(&[]), of(&["--pretend-read", "1024"]));
+    let figure = |result: &Value, key: &str| result["runs"][0][key].as_f64().expect("a number");
+    assert!(figure(&pretended, "mean_ttft_ms") < 0.1 * figure(&read, "mean_ttft_ms"));
+    assert!(figure(&pretended, "steps") < 3.0 * 8.0 && figure(&read, "steps") > 100.0);
+    let tpot = |result| figure(result, "mean_tpot_ms");
+    assert!((tpot(&pretended) / tpot(&read) - 1.0).abs() < 0.02, "{} {}", tpot(&pretended), tpot(&read));
+    assert_eq!((&pretended["load"]["pretend_read"], &read["load"]["pretend_read"]), (&1024.into(), &Value::Null));
+}
+
 #[test]
 fn a_trace_gives_contexts_and_arrivals() {
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -121,6 +121,7 @@ impl Case {
             fold: &fold,
             keeps_spans,
             learns: false,
+            pretend_read: 0,
             cores: None,
         };
         (setting.predict().expect("all devices do the same"), fold)

@@ -72,6 +72,16 @@ pub struct MadeLoad {
     pub seed: u64,
 }
 
+impl MadeLoad {
+    /// Tells that the first `tokens` tokens of every prompt count as read, if any do.
+    pub fn pretend_read(&mut self, tokens: usize) {
+        if tokens > 0 {
+            self.words.push_str(&format!(", the first {tokens} tokens of each taken as read"));
+            self.json["pretend_read"] = json!(tokens);
+        }
+    }
+}
+
 impl LoadArgs {
     /// The load, as it was asked for: no request is held against any limits yet.
     pub fn make(&self) -> Result<MadeLoad, CliError> {

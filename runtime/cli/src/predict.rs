@@ -60,6 +60,9 @@ pub struct PredictArgs {
     /// devices which share a layer's experts wait for the unluckier one; without, and with --fold, they hit as many as in the mean.
     #[arg(long, value_name = "natural|balanced|F.json", default_value = "natural")]
     experts: String,
+    /// Take the first N tokens of every prompt as read, as `rally bench --pretend-read` does.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pretend_read: usize,
     /// Scatter of every duration, standard deviation over mean, from a gamma distribution; drawn from --seed.
     #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = jitter)]
     jitter: f64,
@@ -94,6 +97,7 @@ pub fn run(args: &PredictArgs) -> Result<ExitCode, CliError> {
     let deployment = session::open(&args.session)?;
     let mut load = args.load.make()?;
     args.load.fit(&mut load, session::load_limits(&deployment))?;
+    load.pretend_read(args.pretend_read);
     let counts = match args.experts.as_str() {
         "natural" | "balanced" => None,
         path => Some(Path::new(path)),
@@ -180,6 +184,7 @@ fn predict(
         keeps_spans: !args.fold,
         learns: !args.fold,
         cores: source.cores(),
+        pretend_read: args.pretend_read,
     };
     let prediction = setting.predict().or_mistake()?;
     drop(durations);

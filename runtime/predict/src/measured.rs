@@ -10,7 +10,8 @@ use parts::PartTimes;
 use profiled::ProfiledTimes;
 use rally_cost::Dtype;
 use rally_graph::model::ModelShape;
-use rally_schedule::cost_table::CostTable;
+use rally_schedule::cost_table::{CostTable, StageCost};
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 /// Measured times of one card.
@@ -21,6 +22,8 @@ pub struct StageTimes {
     /// Where and how they were measured.
     pub source: String,
     times: Times,
+    /// What was measured on shares of the card, by their multiprocessors.
+    shares: Vec<(u32, StageTimes)>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -78,8 +81,20 @@ impl StageTimes {
     /// Of a table that `rally profile` wrote on a card that the library calls `hardware`; `source` says where it is from. `None` if
     /// there is nothing in it that stands for figures.
     pub fn of_table(hardware: &str, source: String, table: &CostTable) -> Option<Self> {
-        let times = Times::Profiled(ProfiledTimes::of(table)?);
-        Some(Self { hardware: hardware.into(), source, times })
+        let on = |sms: u32| {
+            let times = Times::Profiled(ProfiledTimes::of(table, sms)?);
+            Some(Self { hardware: hardware.into(), source: source.clone(), times, shares: Vec::new() })
+        };
+        let sizes: BTreeSet<u32> = table.stages.iter().map(|cost| cost.sms).filter(|sms| *sms > 0).collect();
+        let shares: Vec<(u32, Self)> = sizes.into_iter().filter_map(|sms| on(sms).map(|times| (sms, times))).collect();
+        let whole = on(0)?;
+        let is_any = |times: &Self| matches!(&times.times, Times::Profiled(profiled) if profiled.is_any());
+        (is_any(&whole) || shares.iter().any(|(_, times)| is_any(times))).then_some(Self { shares, ..whole })
+    }
+
+    /// What was measured on shares of the card with so many multiprocessors, if anything was.
+    pub fn of_share(&self, sms: u32) -> Option<&Self> {
+        self.shares.iter().find(|(of, _)| *of == sms).map(|(_, times)| times)
     }
 
     /// Kept until the process ends: a command reads one.
@@ -122,6 +137,15 @@ impl StageTimes {
         }
     }
 
+    /// The table's times of a stage beside attention and experts that every device does alike: routers, residual adds, embeddings. A head is
+    /// one of so many words.
+    pub fn plain(&self, kind: &str, vocab: usize) -> Option<&StageCost> {
+        match &self.times {
+            Times::Parts(_) => None,
+            Times::Profiled(profiled) => profiled.plain(kind, vocab),
+        }
+    }
+
     /// Whether those seconds have a shared expert's part in them.
     pub fn has_shared(&self, experts: usize, width: usize) -> bool {
         match &self.times {
@@ -144,7 +168,7 @@ mod tests {
     use super::*;
     use rally_graph::model::LayerKind;
     use rally_graph::spec::WireDtype;
-    use rally_schedule::cost_table::{CostAxis, CostPart, CostPoint, StageCost, VERSION};
+    use rally_schedule::cost_table::{CostAxis, CostPart, CostPoint, VERSION};
 
     #[test]
     fn measured_points_are_given_back_and_nothing_else_is_claimed() {
@@ -177,6 +201,7 @@ mod tests {
             routed_share: if attends { 0.0 } else { 3.0 / 48.0 },
             width: shard.1,
             shared: shard.2,
+            sms: 0,
             kv_dtype: attends.then_some(WireDtype::Fp8E4m3),
             points: points
                 .iter()
@@ -240,6 +265,40 @@ mod tests {
         let cards = MeasuredCards::Of(times.kept());
         assert!(cards.of("h100").is_some() && cards.of("H200").is_none() && cards.are_any());
         assert!(MeasuredCards::BuiltIn.of("h200").is_some() && !MeasuredCards::None.are_any());
+    }
+
+    /// What a share of a card takes says nothing of the whole card, nor of another share.
+    #[test]
+    fn shares_of_a_card_have_times_of_their_own() {
+        let attention = |seconds| [(64, 1000, seconds), (128, 1000, 2.0 * seconds)];
+        let of_share = |sms, cost| StageCost { sms, ..cost };
+        let whole = profiled("a", "mfa_attention", (0, 0, false), &attention(1e-4));
+        let router = StageCost { axis: CostAxis::None, ..profiled("a", "router", (0, 0, false), &[(64, 0, 5e-5)]) };
+        let head = StageCost { axis: CostAxis::None, ..profiled("a", "sampling", (0, 0, false), &[(64, 0, 7e-5)]) };
+        let stages = vec![
+            of_share(84, profiled("a", "mfa_attention", (0, 0, false), &attention(3e-4))),
+            of_share(48, profiled("f", "expert_ffn", (48, 5120, true), &[(64, 48, 9e-4), (128, 48, 9e-4)])),
+            whole,
+            of_share(84, router.clone()),
+            head,
+        ];
+        let model = serde_json::json!({ "hidden": 7168, "experts": 48, "layers": 61, "vocab": 4096 });
+        let (machine, graph) = (serde_json::Value::Null, serde_json::Value::Null);
+        let table = CostTable { version: VERSION, machine, model, graph, stages };
+        let times = StageTimes::of_table("H200", String::new(), &table).expect("there are some");
+        let near = |got: Option<f64>, s: f64| assert!(got.is_some_and(|got| (got - s).abs() < 1e-9), "{got:?} {s}");
+        let attends = |times: &StageTimes| times.attention_s(64.0, 64_000.0, Dtype::Fp8);
+        near(attends(&times), 1e-4);
+        near(times.of_share(84).and_then(attends), 3e-4);
+        assert_eq!((times.of_share(48).and_then(attends), times.of_share(40)), (None, None));
+        assert_eq!((times.shards(), times.of_share(48).map(StageTimes::shards)), (vec![], Some(vec![(48, 5120)])));
+        // A router is one of any words, a head of its own.
+        assert_eq!(times.plain("router", 4096), None);
+        assert_eq!(times.of_share(84).and_then(|times| times.plain("router", 9)), Some(&of_share(84, router)));
+        assert!(times.plain("sampling", 4096).is_some() && times.plain("sampling", 128_815).is_none());
+        // Nor is there anything to say where only routers were measured.
+        let routers = CostTable { stages: table.stages[3..].to_vec(), ..table };
+        assert_eq!(StageTimes::of_table("H200", String::new(), &routers), None);
     }
 
     /// A whole layer was measured beside its parts: 278 and 669 µs of 64 sequences.

@@ -66,6 +66,8 @@ pub struct Setting<'a> {
     pub learns: bool,
     /// Cores that all lanes share; `None`: a core a lane.
     pub cores: Option<usize>,
+    /// Tokens of every prompt that count as read, as in a benchmark that takes them so.
+    pub pretend_read: usize,
 }
 
 /// What will happen.
@@ -110,8 +112,9 @@ impl Setting<'_> {
         };
         let arrivals = self.load.requests.iter().enumerate().map(arrival).collect();
         let (max_under_way, keeps_spans) = (self.load.max_concurrency, self.keeps_spans);
-        let (learns, cores) = (self.learns, self.cores);
-        let options = VirtualOptions { max_under_way, learns, keeps_spans, cores, ..VirtualOptions::default() };
+        let (learns, cores, pretend_read) = (self.learns, self.cores, self.pretend_read);
+        let options =
+            VirtualOptions { max_under_way, learns, keeps_spans, cores, pretend_read, ..VirtualOptions::default() };
         let report = run.run_folded(self.fold, arrivals, options)?;
         let timings = self.timings(&report);
         let last = timings.iter().filter_map(|timing| timing.token_s.last().copied());

@@ -15,6 +15,7 @@ use rally_graph::plan::{TaskRole, TaskTable, TaskTemplate};
 use rally_graph::shard::ShardCounts;
 use rally_graph::spec::{ComputeDtype, DeploymentSpec, WireDtype};
 use rally_graph::stage_graph::{DeviceIndex, Payload, StageGraph};
+use rally_schedule::cost_table::{StageCost, TaskSize};
 use rally_schedule::virtual_lanes::{Fold, Transit, VirtualTask};
 
 /// Shares of the peaks that work reaches, and what every task and every message costs beside.
@@ -82,11 +83,10 @@ struct Figures {
     held: Vec<usize>,
     bytes_per_s: f64,
     flops_per_s: f64,
-    /// Times as long as on a whole card, on a share of one.
-    slower: f64,
     /// What attention takes beside reading and computing.
     beside_s: f64,
-    measured: Option<(&'static StageTimes, Part)>,
+    /// And how many times as long it takes here.
+    measured: Option<(&'static StageTimes, Part, f64)>,
     /// Of a row that is sent.
     row_bytes: f64,
     /// Other devices that get rows, each a part of them: one over this.
@@ -103,6 +103,8 @@ enum Part {
     Divided { kv: Dtype, width: usize, part: usize },
     /// The routed experts of a shard: how many, and their columns.
     Experts { experts: usize, width: usize },
+    /// A stage that depends on its rows alone.
+    Plain(&'static StageCost),
 }
 
 /// Who gets rows of a send or an exchange.
@@ -238,7 +240,7 @@ fn of_task(
 ) -> Result<Figures, SpecError> {
     let (stage, hardware) = (&graph.stages[task.stage], &machines.hardware[task.device]);
     let (part_of_card, slower) = share(machines, graph, task.device, stage.role);
-    let mut figures = Figures { bytes_per_s: hardware.memory_bytes_per_s() / slower, slower, ..Figures::default() };
+    let mut figures = Figures { bytes_per_s: hardware.memory_bytes_per_s() / slower, ..Figures::default() };
     figures.flops_per_s = part_of_card
         * hardware.peak(match machines.spec.compute {
             ComputeDtype::Fp8 | ComputeDtype::Fp8PerToken => hardware.decode_dtype(),
@@ -260,9 +262,17 @@ fn of_task(
         WireDtype::Bf16 => Dtype::Bf16,
         WireDtype::Fp8E4m3 => Dtype::Fp8,
     };
-    let measured = machines.measured[task.device].filter(|measured| measured.fits(shape));
-    let known =
-        |part: Part| measured.map(|measured| (measured, part)).filter(|(m, part)| part.seconds(m, 1.0, 1.0).is_some());
+    let card = machines.measured[task.device].filter(|measured| measured.fits(shape));
+    let share = graph.devices[task.device].sms.and_then(|sms| card?.of_share(sms));
+    // What was measured on such a share takes as long as that; what was measured on a whole card takes longer on a share.
+    let known_as = |part: &dyn Fn(&'static StageTimes) -> Option<Part>| {
+        let of = |(measured, slower): (Option<&'static StageTimes>, f64)| {
+            let (measured, part) = measured.and_then(|measured| Some((measured, part(measured)?)))?;
+            part.seconds(measured, 1.0, 1.0).is_some().then_some((measured, part, slower))
+        };
+        [(share, 1.0), (card, slower)].into_iter().find_map(of)
+    };
+    let known = |part: Part| known_as(&|_| Some(part));
     let is_divided = slices > 1 && stage.kind == "mfa_attention";
     let part = || Part::Divided { kv, width: slice_width, part: task.part };
     let divided = is_divided.then(part).and_then(known);
@@ -310,12 +320,13 @@ fn of_task(
         figures.beside_s = machines.efficiency[task.device].attention_s;
     }
     let width = rally_graph::shard::part(shape.expert_width, counts.tensor, position.tensor).len();
-    let part = match stage.kind.as_str() {
-        "mfa_attention" if slices == 1 => Some(Part::Attention(kv)),
-        "expert_ffn" => Some(Part::Experts { experts: figures.held.len(), width }),
-        _ => None,
-    };
-    figures.measured = divided.or_else(|| part.and_then(known));
+    let experts = figures.held.len();
+    figures.measured = divided.or_else(|| match stage.kind.as_str() {
+        "mfa_attention" if slices == 1 => known(Part::Attention(kv)),
+        "mfa_attention" => None,
+        "expert_ffn" => known(Part::Experts { experts, width }),
+        kind => known_as(&|measured| measured.plain(kind, shape.vocab).map(Part::Plain)),
+    });
     Ok(figures)
 }
 
@@ -343,6 +354,9 @@ impl Part {
             Self::Attention(dtype) => measured.attention_s(rows, context, dtype),
             Self::Divided { kv, width, part } => measured.divided_s(rows, context, kv, (width, part)),
             Self::Experts { experts, width } => measured.experts_s(experts, width, rows),
+            Self::Plain(cost) => {
+                Some(cost.seconds(TaskSize { rows: rows.round() as usize, context: 0.0, experts: None }))
+            }
         }
     }
 }
@@ -370,16 +384,16 @@ impl Durations for Roofline<'_> {
         let takes = |bytes: f64, flops: f64| {
             (bytes / (figures.bytes_per_s * memory)).max(flops / (figures.flops_per_s * compute))
         };
-        if let Some((measured, part)) = figures.measured
+        if let Some((measured, part, slower)) = figures.measured
             && let Some(seconds) = part.seconds(measured, rows, context)
         {
             // Attention was measured whole; a shared expert is none of the routed ones. What was measured has its launches.
             let beside = match part {
-                Part::Attention(_) | Part::Divided { .. } => 0.0,
+                Part::Attention(_) | Part::Divided { .. } | Part::Plain(_) => 0.0,
                 Part::Experts { experts, width } if measured.has_shared(experts, width) => 0.0,
                 Part::Experts { .. } => takes(figures.bytes * touched, 2.0 * rows * figures.values),
             };
-            return seconds * figures.slower + beside;
+            return seconds * slower + beside;
         }
         let products = takes(
             figures.bytes * touched + figures.expert_bytes * hit,

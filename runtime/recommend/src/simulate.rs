@@ -309,6 +309,7 @@ impl Simulation<'_> {
             keeps_spans: true,
             learns: false,
             cores: None,
+            pretend_read: 0,
         };
         let prediction = setting.predict()?;
         let lanes = plan.lanes.iter().map(|lane| attention.contains(&lane.device));

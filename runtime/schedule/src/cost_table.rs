@@ -136,11 +136,18 @@ pub struct StageCost {
     /// Whether the device has a shared expert to do beside them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shared: bool,
+    /// Multiprocessors that the device has of its card; 0: all of them, or it has none.
+    #[serde(default, skip_serializing_if = "no_share")]
+    pub sms: u32,
     /// What keys and values are kept in, of attention.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_dtype: Option<WireDtype>,
     /// Ascending in rows, then in `along`.
     pub points: Vec<CostPoint>,
+}
+
+fn no_share(multiprocessors: &u32) -> bool {
+    *multiprocessors == 0
 }
 
 fn is_zero(count: &usize) -> bool {

@@ -87,6 +87,7 @@ fn planner(config: PlannerConfig, options: VirtualOptions) -> StepPlanner {
     if options.reuse_prefixes {
         planner.reuse_prefixes();
     }
+    planner.pretend_read(options.pretend_read);
     planner
 }
 

@@ -24,6 +24,7 @@ fn cost(kind: &str, axis: CostAxis, points: Vec<CostPoint>) -> StageCost {
         experts: 8,
         routed_share: 0.25,
         width: 0,
+        sms: 0,
         shared: false,
         kv_dtype: None,
         points,

@@ -72,8 +72,7 @@ impl RandomWeights {
         }
         // A uniform number of [-1, 1) has the variance 1/3.
         let bound = (3.0 / cols as f32).sqrt();
-        let (bound, scale) =
-            if format == WeightFormat::Fp8Block { (E4M3_MAX, bound / E4M3_MAX) } else { (bound, 0.0) };
+        let (bound, scale) = if format == WeightFormat::Fp8Block { (E4M3_MAX, bound / E4M3_MAX) } else { (bound, 0.0) };
         let (Stream(stream), Stream(scale_stream)) = (self.stream(name), self.stream(&names::scale(name)));
         Ok(Rule { format, stream, scale_stream, bound, scale })
     }

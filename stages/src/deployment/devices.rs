@@ -372,11 +372,12 @@ mod tests {
             compute: spec.compute,
         };
         let planned = device_memory(&spec, &shape, KindRegistry::shared(), Machine::default());
+        let of_share = |device: DeviceIndex| graph.devices[device].sms.map_or(multiprocessors, |sms| sms as usize);
         let on_cuda = (0..graph.devices.len()).filter(|device| graph.devices[*device].backend == Backend::Cuda);
         let both = on_cuda.map(|device| {
             (
                 planned[device].needed_bytes(),
-                making.bytes_on(device, &Counting::hopper(multiprocessors)).expect("it can be made") as u64,
+                making.bytes_on(device, &Counting::hopper(of_share(device))).expect("it can be made") as u64,
             )
         });
         both.collect()
@@ -477,5 +478,17 @@ mod tests {
             // A dense FFN's rows with a scale each 128 elements have other buffers.
             assert_eq!(per_token == fp8, format == WeightFormat::Bf16, "{per_token:?} {fp8:?}");
         }
+        // A share of a card has work for its own multiprocessors alone.
+        let shares = graph
+            .replace(r#""compute": "f32""#, r#""compute": "fp8""#)
+            .replace(r#""attn": {"#, r#""attn": { "sms": 16,"#)
+            .replace(r#""ffn":  {"#, r#""ffn": { "sms": 8,"#);
+        let shape = ModelShape { weight_format: WeightFormat::Fp8Block, ..whole };
+        let (of_shares, of_cards) = (planned_and_taken(&shares, shape.clone(), 132), {
+            let cards = graph.replace(r#""compute": "f32""#, r#""compute": "fp8""#);
+            planned_and_taken(&cards, shape, 132)
+        });
+        near(&of_shares, 2);
+        assert!(of_shares.iter().zip(&of_cards).all(|(share, card)| share.1 < card.1), "{of_shares:?} {of_cards:?}");
     }
 }

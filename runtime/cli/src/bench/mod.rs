@@ -36,7 +36,6 @@ use rally_trace::Recording;
 use rally_trace::html::PageText;
 use result::Measurement;
 use round::{Plan, Rounds};
-use serde_json::json;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -164,10 +163,7 @@ fn make_load(args: &BenchArgs, contenders: &[Contender]) -> Result<MadeLoad, Cli
     if let Some(limits) = smallest {
         args.load.fit(&mut load, limits)?;
     }
-    if args.pretend_read > 0 {
-        load.words.push_str(&format!(", the first {} tokens of each taken as read", args.pretend_read));
-        load.json["pretend_read"] = json!(args.pretend_read);
-    }
+    load.pretend_read(args.pretend_read);
     Ok(load)
 }
 

@@ -56,6 +56,7 @@ pub fn measure(parts: EngineParts, rows: &[usize], mut add: impl FnMut(StageCost
             routed_share: 0.0,
             width: 0,
             shared: false,
+            sms: graph.devices[exit.device].sms.unwrap_or_default(),
             kv_dtype: None,
             points: Vec::new(),
         };

@@ -363,6 +363,8 @@ impl Profile<'_> {
                 _ => 0,
             },
             shared: experts > 0 && stage.has_shared_expert(subject.device),
+            // Rows arrive on other devices than they leave.
+            sms: self.graph.devices[key.device].sms.unwrap_or_default(),
             kv_dtype: (stage.role == Role::Attention).then(|| stage.spec.kv_dtype.unwrap_or_default()),
             points: Vec::new(),
         };

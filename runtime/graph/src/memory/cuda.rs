@@ -34,8 +34,18 @@ pub(super) fn count(resolved: &Resolved<'_>, device: DeviceIndex, shape: &ModelS
     let offered: u64 = crossings.offered.iter().map(|record| record * rows.total).sum();
     let wire = rows.total * wire_row_bytes(WireDtype::F32, shape.hidden);
     let scratch: u64 = on.iter().map(|stage| scratch(resolved, stage, device, shape, rows)).sum();
-    let tensor = if resolved.spec.compute == ComputeDtype::F32 { 0 } else { hopper::PRODUCTS };
+    let tensor = if resolved.spec.compute == ComputeDtype::F32 {
+        0
+    } else {
+        hopper::products(multiprocessors(resolved, device))
+    };
     u64::from(resolved.spec.schedule.micro_batches) * (flowing + summed + offered) + wire + summed + scratch + tensor
+}
+
+/// Of a device: those of its share, or of a whole card.
+fn multiprocessors(resolved: &Resolved<'_>, device: DeviceIndex) -> u64 {
+    let group = &resolved.devices[device].group;
+    resolved.spec.devices.get(group).and_then(|entry| entry.sms).map_or(hopper::MULTIPROCESSORS, u64::from)
 }
 
 /// What a device does with rows that cross.
@@ -71,7 +81,7 @@ fn scratch(resolved: &Resolved<'_>, stage: &StageAt<'_>, device: DeviceIndex, sh
     let (hidden, top_k, total) = (shape.hidden as u64, shape.top_k as u64, rows.total);
     let numbers = Numbers::of_projections(resolved.spec.compute, shape);
     match stage.spec.kind.as_str() {
-        "mfa_attention" => attention(resolved, stage, shape, rows),
+        "mfa_attention" => attention(resolved, stage, device, shape, rows),
         "router" => 4 * total * shape.experts as u64,
         "dense_ffn" => hopper::grouped_ffn(resolved.spec.compute, shape, total, inner(shape.dense_width))
             .unwrap_or_else(|| match numbers.filter(|_| hopper::takes_ffn(hidden, inner(shape.dense_width))) {
@@ -122,7 +132,13 @@ fn copies_experts(stage: &StageAt<'_>, shape: &ModelShape) -> bool {
 }
 
 /// Buffers, the table of angles, and in every layer the page of rows that pad.
-fn attention(resolved: &Resolved<'_>, stage: &StageAt<'_>, shape: &ModelShape, rows: &Rows) -> u64 {
+fn attention(
+    resolved: &Resolved<'_>,
+    stage: &StageAt<'_>,
+    device: DeviceIndex,
+    shape: &ModelShape,
+    rows: &Rows,
+) -> u64 {
     let limits = &resolved.spec.limits;
     let (width, hidden, rank) = ((shape.heads * shape.head_dim) as u64, shape.hidden as u64, shape.query_rank as u64);
     let numbers = Numbers::of_projections(resolved.spec.compute, shape);
@@ -155,7 +171,8 @@ fn attention(resolved: &Resolved<'_>, stage: &StageAt<'_>, shape: &ModelShape, r
     let heads = if fast && rotates && narrow(rank).is_some() { 0 } else { width };
     let values = rank + heads + 2 * shape.head_dim as u64 + attended + projected;
     let buffers = 4 * rows.share * values + towards(hidden, hidden) + towards(rank, 0) + split;
-    let of_fast = if fast { hopper::attention(rows.share, micro_batches, width) } else { 0 };
+    let ctas = multiprocessors(resolved, device);
+    let of_fast = if fast { hopper::attention(rows.share, micro_batches, width, ctas) } else { 0 };
     let tokens = pages_per_device(limits, rows.attention.len()) * u64::from(limits.page_tokens);
     let angles = tokens.min(shape.max_positions as u64) * shape.head_dim as u64;
     let layers = layers_of(stage, shape).count() as u64;

@@ -4,16 +4,19 @@
 use crate::model::{FP8_TILE, ModelShape, WeightFormat};
 use crate::spec::{ComputeDtype, WireDtype};
 
-/// Multiprocessors of an H100 or H200.
-const CTAS: u64 = 132;
-/// What products keep: parts of sums, two tiles of 128 x 160 a multiprocessor, and their counters.
-pub(super) const PRODUCTS: u64 = 2 * CTAS * (128 * 160 + 1) * 4;
+/// Multiprocessors of an H100 or H200; a share of one has fewer.
+pub(super) const MULTIPROCESSORS: u64 = 132;
 /// Widest row of a product.
 const WIDTH_AT_MOST: u64 = 16384;
 /// Widest row of a norm that keys and values are appended beside, and whose product rotates heads.
 pub(super) const ROTATED_RANK: u64 = 2048;
 /// Rows of a tile that slots are cut into.
 const TILE: u64 = 128;
+
+/// What products keep on so many multiprocessors: parts of sums, two tiles of 128 x 160 each, and their counters.
+pub(super) fn products(ctas: u64) -> u64 {
+    2 * ctas * (128 * 160 + 1) * 4
+}
 
 /// Whether rows of this width can be narrowed.
 pub(super) fn takes(width: u64) -> bool {
@@ -93,10 +96,10 @@ pub(super) fn takes_attention(shape: &ModelShape, page_tokens: u32, kv_dtype: Wi
     (shape.heads, shape.head_dim, page_tokens) == (64, 256, 64) && kv_dtype != WireDtype::F32
 }
 
-/// What it keeps: q and the result in bf16, a plan a micro-batch, and parts of rows that are cut.
-pub(super) fn attention(rows: u64, micro_batches: u64, width: u64) -> u64 {
-    let plan = (rows + 2 * CTAS) * ITEM_WORDS + 6 * CTAS;
-    4 * rows * width + 4 * micro_batches * plan + 2 * CTAS * (2 * width + 1024)
+/// What it keeps on so many multiprocessors: q and the result in bf16, a plan a micro-batch, and parts of rows that are cut.
+pub(super) fn attention(rows: u64, micro_batches: u64, width: u64, ctas: u64) -> u64 {
+    let plan = (rows + 2 * ctas) * ITEM_WORDS + 6 * ctas;
+    4 * rows * width + 4 * micro_batches * plan + 2 * ctas * (2 * width + 1024)
 }
 
 /// Words of an item of a plan.

@@ -68,7 +68,8 @@ struct Shard {
 /// Reads a file.
 pub(super) fn read(text: &str) -> serde_json::Result<StageTimes> {
     let File { hardware, source, shape, core, projections, beside_us, experts, .. } = serde_json::from_str(text)?;
-    Ok(StageTimes { hardware, source, times: Times::Parts(PartTimes { shape, core, projections, beside_us, experts }) })
+    let times = Times::Parts(PartTimes { shape, core, projections, beside_us, experts });
+    Ok(StageTimes { hardware, source, times, shares: Vec::new() })
 }
 
 impl PartTimes {

@@ -16,10 +16,17 @@ pub(super) struct ProfiledTimes {
     attention: Vec<(Dtype, StageCost)>,
     /// Of each shard one, without a shared expert where there is such a device.
     experts: Vec<StageCost>,
+    /// Stages that depend on their rows alone.
+    plain: Vec<StageCost>,
+    vocab: u64,
 }
 
+/// Kinds of them.
+const PLAIN: [&str; 4] = ["router", "combine", "embed", "sampling"];
+
 impl ProfiledTimes {
-    pub(super) fn of(table: &CostTable) -> Option<Self> {
+    /// What the table has of shares with so many multiprocessors; 0: of whole cards.
+    pub(super) fn of(table: &CostTable, sms: u32) -> Option<Self> {
         let of_model = |key: &str| table.model[key].as_u64();
         let mut times = Self {
             hidden: of_model("hidden")?,
@@ -27,18 +34,34 @@ impl ProfiledTimes {
             layers: of_model("layers")?,
             attention: Vec::new(),
             experts: Vec::new(),
+            plain: Vec::new(),
+            vocab: of_model("vocab").unwrap_or_default(),
         };
-        for cost in table.stages.iter().filter(|cost| !cost.warm && CostPart::OF_STAGE.contains(&cost.part)) {
+        let counts = |cost: &&StageCost| cost.sms == sms && !cost.warm && CostPart::OF_STAGE.contains(&cost.part);
+        for cost in table.stages.iter().filter(counts) {
             // What else is done in parts are experts with copies.
             let is_in_parts = |other: &StageCost| other.stage == cost.stage && other.part == CostPart::Second;
             match cost.kind.as_str() {
                 "expert_ffn" if table.stages.iter().any(is_in_parts) => {}
                 "mfa_attention" => times.attention.extend(cost.kv_dtype.map(|dtype| (kept_in(dtype), cost.clone()))),
                 "expert_ffn" if cost.width > 0 => times.add(cost),
+                kind if PLAIN.contains(&kind) && times.plain.iter().all(|known| known.kind != kind) => {
+                    times.plain.push(cost.clone());
+                }
                 _ => {}
             }
         }
-        (!times.attention.is_empty() || !times.experts.is_empty()).then_some(times)
+        Some(times)
+    }
+
+    /// Whether there is anything of what differs from deployment to deployment.
+    pub(super) fn is_any(&self) -> bool {
+        !self.attention.is_empty() || !self.experts.is_empty()
+    }
+
+    pub(super) fn plain(&self, kind: &str, vocab: usize) -> Option<&StageCost> {
+        let same = |cost: &&StageCost| cost.kind == kind && (kind != "sampling" || self.vocab == vocab as u64);
+        self.plain.iter().find(same)
     }
 
     fn add(&mut self, cost: &StageCost) {

@@ -84,6 +84,8 @@ pub struct VirtualOptions {
     pub keep_tpot_ns: Option<u64>,
     /// Whether sequences that begin alike share pages.
     pub reuse_prefixes: bool,
+    /// Tokens of every prompt that count as read.
+    pub pretend_read: usize,
     /// Whether spans and counters are kept; else only sums, and memory does not grow with steps.
     pub keeps_spans: bool,
     /// Cores that all lanes share: a lane that has found work keeps its core until it must wait, and then the one that has waited longest
@@ -98,6 +100,7 @@ impl Default for VirtualOptions {
             learns: false,
             keep_tpot_ns: None,
             reuse_prefixes: false,
+            pretend_read: 0,
             keeps_spans: true,
             cores: None,
         }
