@@ -129,6 +129,27 @@ fn a_share_of_a_card_is_a_part_of_it() {
     }
 }
 
+/// What cards were measured to take, of the same layers in seven layouts (`kernels/cuda/NOTES.md`, "Several cards"), against what the table of
+/// their stages says. What is left is the host's part of a step, rows on their way, and experts that real routing leaves out.
+#[test]
+fn layouts_of_cards_are_predicted_from_their_stages() {
+    let load = ["--batch", "1024", "--random-input-len", "4096", "--random-output-len", "48", "--pretend-read", "4096"];
+    let table = "--measured=models/step3/h200-cards.json";
+    for (graph, measured_ms) in [
+        ("step3-1d-card", 8.80),
+        ("step3-1a1f-shares", 8.68),
+        ("step3-2d-cards", 5.65),
+        ("step3-2d-tensor-cards", 5.29),
+        ("step3-1a1f-cards", 5.78),
+        ("step3-2a2f-shares", 5.49),
+        ("step3-2a2f-tensor-shares", 5.13),
+    ] {
+        let result = json(&[&["predict", &format!("graphs/{graph}.json"), table], &load[..]].concat());
+        let ms = result["runs"][0]["mean_tpot_ms"].as_f64().expect("a time");
+        assert!((ms / measured_ms - 1.0).abs() < 0.2, "{graph}: {ms} ms predicted, {measured_ms} measured");
+    }
+}
+
 /// As `rally bench` takes prompts as read: what follows takes as long as if they had been.
 #[test]
 fn a_prompt_that_counts_as_read_is_not_read() {

@@ -104,6 +104,7 @@ impl Case {
             spec: &spec,
             efficiency: &efficiency,
             measured: &vec![None; hardware.len()],
+            all_stages: false,
         };
         let durations =
             Roofline::new(machines, &graph, &plan.table, &shape, &experts, &fold).expect("H800 computes in fp8");

@@ -160,7 +160,8 @@ fn predict(
             Box::new(if args.fold { durations } else { durations.by_chance(load.seed) })
         }
         Source::Figures { hardware, shares, measured } => {
-            let machines = Machines { hardware, spec: &deployment.spec, efficiency: shares, measured };
+            let machines =
+                Machines { hardware, spec: &deployment.spec, efficiency: shares, measured, all_stages: true };
             Box::new(Roofline::new(machines, graph, tasks, shape, experts, fold).or_mistake()?)
         }
     };

@@ -63,6 +63,9 @@ pub struct Machines<'a> {
     pub efficiency: &'a [Efficiency],
     /// By device: stage times that were measured on its card and stand for figures where they fit.
     pub measured: &'a [Option<&'static StageTimes>],
+    /// Whether routers, residual adds, embeddings and heads are taken from them too. Else figures stand for those, as in arithmetic that knows
+    /// nothing of them.
+    pub all_stages: bool,
 }
 
 /// What one task takes, as far as it does not depend on its rows.
@@ -325,7 +328,8 @@ fn of_task(
         "mfa_attention" if slices == 1 => known(Part::Attention(kv)),
         "mfa_attention" => None,
         "expert_ffn" => known(Part::Experts { experts, width }),
-        kind => known_as(&|measured| measured.plain(kind, shape.vocab).map(Part::Plain)),
+        kind if machines.all_stages => known_as(&|measured| measured.plain(kind, shape.vocab).map(Part::Plain)),
+        _ => None,
     });
     Ok(figures)
 }

@@ -294,7 +294,8 @@ impl Simulation<'_> {
     fn run(&self, load: &Load, fold: &Fold) -> Result<Steady, SimulateError> {
         let Self { spec, graph, shape, schedule, hardware, efficiency, measured, experts, attention, counted } = *self;
         let plan = schedule.plan(TaskTable::of_devices(graph, |device| fold.runs(device)))?;
-        let machines = Machines { hardware, spec, efficiency, measured };
+        // The search's arithmetic has attention and experts alone.
+        let machines = Machines { hardware, spec, efficiency, measured, all_stages: false };
         let roofline = Roofline::new(machines, graph, &plan.table, shape, experts, fold)?;
         let durations = Counting { roofline: &roofline, ends: counted.ends };
         let setting = Setting {
