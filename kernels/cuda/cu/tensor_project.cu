@@ -204,7 +204,8 @@ __device__ __forceinline__ void multiply_all(const Project &a, M &memory, const 
     for (int block = 0; block < p.blocks; block++) {
         barrier_wait(shared_address(&memory.w_full[w_stage]), w_parity);
         barrier_wait(shared_address(&memory.x_full[x_stage]), x_parity);
-        u64 w = smem_descriptor(shared_address(memory.w[w_stage] + half * WEIGHT_BOX * BLOCK_BYTES), 16, 1024, 1), x = smem_descriptor(shared_address(memory.x[x_stage]), 16, 1024, 1);
+        u64 w = smem_descriptor(shared_address(memory.w[w_stage] + half * WEIGHT_BOX * BLOCK_BYTES), 16, 1024, 1);
+        u64 x = smem_descriptor(shared_address(memory.x[x_stage]), 16, 1024, 1);
         float product[N];
         if constexpr (Fp8) {
 #pragma unroll
@@ -242,38 +243,59 @@ __device__ __forceinline__ void multiply_all(const Project &a, M &memory, const 
 
 __device__ __forceinline__ void write(const Project &a, float *to, float y) { *to = a.adds ? __fadd_rn(*to, y) : y; }
 
-// Four outputs of a token: the sums of all parts, `sums` [T, SUM_STRIDE] in each one's shared memory, in their order.
-__device__ __forceinline__ float4 sum_of(const Project &a, const Part &p, u32 sums, int token, int row, float scale) {
-    u32 place = sums + (token * SUM_STRIDE + row) * 4;
-    float4 y = read_there(place_in(place, p.member * a.splits));
+#define AT_ONCE 4 // pieces of four outputs that a thread asks for
+
+// Four outputs of a token each: the sums of all parts, at `places` in each one's shared memory, in their order.
+template <int N> __device__ __forceinline__ void sum_parts(const Project &a, const Part &p, float4 (&y)[N], const u32 (&places)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) y[i] = read_there(place_in(places[i], p.member * a.splits));
     for (int part = 1; part < a.splits; part++) {
-        float4 more = read_there(place_in(place, part + p.member * a.splits));
-        y.x += more.x, y.y += more.y, y.z += more.z, y.w += more.w;
+        float4 more[N];
+#pragma unroll
+        for (int i = 0; i < N; i++) more[i] = read_there(place_in(places[i], part + p.member * a.splits));
+#pragma unroll
+        for (int i = 0; i < N; i++) y[i].x += more[i].x, y[i].y += more[i].y, y[i].z += more[i].z, y[i].w += more[i].w;
     }
-    return make_float4(y.x * scale, y.y * scale, y.z * scale, y.w * scale);
 }
 
-// All threads: tokens `from` to `end`.
+__device__ __forceinline__ void scale(float4 &y, float by) { y.x *= by, y.y *= by, y.z *= by, y.w *= by; }
+
+// Threads that multiply: tokens `from` to `end`; `sums` [T, SUM_STRIDE].
 __device__ __forceinline__ void write_sums(const Project &a, const Part &p, u32 sums, const float *x_scales, int from, int end) {
     constexpr int quads = TILE_ROWS / 4;
-    int outputs = p.of->outputs, is_even = p.of->is_even;
-    for (int i = from * quads + threadIdx.x; i < end * quads; i += blockDim.x) {
-        int token = i / quads, row = i % quads * 4, at = p.tile * TILE_ROWS + row;
-        float4 y = sum_of(a, p, sums, token, row, x_scales[token]);
-        float *to = p.of->out + (size_t)(p.first + token) * outputs + at;
-        if (is_even) {
-            if (at >= outputs) continue;
-            float4 *four = reinterpret_cast<float4 *>(to);
-            if (a.adds) {
-                float4 before = *four;
-                y.x = __fadd_rn(before.x, y.x), y.y = __fadd_rn(before.y, y.y), y.z = __fadd_rn(before.z, y.z), y.w = __fadd_rn(before.w, y.w);
+    int outputs = p.of->outputs, is_even = p.of->is_even, last = end * quads - 1;
+    for (int first = from * quads + threadIdx.x; first <= last; first += AT_ONCE * MULTIPLYING) {
+        float4 y[AT_ONCE], before[AT_ONCE];
+        u32 places[AT_ONCE];
+        float *to[AT_ONCE];
+        bool is_there[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            int piece = min(first + i * MULTIPLYING, last), token = piece / quads, row = piece % quads * 4, at = p.tile * TILE_ROWS + row;
+            places[i] = sums + (token * SUM_STRIDE + row) * 4;
+            to[i] = p.of->out + (size_t)(p.first + token) * outputs + at;
+            is_there[i] = first + i * MULTIPLYING <= last && at < outputs;
+            before[i] = make_float4(0, 0, 0, 0);
+            if (a.adds && is_even && is_there[i]) before[i] = *reinterpret_cast<const float4 *>(to[i]);
+        }
+        sum_parts(a, p, y, places);
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            if (!is_there[i]) continue;
+            int piece = first + i * MULTIPLYING, at = p.tile * TILE_ROWS + piece % quads * 4;
+            scale(y[i], x_scales[piece / quads]);
+            if (is_even) {
+                if (a.adds) {
+                    y[i].x = __fadd_rn(before[i].x, y[i].x), y[i].y = __fadd_rn(before[i].y, y[i].y);
+                    y[i].z = __fadd_rn(before[i].z, y[i].z), y[i].w = __fadd_rn(before[i].w, y[i].w);
+                }
+                *reinterpret_cast<float4 *>(to[i]) = y[i];
+            } else {
+                write(a, to[i], y[i].x);
+                if (at + 1 < outputs) write(a, to[i] + 1, y[i].y);
+                if (at + 2 < outputs) write(a, to[i] + 2, y[i].z);
+                if (at + 3 < outputs) write(a, to[i] + 3, y[i].w);
             }
-            *four = y;
-        } else {
-            if (at < outputs) write(a, to, y.x);
-            if (at + 1 < outputs) write(a, to + 1, y.y);
-            if (at + 2 < outputs) write(a, to + 2, y.z);
-            if (at + 3 < outputs) write(a, to + 3, y.w);
         }
     }
 }
@@ -281,12 +303,16 @@ __device__ __forceinline__ void write_sums(const Project &a, const Part &p, u32 
 // The same of heads: the bits of rope_append.cu and a conversion.
 __device__ __forceinline__ void write_rotated(const Project &a, const Part &p, u32 sums, const float *x_scales, int from, int end) {
     constexpr int quads = WEIGHT_BOX / 4;
-    for (int i = from * quads + threadIdx.x; i < end * quads; i += blockDim.x) {
+    for (int i = from * quads + threadIdx.x; i < end * quads; i += MULTIPLYING) {
         int token = i / quads, row = i % quads * 4, at = row_of(a, p, 0) + row;
         if (at >= p.of->outputs) continue;
         const float *angles = a.table + (size_t)__ldg(a.positions + p.first + token) * DIM + at % DIM;
-        float4 cosine = __ldg(reinterpret_cast<const float4 *>(angles)), sine = __ldg(reinterpret_cast<const float4 *>(angles + DIM / 2));
-        float4 low = sum_of(a, p, sums, token, row, x_scales[token]), high = sum_of(a, p, sums, token, row + WEIGHT_BOX, x_scales[token]);
+        float4 cosine = __ldg(reinterpret_cast<const float4 *>(angles)), sine = __ldg(reinterpret_cast<const float4 *>(angles + DIM / 2)), y[2];
+        u32 place = sums + (token * SUM_STRIDE + row) * 4;
+        const u32 places[2] = {place, place + WEIGHT_BOX * 4};
+        sum_parts(a, p, y, places);
+        float4 &low = y[0], &high = y[1];
+        scale(low, x_scales[token]), scale(high, x_scales[token]);
         auto first = [](float x, float y, float cosine, float sine) { return __fsub_rn(__fmul_rn(x, cosine), __fmul_rn(y, sine)); };
         auto second = [](float x, float y, float cosine, float sine) { return __fadd_rn(__fmul_rn(y, cosine), __fmul_rn(x, sine)); };
         bf16 *to = a.rotated + (size_t)(p.first + token) * p.of->outputs + at;
@@ -304,6 +330,10 @@ template <bool Fp8, int T, int Chunks> __device__ __forceinline__ void project(c
     M &memory = *reinterpret_cast<M *>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
     int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), lane = threadIdx.x & 31;
     const Part p = part_of(a);
+    // Asked for before the weights, which memory would have them wait behind. Blocks are fewer than threads of a warpgroup.
+    float w_scale = 0;
+    if (Fp8 && warp < 8 && threadIdx.x % 128 < p.blocks)
+        w_scale = __ldg(p.of->scales + (size_t)(min(row_of(a, p, threadIdx.x / 128), p.of->outputs - 1) / 128) * a.blocks + p.begin + threadIdx.x % 128);
     if (warp == 8 && lane == 0) {
         for (int i = 0; i < M::WStages; i++) {
             barrier_init(shared_address(&memory.w_full[i]), 1);
@@ -330,15 +360,14 @@ template <bool Fp8, int T, int Chunks> __device__ __forceinline__ void project(c
         if (warp == 9 && lane == 0) load_all_rows(a, memory, p);
         __syncwarp();
         await_dependencies();
+        if (a.splits > 1) cluster_barrier<false>();
     } else {
         if (M::Threads == 384) grow_registers<216>();
         int thread = threadIdx.x, half = thread / 128;
-        // Blocks are fewer than threads of a warpgroup.
-        if (Fp8 && thread % 128 < p.blocks)
-            memory.w_scales[half][thread % 128] =
-                __ldg(p.of->scales + (size_t)(min(row_of(a, p, half), p.of->outputs - 1) / 128) * a.blocks + p.begin + thread % 128);
         await_dependencies();
-        memory.x_scales[thread] = Fp8 && thread < p.count ? __ldcg(a.x_scales + p.first + thread) : 1.0f;
+        float x_scale = Fp8 && thread < p.count ? __ldcg(a.x_scales + p.first + thread) : 1.0f;
+        memory.w_scales[half][thread % 128] = w_scale;
+        memory.x_scales[thread] = x_scale;
         named_barrier<1, MULTIPLYING>();
         constexpr int n = T / 2 / Chunks;
         float sum[Chunks][n];
@@ -353,13 +382,17 @@ template <bool Fp8, int T, int Chunks> __device__ __forceinline__ void project(c
             int token = i / n * 2 * n + i % n / 4 * 8 + 2 * (lane & 3) + (i & 1);
             sums[token * SUM_STRIDE + (i & 2) * 4] = sum[i / n][i % n];
         }
+        if (a.splits > 1)
+            cluster_barrier<true>();
+        else
+            named_barrier<1, MULTIPLYING>();
+        int from = p.part * T / a.splits, end = min((p.part + 1) * T / a.splits, p.count);
+        if (a.rotated)
+            write_rotated(a, p, shared_address(&memory), memory.x_scales, from, end);
+        else
+            write_sums(a, p, shared_address(&memory), memory.x_scales, from, end);
     }
-    cluster_barrier<true>();
-    int from = p.part * T / a.splits, end = min((p.part + 1) * T / a.splits, p.count);
-    if (a.rotated)
-        write_rotated(a, p, shared_address(&memory), memory.x_scales, from, end);
-    else
-        write_sums(a, p, shared_address(&memory), memory.x_scales, from, end);
+    __syncwarp();
     // Until all have read what is here, and nobody arrives here any more.
     cluster_barrier<false>();
 }

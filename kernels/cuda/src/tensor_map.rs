@@ -4,6 +4,7 @@ use crate::device::Device;
 use crate::error::CudaError;
 use cudarc::driver::sys;
 use sys::CUtensorMapDataType_enum as DataType;
+use sys::CUtensorMapL2promotion_enum as Promotion;
 use sys::CUtensorMapSwizzle_enum as Swizzle;
 
 /// A 128-byte descriptor, passed to kernels by value.
@@ -33,7 +34,17 @@ impl Blocked {
         device.map_or_else(nothing, |device| self.encode(device))
     }
 
+    /// The same for what is read a block's width at a time: L2 is not asked for twice as much of a row.
+    pub(crate) fn encode_narrowly_on(&self, device: Option<&Device>) -> Result<TensorMap, CudaError> {
+        let nothing = || Ok(TensorMap(sys::CUtensorMap_st { opaque: [0; 16] }));
+        device.map_or_else(nothing, |device| self.described(device, Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B))
+    }
+
     pub(crate) fn encode(&self, device: &Device) -> Result<TensorMap, CudaError> {
+        self.described(device, Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B)
+    }
+
+    fn described(&self, device: &Device, promotion: Promotion) -> Result<TensorMap, CudaError> {
         device.bind()?;
         let row_bytes = self.columns * u64::from(self.element);
         let block_bytes = self.block * self.element;
@@ -63,7 +74,7 @@ impl Blocked {
                 } else {
                     Swizzle::CU_TENSOR_MAP_SWIZZLE_64B
                 },
-                sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                promotion,
                 sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )
         };

@@ -9,6 +9,7 @@ use rally_cuda::memory::{DeviceSlice, Plain};
 use rally_cuda::mfa::{self, HEAD_DIM, HEADS};
 use rally_cuda::mfa_append::{Appended, MfaAppend, Projected};
 use rally_cuda::ops::{KvPages, Ops, Paged, Routing, Stored, Weights};
+use rally_cuda::shares::Wanted;
 use rally_cuda::tensor::{Angles, Narrowed, Norm, Slots, TensorMatrix, TensorOps};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -196,6 +197,10 @@ pub fn run(filter: &str, random: &mut Random, report: &mut dyn FnMut(&str, f64, 
             if name.contains(filter) {
                 report(&name, project_all(&tensor, (rows, inputs), outputs, stored, random)?, 2e-3);
             }
+        }
+        let name = format!("tensor project {stored:?} on shares of a card");
+        if name.contains(filter) {
+            report(&name, on_shares(&tensor, stored, random)?, 0.0);
         }
         for case in CASES {
             let name = format!("tensor experts {stored:?} {}", case.name);
@@ -390,6 +395,34 @@ fn project_all(
         largest = if error.is_nan() { error } else { largest.max(error) };
     }
     Ok(largest)
+}
+
+/// Zero if products on shares of a card, whose clusters have fewer multiprocessors to be on, have the bits of the whole; NaN if not.
+fn on_shares(tensor: &Tensor, stored: Stored, random: &mut Random) -> Result<f64, CudaError> {
+    // Clusters of eight: parts alone, and parts of tiles that share rows.
+    for (rows, inputs, outputs) in [(70, 7168, 384), (128, 8192, 4352), (40, 2048, 2560)] {
+        let w = Matrices::new(tensor, (1, outputs, inputs), stored, random)?.tensor(tensor)?;
+        let x = tensor.put(&(0..rows * inputs).map(|_| random.normal()).collect::<Vec<f32>>())?;
+        let narrowed = tensor.narrowed(rows, inputs, stored)?;
+        tensor.ops.narrow(&x, rows, None, None, &narrowed)?;
+        let y = tensor.room::<f32>(rows * outputs)?;
+        tensor.ops.project(&narrowed, rows, &w, &y, false)?;
+        let want = tensor.got(&y)?;
+        for sizes in [&[8, 124][..], &[24, 108], &[84, 48], &[40, 40, 40]] {
+            let wanted: Vec<Wanted> = sizes.iter().map(|sms| Wanted { card: Some(0), sms: Some(*sms) }).collect();
+            let machines = Machines::Cards.open_all(&wanted).map_err(|(_, error)| error)?;
+            for (machine, sms) in machines.into_iter().zip(sizes) {
+                let share = Tensor::on(machine)?.expect("the same card");
+                share.ops.stream().fill(&y, 0xff)?;
+                share.ops.project(&narrowed, rows, &w, &y, false)?;
+                if share.got(&y)? != want {
+                    println!("  other bits on {sms} of {sizes:?}, {rows}x{inputs}x{outputs}");
+                    return Ok(f64::NAN);
+                }
+            }
+        }
+    }
+    Ok(0.0)
 }
 
 struct Case {

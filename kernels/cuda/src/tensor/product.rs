@@ -44,7 +44,7 @@ pub struct TensorMatrix {
     /// The same in boxes of half as many rows as a tile of [`TensorOps::project`] has.
     half: TensorMap,
     scales: DeviceSlice<f32>,
-    /// What the map names.
+    /// What the maps name.
     values: DeviceSlice<u8>,
     rows: usize,
     cols: usize,
@@ -91,7 +91,7 @@ impl TensorMatrix {
         };
         Ok(Some(TensorMatrix {
             map: map.encode_on(device)?,
-            half: Blocked { box_rows: BOX_ROWS as u32 / 2, ..map }.encode_on(device)?,
+            half: Blocked { box_rows: BOX_ROWS as u32 / 2, ..map }.encode_narrowly_on(device)?,
             scales: weights.scales().clone(),
             values: weights.values().clone(),
             rows,

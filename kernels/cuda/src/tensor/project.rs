@@ -26,8 +26,8 @@ const SHARED: [u32; 5] =
 const CTAS: usize = 132;
 /// Blocks of the inputs that a part has at least.
 const BLOCKS_AT_LEAST: usize = 7;
-/// Tiles of weights that share rows at most, by kernel.
-const SHARING: [usize; 5] = [1, 1, 2, 2, 2];
+/// Tiles of weights that share rows, where they do: with four, members wait for each other longer than they save.
+const SHARING: usize = 2;
 /// Matrices of a launch at most.
 const MATRICES: usize = 3;
 /// CTAs of a cluster at most.
@@ -218,7 +218,8 @@ impl TensorOps {
         let tiles = rows.div_ceil(step);
         let which = TOKENS.iter().position(|tokens| step <= *tokens).unwrap_or(TOKENS.len() - 1);
         let splits = splits(of_weights, blocks);
-        let sharing = (CLUSTER / splits).min(SHARING[which]).min(of_weights.next_power_of_two());
+        // Whole tiles fill the card so nearly that pairs would not find places at once.
+        let sharing = if step > 32 && splits > 1 { (CLUSTER / splits).min(SHARING) } else { 1 };
         let cluster = splits * sharing;
         let mut arguments = Arguments {
             of: ones,
