@@ -230,7 +230,7 @@ extern "C" __global__ __launch_bounds__(224, 1) void mfa_decode_bf16(const __gri
         attend(args, memory, threadIdx.x);
     else if (threadIdx.x < 160)
         walk_pages(args.pages, memory.queue, lane, [&, policy = kv_policy(args.work)](int page, int tokens, int count) {
-            load_page(args, memory, page, tokens, count, policy);
+            if (lane == 0) load_page(args, memory, page, tokens, count, policy);
         });
     else if (threadIdx.x == 160)
         load_queries(args, memory);

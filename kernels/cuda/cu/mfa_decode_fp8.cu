@@ -422,7 +422,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void mfa_decode_fp8(const __grid
         shrink_registers<56>();
         if (threadIdx.x < 288)
             walk_pages(args.pages, memory.queue, lane, [&, policy = kv_policy(args.work)](int page, int tokens, int count) {
-                load_page(args, memory, page, tokens, count, policy);
+                if (lane == 0) load_page(args, memory, page, tokens, count, policy);
             });
         else if (threadIdx.x < 320)
             prepare_scales(args, memory, lane);

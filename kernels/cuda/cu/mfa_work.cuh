@@ -28,7 +28,7 @@ struct Item {
 };
 #define MFA_ITEM_WORDS 16
 struct Cut {
-    int row, slot, parts, unused;
+    int row, slot, parts, more; // `more` rows behind it are cut alike, their parts behind its own
 };
 
 struct Work {
@@ -102,24 +102,30 @@ __device__ __forceinline__ void fetch_items(const Work &work, Queue &queue, int 
     }
 }
 
-// By one warp: every page of this CTA's items in order, `load(page, tokens, count)` by one lane.
+// By one warp: an item's pages in order, `load(page, tokens, count)` by all lanes. `head`: page number `lane % 8` of the item.
+template <class Load>
+__device__ __forceinline__ void walk_item(const int *pages, const Item &item, int head, int lane, int count, Load load) {
+    const int *rest = pages + item.first + MFA_HEAD_PAGES + lane;
+    int left = item.pages - MFA_HEAD_PAGES - lane, numbers = head, ahead = left > 0 ? __ldg(rest) : 0;
+    for (int i = 0, at = 0; i < item.pages; i++, at++) {
+        if (at == 32 || i == MFA_HEAD_PAGES) {
+            // A batch of 32 is asked for while the one before is used.
+            at = 0, rest += 32, left -= 32;
+            numbers = ahead, ahead = left > 0 ? __ldg(rest) : 0;
+        }
+        int page = __shfl_sync(~0u, numbers, at);
+        load(page, i == item.pages - 1 ? item.tokens : MFA_PAGE, count + i);
+    }
+}
+
+// By one warp: every page of this CTA's items in order.
 template <class Load> __device__ __forceinline__ void walk_pages(const int *pages, Queue &queue, int lane, Load load) {
     int count = 0;
     for (int items = 0;; items++) {
         int head;
         Item item = queue_take(queue, items, lane, head, ~0u);
         if (item.pages < 0) return;
-        const int *rest = pages + item.first + MFA_HEAD_PAGES + lane;
-        int left = item.pages - MFA_HEAD_PAGES - lane, numbers = head, ahead = left > 0 ? __ldg(rest) : 0;
-        for (int i = 0, at = 0; i < item.pages; i++, at++) {
-            if (at == 32 || i == MFA_HEAD_PAGES) {
-                // A batch of 32 is asked for while the one before is used.
-                at = 0, rest += 32, left -= 32;
-                numbers = ahead, ahead = left > 0 ? __ldg(rest) : 0;
-            }
-            int page = __shfl_sync(~0u, numbers, at);
-            if (lane == 0) load(page, i == item.pages - 1 ? item.tokens : MFA_PAGE, count + i);
-        }
+        walk_item(pages, item, head, lane, count, load);
         count += item.pages;
     }
 }
@@ -348,7 +354,8 @@ __device__ __forceinline__ void add_share(const Work &work, const u8 *partials, 
     Bench bench = {memory, bytes, barrier, 0};
     for (int at = begin.x; at < cuts && (at < end.x || (at == end.x && end.y > 0)); at++) {
         int from = at == begin.x ? begin.y : 0, to = at == end.x ? end.y : 16;
-        add_parts<Groups>(cut, from, to, partials, out, bench, thread);
+        for (int i = 0; i <= cut.more; i++)
+            add_parts<Groups>({cut.row + i, cut.slot + i * cut.parts, cut.parts, 0}, from, to, partials, out, bench, thread);
         if (at + 1 < cuts) cut = work.cut(at + 1);
     }
 }

@@ -56,6 +56,32 @@ __device__ __forceinline__ void wgmma_rs_bf16_n256(float (&d)[128], const u32 *a
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
 }
 
+// The same of f16 numbers; the second with B [256, 16]^T, K-major.
+__device__ __forceinline__ void wgmma_ss_f16_n64(float (&d)[32], u64 a, u64 b, bool accumulate) {
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+                 "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+                 "}, %32, %33, p, 1, 1, 0, 0; }\n"
+                 : RALLY_F32(d, 0)
+                 : "l"(a), "l"(b), "r"((int)accumulate));
+}
+
+__device__ __forceinline__ void wgmma_rs_f16_n256(float (&d)[128], const u32 *a, u64 b, bool accumulate) {
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %133, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+                 "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
+                 "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+                 "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, "
+                 "%82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, "
+                 "%102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, "
+                 "%119, %120, %121, %122, %123, %124, %125, %126, %127"
+                 "}, {%128, %129, %130, %131}, %132, p, 1, 1, 0; }\n"
+                 : RALLY_F128(d, 0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate));
+}
+
 // D[64, 64] (+)= A[64, 32] B[64, 32]^T, A and B K-major in shared memory.
 __device__ __forceinline__ void wgmma_ss_e4m3_n64(float (&d)[32], u64 a, u64 b, bool accumulate) {
     asm volatile("{ .reg .pred p; setp.ne.b32 p, %34, 0;\n"

@@ -9,6 +9,7 @@
 //! Hopper's tensor cores, for shapes that they take. [`mfa`] is decode attention at the speed of Hopper's memory; [`split`] plans its work.
 
 pub mod cache;
+pub mod chunks;
 pub mod compile;
 pub mod counting;
 pub mod device;
@@ -18,6 +19,7 @@ pub mod machine;
 pub mod memory;
 pub mod mfa;
 pub mod mfa_append;
+pub mod mfa_prefill;
 pub mod module;
 pub mod nccl;
 pub mod ops;

@@ -73,9 +73,36 @@ pub struct MfaStep {
     pub scale: f32,
 }
 
+impl MfaStep {
+    pub(crate) fn rows(&self) -> usize {
+        self.q.len() / (HEADS * HEAD_DIM)
+    }
+
+    /// `slots`: partials that its CTAs write at most.
+    pub(crate) fn check(&self, device: &Device, slots: usize) -> Result<(), CudaError> {
+        let refused = |problem: String| Err(refused(problem));
+        let (ctas, rows) = (self.ctas, self.rows());
+        if ctas == 0 || ctas > device.card().multiprocessors {
+            return refused(format!("{ctas} CTAs: give at least one, and at most one a multiprocessor"));
+        }
+        if self.order == Order::After {
+            return refused("CTAs wait for each other: launch them together, or overlapped".to_owned());
+        }
+        if self.out.len() < self.q.len() || self.arrivals.is_empty() || self.work.len() < WorkSplit::words_at_most(0, 1)
+        {
+            return refused(format!("{rows} rows of q need as many of out, a plan, and a counter"));
+        }
+        let partials = slots * PARTIAL_BYTES;
+        if self.partials.len() < partials {
+            return refused(format!("{ctas} CTAs need {partials} bytes of partials, {} given", self.partials.len()));
+        }
+        Ok(())
+    }
+}
+
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct Bf16Arguments {
+pub(crate) struct Bf16Arguments {
     q: TensorMap,
     k: TensorMap,
     v: TensorMap,
@@ -91,7 +118,7 @@ struct Bf16Arguments {
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct Fp8Arguments {
+pub(crate) struct Fp8Arguments {
     k: TensorMap,
     k_strip: TensorMap,
     v: TensorMap,
@@ -105,10 +132,28 @@ struct Fp8Arguments {
     scale_log2: f32,
 }
 
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PrefillArguments {
+    pub(crate) q: TensorMap,
+    pub(crate) k: TensorMap,
+    pub(crate) v: TensorMap,
+    pub(crate) keys: u64,
+    pub(crate) values: u64,
+    pub(crate) scales: u64,
+    pub(crate) work: u64,
+    pub(crate) pages: u64,
+    pub(crate) out: u64,
+    pub(crate) partials: u64,
+    pub(crate) arrivals: u64,
+    pub(crate) scale_log2: f32,
+}
+
 #[derive(Debug, Clone)]
-enum Arguments {
+pub(crate) enum Arguments {
     Bf16(Box<Bf16Arguments>),
     Fp8(Box<Fp8Arguments>),
+    Prefill(Box<PrefillArguments>),
 }
 
 /// The fast path's kernel for one kind of KV.
@@ -159,22 +204,8 @@ impl MfaDecode {
     /// [`CudaError::Shape`] for more CTAs than multiprocessors or slices that are too short.
     pub fn prepare(&self, step: MfaStep) -> Result<MfaCall, CudaError> {
         let device = self.kernel.device();
-        let refused = |problem: String| Err(refused(problem));
-        let (ctas, rows) = (step.ctas as usize, step.q.len() / (HEADS * HEAD_DIM));
-        if step.ctas == 0 || step.ctas > device.card().multiprocessors {
-            return refused(format!("{ctas} CTAs: give at least one, and at most one a multiprocessor"));
-        }
-        if step.order == Order::After {
-            return refused("CTAs wait for each other: launch them together, or overlapped".to_owned());
-        }
-        if step.out.len() < step.q.len() || step.arrivals.is_empty() || step.work.len() < WorkSplit::words_at_most(0, 1)
-        {
-            return refused(format!("{rows} rows of q need as many of out, a plan, and a counter"));
-        }
-        let partials = WorkSplit::slots_at_most(ctas) * PARTIAL_BYTES;
-        if step.partials.len() < partials {
-            return refused(format!("{ctas} CTAs need {partials} bytes of partials, {} given", step.partials.len()));
-        }
+        let rows = step.rows();
+        step.check(device, WorkSplit::slots_at_most(step.ctas as usize))?;
         let arguments = self.arguments(device, &step, rows)?;
         let (kernel, threads, kv) = (self.kernel.clone(), self.threads, self.kv.clone());
         Ok(MfaCall { kernel, threads, _kv: kv, arguments, step })
@@ -224,12 +255,12 @@ impl MfaDecode {
     }
 }
 
-fn refused(problem: String) -> CudaError {
+pub(crate) fn refused(problem: String) -> CudaError {
     CudaError::Shape { operation: "mfa_decode", problem }
 }
 
 /// Pools of the same whole number of pages.
-fn check(kv: &KvPages) -> Result<(), CudaError> {
+pub(crate) fn check(kv: &KvPages) -> Result<(), CudaError> {
     let (k, v) = match kv {
         KvPages::Bf16 { k, v } => (k.len(), v.len()),
         KvPages::Fp8 { k, v, .. } => (k.len(), v.len()),
@@ -252,11 +283,11 @@ const FP8_SHARED: u32 =
 /// A step bound to its buffers, which it keeps alive.
 #[derive(Debug)]
 pub struct MfaCall {
-    kernel: Kernel,
-    threads: u32,
-    _kv: KvPages,
-    arguments: Arguments,
-    step: MfaStep,
+    pub(crate) kernel: Kernel,
+    pub(crate) threads: u32,
+    pub(crate) _kv: KvPages,
+    pub(crate) arguments: Arguments,
+    pub(crate) step: MfaStep,
 }
 
 impl MfaCall {
@@ -268,6 +299,7 @@ impl MfaCall {
         let mut argument: *mut c_void = match &self.arguments {
             Arguments::Bf16(arguments) => (&raw const **arguments).cast_mut().cast(),
             Arguments::Fp8(arguments) => (&raw const **arguments).cast_mut().cast(),
+            Arguments::Prefill(arguments) => (&raw const **arguments).cast_mut().cast(),
         };
         let (ctas, resident) = (self.step.ctas, stream.multiprocessors());
         if ctas > resident {

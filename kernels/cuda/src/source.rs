@@ -21,6 +21,8 @@ macro_rules! source {
 pub const MFA_DECODE_BF16: Source = source!("mfa_decode_bf16.cu", true);
 /// MFA decode attention over fp8 KV.
 pub const MFA_DECODE_FP8: Source = source!("mfa_decode_fp8.cu", true);
+/// MFA attention of several tokens of a sequence, over bf16 and fp8 KV.
+pub const MFA_PREFILL: Source = source!("mfa_prefill.cu", true);
 /// MFA decode attention of any shape on any card.
 pub const MFA_DECODE_PLAIN: Source = source!("mfa_decode_plain.cu", false);
 /// Random data and the read ceiling, for tests and benchmarks.
@@ -74,9 +76,10 @@ pub const TENSOR: [Source; 8] =
     [TENSOR_UP, TENSOR_DOWN, TENSOR_PROJECT, GROUP_PRODUCT, ROWS_FAST, SLOTS, ROPE_FAST, GROUP_ROWS];
 
 /// Every kernel file.
-pub const SOURCES: [Source; 23] = [
+pub const SOURCES: [Source; 24] = [
     MFA_DECODE_BF16,
     MFA_DECODE_FP8,
+    MFA_PREFILL,
     MFA_DECODE_PLAIN,
     MEASURE,
     MEASURE_TENSOR,

@@ -74,6 +74,8 @@ pub struct Cut {
     pub slot: u32,
     /// Parts.
     pub parts: u32,
+    /// Rows behind it that are cut alike, their partials behind its own.
+    pub more: u32,
 }
 
 /// A step's work.
@@ -205,7 +207,7 @@ fn piece(remaining: u64, left: u64, costs: Costs) -> u64 {
 fn place(plan: &mut WorkSplit, row: u32, pages: RowPages, pieces: &[(usize, u64)], slots: &mut u32) {
     let parts = pieces.len() as u32;
     if parts > 1 {
-        plan.cuts.push(Cut { row, slot: *slots, parts });
+        plan.cuts.push(Cut { row, slot: *slots, parts, more: 0 });
     }
     let mut first = pages.first;
     for (part, (cta, count)) in pieces.iter().enumerate() {
@@ -234,6 +236,13 @@ impl WorkSplit {
         2 * ctas
     }
 
+    /// The same work where row `i` of the plan is row `rows[i]` of q and the result.
+    pub fn for_rows(mut self, rows: &[u32]) -> WorkSplit {
+        self.ctas.iter_mut().flatten().for_each(|item| item.row = rows[item.row as usize]);
+        self.cuts.iter_mut().for_each(|cut| cut.row = rows[cut.row as usize]);
+        self
+    }
+
     /// The plan as the kernels read it (`cu/mfa_work.cuh`), with `pages`, the list of page numbers it is for.
     pub fn words(&self, pages: &[i32]) -> Vec<i32> {
         let ctas = self.ctas.len();
@@ -244,8 +253,8 @@ impl WorkSplit {
             words[SHARES_AT + 2 * cta..][..2].copy_from_slice(&[cut, group]);
         }
         for (at, cut) in self.cuts.iter().enumerate() {
-            let fields = [cut.row, cut.slot, cut.parts].map(|field| field as i32);
-            words[cuts_at(ctas) + 4 * at..][..3].copy_from_slice(&fields);
+            let fields = [cut.row, cut.slot, cut.parts, cut.more].map(|field| field as i32);
+            words[cuts_at(ctas) + 4 * at..][..4].copy_from_slice(&fields);
         }
         self.append_items(&mut words, pages);
         words

@@ -12,6 +12,13 @@ use sys::CUtensorMapSwizzle_enum as Swizzle;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TensorMap(sys::CUtensorMap);
 
+impl TensorMap {
+    /// Of nothing, for what does not read it.
+    pub(crate) fn nothing() -> TensorMap {
+        TensorMap(sys::CUtensorMap_st { opaque: [0; 16] })
+    }
+}
+
 /// A matrix of `rows` rows of `columns` elements, seen as blocks of `block` columns: a 3-D tensor `[columns / block,
 /// rows, block]`. A box is `box_blocks` blocks of `box_rows` rows, each block contiguous in shared memory.
 #[derive(Debug, Clone, Copy)]
@@ -30,8 +37,7 @@ pub(crate) struct Blocked {
 impl Blocked {
     /// Where there is no card, as when memory is only counted, a descriptor of nothing.
     pub(crate) fn encode_on(&self, device: Option<&Device>) -> Result<TensorMap, CudaError> {
-        let nothing = || Ok(TensorMap(sys::CUtensorMap_st { opaque: [0; 16] }));
-        device.map_or_else(nothing, |device| self.encode(device))
+        device.map_or_else(|| Ok(TensorMap::nothing()), |device| self.encode(device))
     }
 
     /// The same for what is read a block's width at a time: L2 is not asked for twice as much of a row.

@@ -67,8 +67,8 @@ fn check_words(plan: &WorkSplit, rows: &[RowPages]) {
     assert_eq!((share(0), share(ctas)), ((0, 0), (plan.cuts.len() as i32, 0)));
     assert!((0..ctas).all(|cta| share(cta) <= share(cta + 1)));
     for (at, cut) in plan.cuts.iter().enumerate() {
-        let fields = [cut.row, cut.slot, cut.parts].map(|field| field as i32);
-        assert_eq!(words[cuts_at + 4 * at..][..3], fields);
+        let fields = [cut.row, cut.slot, cut.parts, cut.more].map(|field| field as i32);
+        assert_eq!(words[cuts_at + 4 * at..][..4], fields);
     }
 }
 

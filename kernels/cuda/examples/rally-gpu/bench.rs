@@ -63,8 +63,10 @@ pub fn run(device: &Arc<Device>, filter: &str) -> Result<(), CudaError> {
     }
     println!("large reads: {:.0} GB/s", bench.ceiling(2 << 30)?);
     crate::tensor_bench::run(&mut bench, filter)?;
+    let peak = crate::tensor_bench::tensor_ceiling(device, &bench.stream, &bench.pool, false)?;
     for fp8 in [false, true] {
         let kv = bench.fill(fp8)?;
+        crate::prefill::bench(&mut bench, &kv, fp8, peak, filter)?;
         let decode = MfaDecode::new(device, kv.clone())?;
         for (name, contexts) in cases(&mut Random(7)) {
             let name = format!("{} {name}", if fp8 { "fp8" } else { "bf16" });
@@ -119,6 +121,23 @@ impl Bench {
             random: Random(1),
             ceilings: Vec::new(),
         })
+    }
+
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    /// The pool's pages in random order.
+    pub fn pages(&mut self) -> Vec<i32> {
+        self.random.shuffled(POOL_PAGES)
     }
 
     /// Waits for what was enqueued.

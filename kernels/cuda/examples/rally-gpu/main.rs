@@ -14,6 +14,7 @@ mod bench;
 mod data;
 mod peers;
 mod plain;
+mod prefill;
 mod problem;
 mod reference;
 mod shares;

@@ -4,14 +4,15 @@ use crate::attention_bench;
 use crate::bench::{Bench, measure};
 use crate::data::Random;
 use crate::tensor::{Tensor, routing};
-use rally_cuda::CudaError;
 use rally_cuda::memory::DeviceSlice;
 use rally_cuda::module::{Order, Shape};
 use rally_cuda::ops::{Routing, Stored, Weights};
 use rally_cuda::source;
 use rally_cuda::stream::Stream;
 use rally_cuda::tensor::{Narrowed, Slots, TensorMatrix};
+use rally_cuda::{CudaError, Device};
 use std::ffi::c_void;
+use std::sync::Arc;
 
 pub const HIDDEN: usize = 7168;
 pub const QUERY_RANK: usize = 2048;
@@ -20,12 +21,17 @@ const EXPERTS: usize = 48;
 const TOP_K: usize = 3;
 
 /// FLOP/s of the tensor cores alone, over about 20 ms.
-fn tensor_ceiling(tensor: &Tensor, stored: Stored) -> Result<f64, CudaError> {
-    let (name, depth) = if stored == Stored::Fp8 { ("multiply_only_fp8", 128) } else { ("multiply_only_bf16", 64) };
-    let kernel = tensor.ops.device().load(&source::MEASURE_TENSOR)?.kernel(name, 1024 + 3 * 8192 + 160 * 128)?;
-    let ctas = tensor.ops.device().card().multiprocessors;
-    let (mut rounds, to) = (20_000i32, tensor.room::<f32>(1)?);
-    let us = measure(tensor.ops.stream(), 2, |_, stream| {
+pub fn tensor_ceiling(
+    device: &Arc<Device>,
+    stream: &Stream,
+    to: &DeviceSlice<u8>,
+    is_fp8: bool,
+) -> Result<f64, CudaError> {
+    let (name, depth) = if is_fp8 { ("multiply_only_fp8", 128) } else { ("multiply_only_bf16", 64) };
+    let kernel = device.load(&source::MEASURE_TENSOR)?.kernel(name, 1024 + 3 * 8192 + 160 * 128)?;
+    let ctas = device.card().multiprocessors;
+    let mut rounds = 20_000i32;
+    let us = measure(stream, 2, |_, stream| {
         let mut address = to.address();
         let mut arguments: [*mut c_void; 2] = [(&raw mut rounds).cast(), (&raw mut address).cast()];
         // SAFETY: the kernel takes a count and a float's address.
@@ -132,16 +138,17 @@ const STEPS: [&str; 5] = ["place", "narrow", "up", "down", "sum"];
 
 /// Runs the rows whose names contain `filter`.
 pub fn run(bench: &mut Bench, filter: &str) -> Result<(), CudaError> {
-    let Some(tensor) = Tensor::open()? else { return Ok(()) };
     if !["tensor", "ffn", "project", "layer", "a stage"]
         .iter()
         .any(|name| name.contains(filter) || filter.contains(name))
     {
         return Ok(());
     }
+    let Some(tensor) = Tensor::open()? else { return Ok(()) };
     let read = bench.ceiling(2 << 30)? * 1e9;
     for stored in [Stored::Fp8, Stored::Bf16] {
-        let peak = tensor_ceiling(&tensor, stored)?;
+        let room = tensor.room::<u8>(4)?;
+        let peak = tensor_ceiling(tensor.ops.device(), tensor.ops.stream(), &room, stored == Stored::Fp8)?;
         println!("tensor cores alone, {stored:?}: {:.0} TFLOP/s", peak / 1e12);
         for (shard, held) in [("TP8", 48), ("2A2F", 24)] {
             let name = format!("ffn {stored:?} {shard}");

@@ -2,6 +2,7 @@
 
 use crate::data::{Random, to_bf16, to_e4m3};
 use crate::plain;
+use crate::prefill;
 use crate::problem::{PAGE, PAGE_ELEMENTS, Problem, Scratch, heavy_tail, step_bytes, uniform};
 use crate::tensor;
 use rally_cuda::memory::Arena;
@@ -38,6 +39,15 @@ pub fn run(device: &Arc<Device>, filter: &str) -> Result<bool, CudaError> {
             }
         }
     }
+    for (name, sizes) in prefill::shapes(&mut random) {
+        for fp8 in [false, true] {
+            let name = format!("prefill {} {name}", if fp8 { "fp8" } else { "bf16" });
+            if device.card().is_hopper() && name.contains(filter) {
+                let worst = prefill::worst_error(device, &sizes, fp8, &mut random)?;
+                report(&name, worst, if fp8 { FP8_ERROR } else { BF16_ERROR });
+            }
+        }
+    }
     for storage in [PlainStorage::F32, PlainStorage::Bf16, PlainStorage::Fp8] {
         for (heads, head_dim, page_tokens) in [(5, 48, 16), (64, 256, 64), (3, 512, 7)] {
             let name = format!("plain {storage:?} {heads} heads of {head_dim}, pages of {page_tokens}");
@@ -68,7 +78,7 @@ fn shapes(random: &mut Random) -> Vec<(&'static str, Vec<u32>)> {
 }
 
 /// KV on the host and the pools it goes to: NaN wherever no row's context reaches.
-struct Pools {
+pub struct Pools {
     k: Vec<f32>,
     v: Vec<f32>,
     /// `[pages, 2, 64]`.
@@ -76,7 +86,7 @@ struct Pools {
 }
 
 /// Keys that differ in size from position to position, so that scales and running maxima do.
-fn random_pools(problem: &Problem, pages: usize, random: &mut Random) -> Pools {
+pub fn random_pools(problem: &Problem, pages: usize, random: &mut Random) -> Pools {
     let mut pools = Pools {
         k: vec![f32::NAN; pages * PAGE_ELEMENTS],
         v: vec![f32::NAN; pages * PAGE_ELEMENTS],
@@ -102,7 +112,7 @@ pub fn quantised(x: f32, scale: f32) -> u8 {
     if x.is_nan() { 0x7f } else { to_e4m3(x / scale) }
 }
 
-fn upload(stream: &Stream, arena: &mut Arena, pools: &Pools, fp8: bool) -> Result<KvPages, CudaError> {
+pub fn upload(stream: &Stream, arena: &mut Arena, pools: &Pools, fp8: bool) -> Result<KvPages, CudaError> {
     if !fp8 {
         let mut put = |pool: &[f32]| {
             let slice = arena.take(pool.len())?;
