@@ -70,7 +70,7 @@ __device__ __forceinline__ void load_page(const Mfa &args, Memory &memory, int p
 // One thread: each item's q, into the buffer that the item before is not using.
 __device__ void load_queries(const Mfa &args, Memory &memory) {
     for (int count = 0;; count++) {
-        Item item = queue_take(memory.queue, count, 0, 1);
+        Item item = queue_take(memory.queue, count, 0);
         if (item.pages < 0) return;
         u32 full = shared_address(&memory.q_full[count & 1]);
         barrier_wait(shared_address(&memory.q_empty[count & 1]), (count >> 1 & 1) ^ 1);
@@ -217,7 +217,7 @@ extern "C" __global__ __launch_bounds__(224, 1) void mfa_decode_bf16(const __gri
     int lane = threadIdx.x & 31, word = threadIdx.x >= 192 ? args.work.item_word(blockIdx.x, lane) : 0;
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) barrier_init(shared_address(&memory.full[i]), 1), barrier_init(shared_address(&memory.empty[i]), 4);
-        queue_init(memory.queue, 6);
+        queue_init(memory.queue, 5, 1);
         for (int i = 0; i < 2; i++) barrier_init(shared_address(&memory.q_full[i]), 1), barrier_init(shared_address(&memory.q_empty[i]), 4);
         barrier_init(shared_address(&memory.combined), 1);
         barrier_init_fence();

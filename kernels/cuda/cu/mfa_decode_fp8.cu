@@ -100,7 +100,7 @@ __device__ __forceinline__ void load_page(const Mfa &args, Memory &memory, int p
 __device__ void load_queries(const Mfa &args, Memory &memory) {
     u32 full = shared_address(&memory.q_full);
     for (int count = 0;; count++) {
-        Item item = queue_take(memory.queue, count, 0, 1);
+        Item item = queue_take(memory.queue, count, 0);
         if (item.pages < 0) return;
         barrier_wait(shared_address(&memory.q_empty), (count & 1) ^ 1);
         barrier_expect(full, sizeof(memory.q));
@@ -404,7 +404,7 @@ extern "C" __global__ __launch_bounds__(384, 1) void mfa_decode_fp8(const __grid
         for (int i = 0; i < STAGES; i++) barrier_init(shared_address(&memory.full[i]), 1), barrier_init(shared_address(&memory.empty[i]), i % 2 ? 4 : 5);
         for (int i = 0; i < RING; i++)
             barrier_init(shared_address(&memory.factors_full[i]), 1), barrier_init(shared_address(&memory.factors_empty[i]), 4);
-        queue_init(memory.queue, 11);
+        queue_init(memory.queue, 10, 1);
         barrier_init(shared_address(&memory.q_full), 1);
         barrier_init(shared_address(&memory.q_empty), 8);
         barrier_init(shared_address(&memory.combined), 1);

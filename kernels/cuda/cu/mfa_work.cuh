@@ -60,34 +60,33 @@ struct Queue {
     u64 full[MFA_QUEUE], empty[MFA_QUEUE];
 };
 
-__device__ __forceinline__ void queue_init(Queue &queue, int readers) {
+// Every lane arrives for itself: racecheck does not see what one lane's arrival says of others (`racecheck/mbarrier.cu`), and items
+// are few. `warps` and `lanes` that are alone take every item.
+__device__ __forceinline__ void queue_init(Queue &queue, int warps, int lanes) {
     for (int i = 0; i < MFA_QUEUE; i++) {
-        barrier_init(shared_address(&queue.full[i]), 1);
-        barrier_init(shared_address(&queue.empty[i]), readers);
+        barrier_init(shared_address(&queue.full[i]), 32);
+        barrier_init(shared_address(&queue.empty[i]), 32 * warps + lanes);
     }
 }
 __device__ __forceinline__ void queue_push(Queue &queue, int count, int word, int lane) {
     int at = count % MFA_QUEUE;
     barrier_wait(shared_address(&queue.empty[at]), (count / MFA_QUEUE & 1) ^ 1);
     if (lane < MFA_ITEM_WORDS) reinterpret_cast<int *>(&queue.entries[at])[lane] = word;
-    __syncwarp();
-    if (lane == 0) barrier_arrive(shared_address(&queue.full[at]));
+    barrier_arrive(shared_address(&queue.full[at]));
 }
-// By whole warps, or by one lane 0 with a mask of 1. Lane 0 counts as the reader. `head`: page number `lane % 8`.
-__device__ __forceinline__ Item queue_take(Queue &queue, int count, int lane, int &head, u32 mask = ~0u) {
+// By whole warps, or by one lane. `head`: page number `lane % 8`.
+__device__ __forceinline__ Item queue_take(Queue &queue, int count, int lane, int &head) {
     int at = count % MFA_QUEUE;
     barrier_wait(shared_address(&queue.full[at]), count / MFA_QUEUE & 1);
     Item item = queue.entries[at].item;
     head = queue.entries[at].head[lane % MFA_HEAD_PAGES];
-    // No lane may still be reading when the slot is given back.
-    __syncwarp(mask);
-    if (lane == 0) barrier_arrive(shared_address(&queue.empty[at]));
+    barrier_arrive(shared_address(&queue.empty[at]));
     return item;
 }
 
-__device__ __forceinline__ Item queue_take(Queue &queue, int count, int lane, u32 mask = ~0u) {
+__device__ __forceinline__ Item queue_take(Queue &queue, int count, int lane) {
     int head;
-    return queue_take(queue, count, lane, head, mask);
+    return queue_take(queue, count, lane, head);
 }
 
 // By one warp: this CTA's items into the queue. `word` is item blockIdx.x's. Memory under load answers in several us, which
@@ -123,7 +122,7 @@ template <class Load> __device__ __forceinline__ void walk_pages(const int *page
     int count = 0;
     for (int items = 0;; items++) {
         int head;
-        Item item = queue_take(queue, items, lane, head, ~0u);
+        Item item = queue_take(queue, items, lane, head);
         if (item.pages < 0) return;
         walk_item(pages, item, head, lane, count, load);
         count += item.pages;

@@ -182,6 +182,8 @@ impl MfaDecode {
             KvPages::Bf16 { .. } => (source::MFA_DECODE_BF16, "mfa_decode_bf16", 224, BF16_SHARED + 1024),
             KvPages::Fp8 { .. } => (source::MFA_DECODE_FP8, "mfa_decode_fp8", 384, FP8_SHARED + 1024),
         };
+        // Who decodes has prompts too: [`crate::mfa_prefill`].
+        device.prepare(&[&source, &source::MFA_PREFILL]);
         let kernel = device.load(&source)?.kernel(name, shared)?;
         Ok(MfaDecode { kernel, threads, kv })
     }

@@ -104,11 +104,12 @@ pub const SOURCES: [Source; 24] = [
 ];
 
 /// Files that kernels include, by the name they include them by.
-pub const HEADERS: [(&str, &str); 10] = [
+pub const HEADERS: [(&str, &str); 11] = [
     ("common.cuh", include_str!("../cu/common.cuh")),
     ("hopper.cuh", include_str!("../cu/hopper.cuh")),
     ("wgmma.cuh", include_str!("../cu/wgmma.cuh")),
     ("mfa_work.cuh", include_str!("../cu/mfa_work.cuh")),
+    ("mfa_chunk.cuh", include_str!("../cu/mfa_chunk.cuh")),
     ("warp.cuh", include_str!("../cu/warp.cuh")),
     ("tensor.cuh", include_str!("../cu/tensor.cuh")),
     ("tensor_items.cuh", include_str!("../cu/tensor_items.cuh")),

@@ -212,6 +212,9 @@ impl Stage for MfaAttention {
                 if let Some(fast) = kernels.fast.as_mut().filter(|_| task.layer == *first_layer) {
                     fast.plan(&device, task).map_err(device.fault())?;
                 }
+                // Parts are 0 to 2.
+                let readers = kernels.fast.as_ref().map_or(0, |fast| fast.readers(task.micro_batch).form());
+                let which = Which { form: 4 * readers, ..which };
                 let done = captured.run(&device, which, rows, |rows| kernels.attend(which, rows));
                 done.map_err(device.fault())?;
                 kernels.split.as_mut().map_or(Ok(()), |split| split.leave_slices(&device, task))
