@@ -246,3 +246,27 @@ impl TensorOps {
         unsafe { kernel.launch_clusters(&self.stream, shape, cluster as u32, std::slice::from_mut(&mut argument)) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_fill_a_card_and_fit_a_cluster_and_what_a_cta_keeps_of_scales() {
+        // q, k and v; wq; o_proj and an eighth of it; the key's alone.
+        let step3 = [(20, 56), (128, 16), (56, 128), (56, 16), (2, 56)];
+        assert_eq!(step3.map(|(tiles, blocks)| splits(tiles, blocks)), [4, 1, 2, 2, 8]);
+        for tiles in 1..300 {
+            for blocks in 1..=128 {
+                let parts = splits(tiles, blocks);
+                assert!(parts <= CLUSTER && (parts == 1 || tiles * parts <= CTAS && blocks / parts >= BLOCKS_AT_LEAST));
+            }
+        }
+    }
+
+    #[test]
+    fn rings_leave_a_multiprocessor_room_for_rows_being_narrowed() {
+        // 227 KiB are a CTA's at most, of 228 of which each CTA has one more for itself.
+        assert!(SHARED.iter().all(|bytes| bytes + 1024 + 2048 <= 228 * 1024));
+    }
+}
