@@ -40,19 +40,29 @@ fn the_winner_is_a_graph_that_checks() {
 /// What was measured on a card is a table in the repository: the answer from it is the one in `runtime/recommend/NOTES.md`.
 #[test]
 fn a_cards_table_answers_without_the_card() {
-    let table = "--measured=models/step3/h200-shards.json";
-    let question = ["recommend", "--model", "models/step3", "--hardware", "H200:32", "--kv-dtype", "fp8", table];
-    let more = ["--network-efficiency", "0.8", "--format", "json"];
-    let answer = good(&[&question[..], &more].concat()).stdout;
-    let answer: Value = serde_json::from_slice(&answer).expect("one JSON object");
-    let best = &answer["best"];
-    assert_eq!((&best["layout"], &best["micro_batches"]), (&"2A2F".into(), &2.into()));
-    let of = |key: &str| best["simulated"][key].as_f64().expect("a number");
-    assert!(of("tpot_ms") <= 50.0, "{best}");
-    assert!((of("tokens_per_s_per_device") / 2930.0 - 1.0).abs() < 0.01, "{best}");
+    let ask = |tables: &str| -> Value {
+        let measured = format!("--measured={tables}");
+        let question =
+            ["recommend", "--model", "models/step3", "--hardware", "H200:32", "--kv-dtype", "fp8", &measured];
+        let more = ["--network-efficiency", "0.8", "--format", "json"];
+        let answer = good(&[&question[..], &more].concat()).stdout;
+        let answer: Value = serde_json::from_slice(&answer).expect("one JSON object");
+        answer["best"].clone()
+    };
+    let check = |best: &Value, layout: &str, rate: f64| {
+        assert_eq!((&best["layout"], &best["micro_batches"]), (&layout.into(), &2.into()));
+        let of = |key: &str| best["simulated"][key].as_f64().expect("a number");
+        assert!(of("tpot_ms") <= 50.0, "{best}");
+        assert!((of("tokens_per_s_per_device") / rate - 1.0).abs() < 0.01, "{best}");
+    };
+    let best = ask("models/step3/h200-shards.json");
+    check(&best, "2A2F", 2930.0);
     // Between what the table has for 128 and for 512 sequences at 4,096 positions: 179.4 and 567.3 µs.
     let attention_us = best["layer_us"]["attention"].as_f64().expect("a number");
     assert!((attention_us - 197.5).abs() < 0.5, "{best}");
+    // With shards of 48 experts, which one FFN instance has.
+    let both = ask("models/step3/h200-shards.json,models/step3/h200-o-proj.json");
+    check(&both, "1A1F", 3683.0);
 }
 
 #[test]
