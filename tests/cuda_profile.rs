@@ -268,7 +268,7 @@ fn a_few_layers_stand_for_the_whole_model() {
     assert!(text(&refused.stderr).contains("dense_ffn"), "{}", text(&refused.stderr));
 }
 
-/// Attention and experts of the table stand for figures, and the rest stays; whoever asks for something else is told.
+/// Attention, experts, routers and sums of the table stand for figures, and the rest stays; whoever asks for something else is told.
 #[test]
 fn a_table_of_a_card_stands_for_figures() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -290,13 +290,13 @@ fn a_table_of_a_card_stands_for_figures() {
     let (measured, figures) = (predict(&[&named]), predict(&[]));
     let card = costs.machine["cuda"][0].as_str().expect("a card");
     assert!(measured["predicted_from"]["measured"].as_str().is_some_and(|of| of.contains(card)));
-    for stage in ["mfa_attention", "expert_ffn"] {
+    for stage in ["mfa_attention", "expert_ffn", "router", "combine"] {
         let seconds = of(stage).points.iter().map(|point| point.seconds * 1e6);
         let (least, most) = seconds.fold((f64::INFINITY, 0.0_f64), |(least, most), us| (least.min(us), most.max(us)));
         let us = mean_us(&measured, stage);
         assert!((least * 0.99..=most * 1.01).contains(&us), "{stage}: {us} of {least} to {most}");
     }
-    assert_eq!(mean_us(&measured, "router"), mean_us(&figures, "router"));
+    assert_eq!(mean_us(&measured, "dense_ffn"), mean_us(&figures, "dense_ffn"));
     let refused = |arguments: &[&str], said: &str| {
         let output = rally(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
