@@ -56,14 +56,6 @@ KERNEL(place_experts, Experts) {
     }
 }
 
-// The place of the lowest expert above `last`, or -1.
-FN int next_place(const int *ids, int top_k, int last) {
-    int best = -1;
-    for (int i = 0; i < top_k; i++)
-        if (ids[i] > last && (best < 0 || ids[i] < ids[best])) best = i;
-    return best;
-}
-
 KERNEL(sum_experts, Experts) {
     const int *ids = a.ids + (size_t)item * a.top_k;
     float *y = a.y + (size_t)item * a.hidden;

@@ -152,3 +152,11 @@ FN float e4m3_scale(float largest) {
     float scale = largest / 448.0f, smallest = as_float(0x00800000);
     return scale > smallest ? scale : smallest;
 }
+
+// The place of the lowest expert above `last`, or -1.
+FN int next_place(const int *ids, int top_k, int last) {
+    int best = -1;
+    for (int i = 0; i < top_k; i++)
+        if (ids[i] > last && (best < 0 || ids[i] < ids[best])) best = i;
+    return best;
+}
