@@ -227,6 +227,7 @@ fn map(bench: &mut Bench, name: &str, batch: usize, context: usize) -> Result<()
     let whole = Tensor::on(open(&[None])?.remove(0))?.expect("Hopper");
     let weights = |count, outputs, inputs, seed| matrices(bench, &whole, (count, outputs, inputs), Stored::Fp8, seed);
     let ffn = Ffn {
+        shares: true,
         held: 48,
         inner: INNER,
         gate: weights(49, INNER, HIDDEN, 11)?,

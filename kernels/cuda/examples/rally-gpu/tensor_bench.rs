@@ -70,6 +70,8 @@ pub fn rows(tensor: &Tensor, count: usize, random: &mut Random) -> Result<Device
 /// One shard of the expert FFN.
 pub struct Ffn {
     pub held: usize,
+    /// With the shared expert, which every row has.
+    pub shares: bool,
     pub inner: usize,
     pub gate: TensorMatrix,
     pub up: TensorMatrix,
@@ -96,7 +98,7 @@ impl Ffn {
         let (ids, weights) = routing(count, EXPERTS, TOP_K, random);
         let routed = ids.iter().filter(|id| (**id as usize) < self.held).count();
         let held: Vec<usize> = (0..self.held).collect();
-        let slots = Slots::new(tensor.ops.stream(), count, TOP_K, EXPERTS, &held, true)?;
+        let slots = Slots::new(tensor.ops.stream(), count, TOP_K, EXPERTS, &held, self.shares)?;
         let narrowed = tensor.narrowed(slots.capacity_for(count), HIDDEN, self.stored)?;
         Ok(Batch {
             count,
@@ -150,18 +152,20 @@ pub fn run(bench: &mut Bench, filter: &str) -> Result<(), CudaError> {
         let room = tensor.room::<u8>(4)?;
         let peak = tensor_ceiling(tensor.ops.device(), tensor.ops.stream(), &room, stored == Stored::Fp8)?;
         println!("tensor cores alone, {stored:?}: {:.0} TFLOP/s", peak / 1e12);
-        for (shard, held) in [("TP8", 48), ("2A2F", 24)] {
+        // The last is the work that libraries' grouped products do.
+        for (shard, held, shares) in [("TP8", 48, true), ("2A2F", 24, true), ("TP8 routed alone", 48, false)] {
             let name = format!("ffn {stored:?} {shard}");
             if !name.contains(filter) && !filter.contains("tensor") {
                 continue;
             }
-            let inner = 640;
+            let (inner, experts) = (640, held + usize::from(shares));
             let ffn = Ffn {
                 held,
+                shares,
                 inner,
-                gate: matrices(bench, &tensor, (held + 1, inner, HIDDEN), stored, 11)?,
-                up: matrices(bench, &tensor, (held + 1, inner, HIDDEN), stored, 12)?,
-                down: matrices(bench, &tensor, (held + 1, HIDDEN, inner), stored, 13)?,
+                gate: matrices(bench, &tensor, (experts, inner, HIDDEN), stored, 11)?,
+                up: matrices(bench, &tensor, (experts, inner, HIDDEN), stored, 12)?,
+                down: matrices(bench, &tensor, (experts, HIDDEN, inner), stored, 13)?,
                 stored,
             };
             for count in [64, 256, 1024, 2048, 3072] {
@@ -185,9 +189,10 @@ pub fn run(bench: &mut Bench, filter: &str) -> Result<(), CudaError> {
 
 fn case(tensor: &Tensor, ffn: &Ffn, batch: &Batch, name: &str, read: f64, peak: f64) -> Result<(), CudaError> {
     let one = 3 * ffn.inner * HIDDEN;
-    let experts = (ffn.held + 1).min(batch.routed + 1);
+    let shared = usize::from(ffn.shares);
+    let experts = (ffn.held + shared).min(batch.routed + shared);
     let bytes = (experts * one * ffn.stored.bytes()) as f64;
-    let flops = 2.0 * (batch.routed + batch.count) as f64 * one as f64;
+    let flops = 2.0 * (batch.routed + shared * batch.count) as f64 * one as f64;
     let floor = (bytes / read).max(flops / peak) * 1e6;
     let stream = tensor.ops.stream();
     let us = measure(stream, 4, |_, _: &Stream| ffn.enqueue(tensor, batch, None))?;
