@@ -96,10 +96,11 @@ pub(super) fn takes_attention(shape: &ModelShape, page_tokens: u32, kv_dtype: Wi
     (shape.heads, shape.head_dim, page_tokens) == (64, 256, 64) && kv_dtype != WireDtype::F32
 }
 
-/// What it keeps on so many multiprocessors: q and the result in bf16, a plan a micro-batch, and parts of rows that are cut.
+/// What it keeps on so many multiprocessors: q and the result in bf16, two plans a micro-batch, one for rows alone in their sequence and
+/// one for chunks, and parts of rows that are cut, of chunks two for each of decoding.
 pub(super) fn attention(rows: u64, micro_batches: u64, width: u64, ctas: u64) -> u64 {
     let plan = (rows + 2 * ctas) * ITEM_WORDS + 6 * ctas;
-    4 * rows * width + 4 * micro_batches * plan + 2 * ctas * (2 * width + 1024)
+    4 * rows * width + 4 * micro_batches * 2 * plan + 4 * ctas * (2 * width + 1024)
 }
 
 /// Words of an item of a plan.
