@@ -22,14 +22,16 @@ struct Pairs {
     float low[4], high[4];
 };
 
-__device__ __forceinline__ void read_four(float (&to)[4], const float *from) {
-    float4 x = __ldg(reinterpret_cast<const float4 *>(from));
+// `Fixed`: no kernel of the step writes it, so that it may be read before the kernel before is done.
+template <bool Fixed> __device__ __forceinline__ void read_four(float (&to)[4], const float *from) {
+    auto at = reinterpret_cast<const float4 *>(from);
+    float4 x = Fixed ? __ldg(at) : __ldcg(at);
     to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
 }
 
 __device__ __forceinline__ void rotate(Pairs &x, const float *table) {
     float cosine[4], sine[4];
-    read_four(cosine, table), read_four(sine, table + DIM / 2);
+    read_four<true>(cosine, table), read_four<true>(sine, table + DIM / 2);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         float low = x.low[i], high = x.high[i];
@@ -63,7 +65,7 @@ __device__ __forceinline__ void append_part(const Append &a, int row, int part, 
     bool is_query = part < HEADS, is_value = part == HEADS + 1;
     const float *from = is_query ? a.q + ((size_t)row * HEADS + part) * DIM : (is_value ? a.v : a.k) + (size_t)row * DIM;
     Pairs x;
-    read_four(x.low, from + at), read_four(x.high, from + DIM / 2 + at);
+    read_four<false>(x.low, from + at), read_four<false>(x.high, from + DIM / 2 + at);
     if (!is_value) rotate(x, a.table + (size_t)position * DIM + at);
     if (is_query) {
         write_bf16(a.rotated + ((size_t)row * HEADS + part) * DIM + at, x);

@@ -133,7 +133,7 @@ struct Widener {
         if (thread == 0) ask(args.keys + (size_t)page * (MFA_PAGE * MFA_DIM), slot + behind);
         if (behind) widen<true>();
         tokens = visible;
-        scale = __ldg(args.scales + (size_t)page * 128 + thread);
+        scale = __ldcg(args.scales + (size_t)page * 128 + thread);
         // Its probability is zero, which nothing may make NaN.
         if ((thread & 63) >= tokens) scale = 1;
         between();

@@ -126,9 +126,11 @@ template <bool Fp8> struct Token {
         barrier_wait(shared_address(&memory.full[slot % memory.Stages]), slot / memory.Stages & 1);
     }
     __device__ __forceinline__ void release(int slot) const {
+        __syncwarp();
         if ((thread & 31) == 0) barrier_arrive(shared_address(&memory.empty[slot % memory.Stages]));
     }
     __device__ __forceinline__ void release_q(int which) const {
+        __syncwarp();
         if ((thread & 31) == 0) barrier_arrive(shared_address(&memory.q_empty[which]));
     }
 

@@ -342,10 +342,10 @@ __device__ __forceinline__ void add_share(const Work &work, const u8 *partials, 
     named_barrier<1, Groups * 128>();
     if (thread == 0) {
         __threadfence();
-        // Counts arrivals for ever; all of this launch's are there at the next multiple of the grid.
-        u32 before = atomicAdd(arrivals, 1u), all = before - before % gridDim.x + gridDim.x;
+        // A launch adds 2^31 in all, and so turns the highest bit once its last CTA is there: for ever, and whatever the grid.
+        u32 before = atomicAdd(arrivals, blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u);
         u32 seen = before;
-        while (!idle && (int)(seen - all) < 0)
+        while (!idle && !((seen ^ before) & 0x80000000u))
             asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(arrivals) : "memory");
     }
     if (idle) return;

@@ -4,12 +4,12 @@
 //   x    [rows, inputs]     e4m3 with scales [rows], or bf16
 //   out  [rows, outputs]    f32; of each matrix
 //
-// inputs a multiple of 128, any number of outputs. Weights are the M side of wgmma: a CTA has 64 of their rows, to T tokens and one of
+// inputs a multiple of 128, any number of outputs. Weights are the M side of wgmma: a CTA has 128 of their rows, to T tokens and one of
 // `splits` parts of the inputs. A cluster is all parts of `sharing` such tiles: every block of the tokens' rows is read out of L2 by
 // one of them for all, and parts are added through the cluster's shared memory, in their order. The split follows from the matrix, so
 // a row's bits depend on nothing else.
 //
-// Two CTAs fit on a multiprocessor beside a CTA of `rows_fast.cu`: weights are asked for before the kernel before is done, up to what
+// One CTA fits on a multiprocessor beside CTAs of `rows_fast.cu`: weights are asked for before the kernel before is done, up to what
 // shared memory holds, so that memory is busy while rows are normed and narrowed. With e4m3 a block's product starts from zero and is
 // added in f32 times the block's scale: the tensor core's own sums keep 14 bits. sm_90a only.
 #include "common.cuh"

@@ -88,7 +88,9 @@ impl MfaStep {
         if self.order == Order::After {
             return refused("CTAs wait for each other: launch them together, or overlapped".to_owned());
         }
-        if self.out.len() < self.q.len() || self.arrivals.is_empty() || self.work.len() < WorkSplit::words_at_most(0, 1)
+        if self.out.len() < self.q.len()
+            || self.arrivals.is_empty()
+            || self.work.len() < WorkSplit::words_at_least(ctas as usize)
         {
             return refused(format!("{rows} rows of q need as many of out, a plan, and a counter"));
         }
@@ -263,12 +265,16 @@ pub(crate) fn refused(problem: String) -> CudaError {
 
 /// Pools of the same whole number of pages.
 pub(crate) fn check(kv: &KvPages) -> Result<(), CudaError> {
-    let (k, v) = match kv {
-        KvPages::Bf16 { k, v } => (k.len(), v.len()),
-        KvPages::Fp8 { k, v, .. } => (k.len(), v.len()),
+    let (k, v, scales) = match kv {
+        KvPages::Bf16 { k, v } => (k.len(), v.len(), None),
+        KvPages::Fp8 { k, v, scales } => (k.len(), v.len(), Some(scales.len())),
     };
     if k != v || k % (PAGE_TOKENS as usize * HEAD_DIM) != 0 {
         return Err(refused(format!("K has {k} elements and V {v}: give both the same whole number of pages")));
+    }
+    let wanted = 2 * k / HEAD_DIM;
+    if scales.is_some_and(|scales| scales < wanted) {
+        return Err(refused(format!("{} scales of K and V; {wanted} are needed", scales.unwrap_or_default())));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::error::CudaError;
 use crate::memory::DeviceSlice;
-use crate::mfa::{HEAD_DIM, HEADS, KvPages};
+use crate::mfa::{self, HEAD_DIM, HEADS, KvPages};
 use crate::module::{Kernel, Order, Shape};
 use crate::ops::Paged;
 use crate::source;
@@ -68,6 +68,7 @@ impl Appended<'_> {
             let problem = format!("{rows} rows of keys and values of 256 do not fit the slices");
             return Err(CudaError::Shape { operation, problem });
         }
+        mfa::check(kv)?;
         let (keys, values, scales) = match kv {
             KvPages::Bf16 { k, v } => (k.address(), v.address(), 0),
             KvPages::Fp8 { k, v, scales } => (k.address(), v.address(), scales.address()),

@@ -231,6 +231,11 @@ impl WorkSplit {
         items_at(ctas) + (rows + 2 * ctas) * ITEM_WORDS
     }
 
+    /// Words of any plan on `ctas` CTAs, each of which reads a first item.
+    pub fn words_at_least(ctas: usize) -> usize {
+        items_at(ctas) + ctas * ITEM_WORDS
+    }
+
     /// Partials that are written at most: two a CTA, of the row that ends in it and the one that begins.
     pub fn slots_at_most(ctas: usize) -> usize {
         2 * ctas

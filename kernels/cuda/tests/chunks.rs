@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use rally_cuda::chunks::{Chunk, ChunkSplit};
-use rally_cuda::split::{ITEM_WORDS, PAGE_TOKENS};
+use rally_cuda::split::{ITEM_WORDS, PAGE_TOKENS, WorkSplit};
 use std::collections::BTreeMap;
 
 /// (positions before, tokens) of each chunk, rows and pages one after the other.
@@ -61,6 +61,7 @@ fn check(sizes: &[(u32, u32)], ctas: usize) {
     let words = ChunkSplit::new(&chunks, ctas).words(&vec![0; list as usize]);
     let tokens: u32 = sizes.iter().map(|(_, tokens)| tokens).sum();
     assert!(words.len() <= ChunkSplit::words_at_most(tokens as usize, ctas));
+    assert!(words.len() >= WorkSplit::words_at_least(ctas));
     let (mut seen, cuts) = walk(&words, ctas);
     let mut slots = Vec::new();
     for chunk in &chunks {

@@ -47,6 +47,7 @@ fn check_words(plan: &WorkSplit, rows: &[RowPages]) {
     let pages: Vec<i32> = (0..list as i32).map(|page| page * 3 + 1).collect();
     let words = plan.words(&pages);
     assert!(words.len() <= WorkSplit::words_at_most(rows.len(), plan.ctas.len()));
+    assert!(words.len() >= WorkSplit::words_at_least(plan.ctas.len()));
     let ctas = plan.ctas.len();
     let cuts_at = 8 + (2 * (ctas + 1)).next_multiple_of(8);
     let items_at = cuts_at + 4 * ctas;

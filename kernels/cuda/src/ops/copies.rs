@@ -11,6 +11,8 @@ use crate::tensor::Slots;
 pub struct Holders {
     /// Index of this machine.
     own: usize,
+    /// Machines there are at least.
+    devices: usize,
     experts: usize,
     first: DeviceSlice<i32>,
     holders: DeviceSlice<i32>,
@@ -32,17 +34,23 @@ impl Holders {
             let problem = format!("nobody holds expert {expert}");
             return Err(CudaError::Shape { operation: "copies", problem });
         }
+        let homes: Vec<i32> = homes.map(|home| home as i32).collect();
+        if homes.len() != holders.len() {
+            let problem = format!("{} homes of {} experts", homes.len(), holders.len());
+            return Err(CudaError::Shape { operation: "copies", problem });
+        }
         let ends = holders.iter().scan(0, |end, holders| {
             *end += holders.len() as i32;
             Some(*end)
         });
         let first: Vec<i32> = std::iter::once(0).chain(ends).collect();
         let all: Vec<i32> = holders.iter().flat_map(|holders| holders.iter().map(|holder| *holder as i32)).collect();
-        let homes: Vec<i32> = homes.map(|home| home as i32).collect();
+        let last = all.iter().chain(&homes).copied().max().unwrap_or_default();
         let sizes = [first.len(), all.len(), homes.len()].map(|count| count * size_of::<i32>());
         let mut arena = machine.allocate(Arena::bytes_for(sizes))?;
         let made = Holders {
             own,
+            devices: own.max(last as usize) + 1,
             experts: holders.len(),
             first: arena.take(first.len())?,
             holders: arena.take(all.len())?,
@@ -190,6 +198,12 @@ impl Ops {
         }
         holds("sum_copies", "y [rows, hidden]", y, rows * hidden)?;
         let by_slot = matches!(answers.of.first(), Some(Answered::Slots(..)));
+        let shared_by_slot = shared.as_ref().map(|shared| matches!(shared, SharedAnswers::Slots(_)));
+        if answers.of.len() < holders.devices || shared_by_slot.is_some_and(|shared| shared != by_slot) {
+            let (given, wanted) = (answers.of.len(), holders.devices);
+            let problem = format!("answers of {given} of {wanted} devices, or the shared expert's in another form");
+            return Err(CudaError::Shape { operation: "sum_copies", problem });
+        }
         let (shared, head) = match shared {
             Some(SharedAnswers::Rows(shared)) => {
                 holds("sum_copies", "shared [rows, hidden]", shared, rows * hidden)?;

@@ -199,3 +199,19 @@ fn narrowing(from: From, rows: usize, to: &Narrowed) -> Narrow {
         is_narrow: i32::from(from.is_bf16),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::product::{items_at_most, partials_for};
+
+    /// The parts follow from the matrix alone: whatever it is, there is room for them on the smallest share of a card.
+    #[test]
+    fn parts_of_every_matrix_fit_the_smallest_share() {
+        for row_blocks in 1..=CTAS / 2 {
+            let splits = CTAS / row_blocks;
+            assert!(row_blocks <= items_at_most(8), "{row_blocks} blocks of outputs have a counter each");
+            assert!(row_blocks * splits * OUTPUTS * TOKENS[0] <= partials_for(8), "{splits} parts of {row_blocks}");
+        }
+    }
+}

@@ -27,9 +27,12 @@ pub(super) const UP_SHARED: u32 = shared(4, 2, 16 * 272, 160, 4);
 /// Of `tensor_down.cu`.
 pub(super) const DOWN_SHARED: u32 = shared(4, 2, 16 * 272, 4, 160);
 
+/// Products in groups have as many parts on a share of a card as on all of it.
+const LEAST_ITEMS: usize = 132;
+
 /// Items whose parts may be on their way at once.
 pub(super) fn items_at_most(ctas: usize) -> usize {
-    ctas * TILES_AT_ONCE
+    (ctas * TILES_AT_ONCE).max(LEAST_ITEMS)
 }
 
 /// f32 sums of as many parts.
@@ -184,7 +187,7 @@ impl TensorOps {
     ) -> Result<(), CudaError> {
         let alike = (gate.rows, gate.cols, gate.count, gate.stored) == (up.rows, up.cols, up.count, up.stored);
         let room = x.slots >= slots.most_rows && h.slots >= slots.capacity_for(slots.most_rows);
-        if !alike || !room || h.width != gate.rows || h.stored != gate.stored {
+        if !alike || !room || h.width != gate.rows || h.stored != gate.stored || h.grouped {
             return Err(refused("tensor_up", format!("gates of {}x{} to rows of {}", gate.rows, gate.cols, h.width)));
         }
         let arguments = Arguments {
@@ -245,7 +248,7 @@ impl TensorOps {
     }
 
     fn common(&self, operation: &'static str, x: &Narrowed, w: &TensorMatrix) -> Result<Arguments, CudaError> {
-        if x.width != w.cols || x.stored != w.stored {
+        if x.width != w.cols || x.stored != w.stored || x.grouped {
             let problem = format!("rows of {} {:?} and weights of {} {:?}", x.width, x.stored, w.cols, w.stored);
             return Err(refused(operation, problem));
         }

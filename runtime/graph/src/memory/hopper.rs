@@ -13,9 +13,10 @@ pub(super) const ROTATED_RANK: u64 = 2048;
 /// Rows of a tile that slots are cut into.
 const TILE: u64 = 128;
 
-/// What products keep on so many multiprocessors: parts of sums, two tiles of 128 x 160 each, and their counters.
+/// What products keep on so many multiprocessors: parts of sums, two tiles of 128 x 160 each but one a multiprocessor of
+/// a whole card at least, and their counters.
 pub(super) fn products(ctas: u64) -> u64 {
-    2 * ctas * (128 * 160 + 1) * 4
+    (2 * ctas).max(MULTIPROCESSORS) * (128 * 160 + 1) * 4
 }
 
 /// Whether rows of this width can be narrowed.
