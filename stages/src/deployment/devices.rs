@@ -468,6 +468,9 @@ mod tests {
                         r#""kind": "expert_ffn", "shard": { "experts": 2 }, "placement": [[0, 1, 2, 3, 6], [4, 5, 6, 7, 0]],"#,
                     );
                 near(&planned_and_taken(&copied, shape.clone(), 132), 3);
+                // The shared expert's holder cannot sort it behind the others: then no holder does.
+                let wider = ModelShape { shared_width: 512, ..shape.clone() };
+                near(&planned_and_taken(&copied, wider, 132), 3);
                 both.iter().map(|(_, taken)| *taken).collect::<Vec<_>>()
             };
             let (f32, bf16, fp8) = (of("f32"), of("bf16"), of("fp8"));

@@ -103,7 +103,8 @@ fn scratch(resolved: &Resolved<'_>, stage: &StageAt<'_>, device: DeviceIndex, sh
                 let placed = ExpertPlacement::of(stage.spec, layer, shape.experts, counts.experts);
                 placed.held_by(at.expert).len() as u64
             });
-            let alike = !shares || shape.shared_width == shape.expert_width;
+            // Holders of copies are of one mind.
+            let alike = !(shares || copied) || shape.shared_width == shape.expert_width;
             let fits = alike && hopper::takes_ffn(hidden, inner(shape.expert_width));
             if let (Some(numbers), Some(held)) = (numbers.filter(|_| fits), held.filter(|held| *held > 0)) {
                 let slots = hopper::Slots { rows: total, top_k, experts: shape.experts as u64, held, shares };

@@ -67,7 +67,7 @@ impl OnTensorCores {
         share: &Share,
         (held, copied): (&[Vec<usize>], Option<&[ExpertPlacement]>),
     ) -> Result<Option<Box<dyn Stage>>, BuildError> {
-        if !tensor_ffn::fits(context, device, which, share, held).map_err(LoadError::on(device))? {
+        if !tensor_ffn::fits(context, device, which, share, (held, copied)).map_err(LoadError::on(device))? {
             return Ok(None);
         }
         let ffn = TensorFfn::load(context, device, which, share, (held, copied)).map_err(LoadError::on(device))?;

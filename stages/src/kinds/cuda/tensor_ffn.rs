@@ -71,23 +71,27 @@ impl SameSlots {
     }
 }
 
-/// Whether tensor cores take these FFNs, of which the device has the part `share`; `held`: experts of each layer.
+/// Whether tensor cores take these FFNs, of which the device has the part `share`; `held`: experts of each layer; `copied`: where they are,
+/// if some have copies, whose holders read each other's answers and so are all of one mind.
 pub(super) fn fits(
     context: &BuildContext<'_>,
     device: &CudaDevice,
     which: Which,
     share: &Share,
-    held: &[Vec<usize>],
+    (held, copied): (&[Vec<usize>], Option<&[ExpertPlacement]>),
 ) -> Result<bool, LoadError> {
     let (Some(tensor), false) = (device.tensor(), context.layers.is_empty()) else { return Ok(false) };
     let shape = context.shape;
     let width = width(context, which);
     let inner = share.inner(width);
     // The shared expert lies behind the others, so it is of their shape.
-    let alike = which == Which::Dense || !share.has_shared() || shape.shared_width == shape.expert_width;
+    let has_shared = share.has_shared() || copied.is_some();
+    let alike = which == Which::Dense || !has_shared || shape.shared_width == shape.expert_width;
+    let holds = |placed: &ExpertPlacement| (0..share.counts.experts).all(|shard| !placed.held_by(shard).is_empty());
     let most_held = held.iter().map(Vec::len).max().unwrap_or(0);
-    let sorts =
-        which == Which::Dense || (Slots::takes(shape.top_k, most_held + 1) && held.iter().all(|held| !held.is_empty()));
+    let sorts = which == Which::Dense
+        || (Slots::takes(shape.top_k, most_held + 1) && held.iter().all(|held| !held.is_empty()))
+            && copied.is_none_or(|placed| placed.iter().all(holds));
     let takes = Narrowed::takes(inner.len()) && Narrowed::takes(shape.hidden) && shape.hidden.is_multiple_of(DOWN_ROWS);
     Ok(alike && sorts && takes && tensor.takes(stored(context, which, share, held)?))
 }
