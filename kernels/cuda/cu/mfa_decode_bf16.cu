@@ -114,34 +114,10 @@ __device__ __forceinline__ void clear_rows(u8 *v, int tokens, int thread) {
     named_barrier<2, 128>();
 }
 
-struct Softmax {
-    float maximum, denominator; // the denominator of this thread's columns alone
-};
-
-// Turns one row's scores (elements `Half`, `Half + 1` of every group) into probabilities; returns the old sums' factor.
-template <int Half> __device__ __forceinline__ float probabilities(float (&s)[32], Softmax &row, float scale_log2) {
-    float top = s[Half];
-#pragma unroll
-    for (int j = 0; j < 32; j += 4) top = fmaxf(top, fmaxf(s[j + Half], s[j + Half + 1]));
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-    float maximum = fmaxf(row.maximum, top * scale_log2);
-    float factor = fast_exp2(row.maximum - maximum), sum = 0;
-#pragma unroll
-    for (int j = 0; j < 32; j += 4) {
-        s[j + Half] = fast_exp2(fmaf(s[j + Half], scale_log2, -maximum));
-        s[j + Half + 1] = fast_exp2(fmaf(s[j + Half + 1], scale_log2, -maximum));
-        sum += s[j + Half] + s[j + Half + 1];
-    }
-    row.maximum = maximum;
-    row.denominator = row.denominator * factor + sum;
-    return factor;
-}
-
 // One page's scores to bf16 probabilities in the layout of an A operand; rescales `o` where a maximum rose.
 __device__ __forceinline__ void soften(float (&s)[32], u32 (&p)[16], float (&o)[128], Softmax &upper, Softmax &lower,
                                        float scale_log2) {
-    float a = probabilities<0>(s, upper, scale_log2), b = probabilities<2>(s, lower, scale_log2);
+    float a = probabilities<0, false>(s, upper, scale_log2, nullptr), b = probabilities<2, false>(s, lower, scale_log2, nullptr);
     if (__any_sync(~0u, a != 1.0f || b != 1.0f)) {
 #pragma unroll
         for (int i = 0; i < 128; i += 4) o[i] *= a, o[i + 1] *= a, o[i + 2] *= b, o[i + 3] *= b;

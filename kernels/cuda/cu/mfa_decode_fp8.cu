@@ -246,10 +246,6 @@ __device__ __forceinline__ void clear_positions(u8 *v, int tokens, int thread, i
     named_barrier(2 + group, 128);
 }
 
-struct Softmax {
-    float maximum, denominator; // of the scores with V's scales in them; of this thread's columns alone
-};
-
 // One row's scores (elements `Half`, `Half + 1` of every group) to lifted probabilities times V's scales.
 template <int Half>
 __device__ __forceinline__ float probabilities(float (&s)[32], Softmax &row, const Factors &factors, float q_scale,

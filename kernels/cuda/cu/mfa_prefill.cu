@@ -60,37 +60,6 @@ __device__ __forceinline__ void clear_rows(u8 *v, int tokens, int thread, int gr
     named_barrier(2 + group, 128);
 }
 
-struct Softmax {
-    float maximum, denominator; // the denominator of this thread's columns alone
-};
-
-// One row's scores, times `scale_log2` (elements `Half`, `Half + 1` of every group), to probabilities; returns the old sums' factor.
-// `inverse`: what probabilities are multiplied by in the denominator, every other element's the next; or none.
-template <int Half, bool Scaled>
-__device__ __forceinline__ float probabilities(float (&s)[32], Softmax &row, float scale_log2, const float *inverse) {
-    float top = s[Half];
-#pragma unroll
-    for (int j = 0; j < 32; j += 4) top = fmaxf(top, fmaxf(s[j + Half], s[j + Half + 1]));
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-    float maximum = fmaxf(row.maximum, top * scale_log2);
-    float factor = fast_exp2(row.maximum - maximum), sum = 0;
-#pragma unroll
-    for (int j = 0; j < 32; j += 4) {
-        s[j + Half] = fast_exp2(fmaf(s[j + Half], scale_log2, -maximum));
-        s[j + Half + 1] = fast_exp2(fmaf(s[j + Half + 1], scale_log2, -maximum));
-        if (Scaled) {
-            float2 by = *reinterpret_cast<const float2 *>(inverse + 2 * j);
-            sum = fmaf(s[j + Half], by.x, sum), sum = fmaf(s[j + Half + 1], by.y, sum);
-        } else {
-            sum += s[j + Half] + s[j + Half + 1];
-        }
-    }
-    row.maximum = maximum;
-    row.denominator = row.denominator * factor + sum;
-    return factor;
-}
-
 // Scores of fp8 keys to logarithms of what their values are weighted by.
 __device__ __forceinline__ void scale_columns(float (&s)[32], const float *keys, const float *values) {
 #pragma unroll

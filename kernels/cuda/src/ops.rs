@@ -78,7 +78,6 @@ pub struct Ops {
     sum_experts: Box<dyn Launch>,
     share_copies: Box<dyn Launch>,
     sum_copies: Box<dyn Launch>,
-    sum_copied_slots: Box<dyn Launch>,
     digest_logits: Box<dyn Launch>,
     choose_tokens: Box<dyn Launch>,
     report_odds: Box<dyn Launch>,
@@ -105,8 +104,7 @@ impl Ops {
         let [route] = kernels(on, &source::ROUTER, ["route"])?;
         let [count_experts, place_experts, sum_experts] =
             kernels(on, &source::EXPERTS, ["count_experts", "place_experts", "sum_experts"])?;
-        let [share_copies, sum_copies, sum_copied_slots] =
-            kernels(on, &source::COPIES, ["share_copies", "sum_copies", "sum_copied_slots"])?;
+        let [share_copies, sum_copies] = kernels(on, &source::COPIES, ["share_copies", "sum_copies"])?;
         let [digest_logits, choose_tokens, report_odds] =
             kernels(on, &source::SAMPLE, ["digest_logits", "choose_tokens", "report_odds"])?;
         let [encode, decode, take] = kernels(on, &source::WIRE, ["encode_wire", "decode_wire", "take_parts"])?;
@@ -127,7 +125,6 @@ impl Ops {
             sum_experts,
             share_copies,
             sum_copies,
-            sum_copied_slots,
             digest_logits,
             choose_tokens,
             report_odds,

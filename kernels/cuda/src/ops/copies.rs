@@ -214,7 +214,7 @@ impl Ops {
         };
         let arguments = Copies {
             answers: answers.table.address(),
-            slots: answers.table.part(answers.of.len(), answers.of.len()).address(),
+            slots: if by_slot { answers.table.part(answers.of.len(), answers.of.len()).address() } else { 0 },
             shared,
             head,
             y: y.address(),
@@ -222,7 +222,7 @@ impl Ops {
             ..arguments(routing, (rows, top_k), holders, taken)?
         };
         // SAFETY: lengths were checked; takers are `share_copies`' own, each of which has answers.
-        unsafe { launch(if by_slot { &*self.sum_copied_slots } else { &*self.sum_copies }, rows, arguments) }
+        unsafe { launch(&*self.sum_copies, rows, arguments) }
     }
 }
 

@@ -1,8 +1,8 @@
 //! Rows in e4m3 with a scale each 128 elements, as fp8 checkpoints define them, and their products, summed in f32
 //! (`cu/group_rows.cu`, `cu/group_product.cu`).
 
-use super::product::TensorMatrix;
-use super::rows::{Narrowed, Norm, SCALE_GROUP};
+use super::product::{CTAS, TensorMatrix};
+use super::rows::{Arguments, Narrowed, SCALE_GROUP, narrowing};
 use super::{TensorOps, refused};
 use crate::device::Device;
 use crate::error::CudaError;
@@ -22,8 +22,6 @@ const THREADS: u32 = 256;
 const SHARED: u32 = 5 * (128 * 128 + 128 * 128 + 128 * 4);
 /// Elements of a row that a CTA narrows at a time.
 const AT_A_TIME: usize = 1024;
-/// CTAs that the inputs' parts make at most: a constant, so that shares of a card give the same bits.
-const CTAS: usize = 132;
 /// Tiles of tokens of one launch that may have its inputs in parts.
 const TILES_AT_ONCE: usize = 2;
 
@@ -84,30 +82,22 @@ struct Product {
     adds: i32,
 }
 
-/// What is narrowed: the address of rows, and whether they are bf16.
-pub(super) struct From {
-    pub(super) x: u64,
-    pub(super) is_bf16: bool,
-}
-
 impl TensorOps {
-    /// Of rows whose lengths were checked.
+    /// What was checked: f32 rows, of a gate if there is an `up`, or bf16 ones.
     pub(super) fn narrow_groups(
         &self,
-        from: From,
-        rows: usize,
-        norm: Option<Norm<'_>>,
+        of: Arguments,
+        up: Option<&DeviceSlice<f32>>,
+        is_bf16: bool,
         to: &Narrowed,
     ) -> Result<(), CudaError> {
-        let arguments = Narrow {
-            weight: norm.map_or(0, |norm| norm.weight.address()),
-            normed: norm.and_then(|norm| norm.normed).map_or(0, DeviceSlice::address),
-            eps: norm.map_or(0.0, |norm| norm.eps),
-            ..narrowing(from, rows, to)
-        };
-        let parts = if norm.is_some() { 1 } else { to.width.div_ceil(AT_A_TIME) };
+        let Arguments { x, weight, normed, codes, scales, rows, width, eps } = of;
+        // A norm is of the whole row.
+        let parts = if weight == 0 { to.width.div_ceil(AT_A_TIME) } else { 1 };
+        let (up, slots, is_narrow) = (up.map_or(0, DeviceSlice::address), to.slots as i32, i32::from(is_bf16));
+        let arguments = Narrow { x, up, weight, normed, codes, scales, rows, width, slots, eps, is_narrow };
         // SAFETY: lengths were checked by the caller.
-        unsafe { self.launch_over(&self.groups.narrow, (rows, parts), THREADS, arguments) }
+        unsafe { self.launch_over(&self.groups.narrow, (rows as usize, parts), THREADS, arguments) }
     }
 
     /// `silu(gate) ⊙ up` of rows `[rows, width]`, to rows with a scale each 128 elements.
@@ -121,15 +111,10 @@ impl TensorOps {
         rows: usize,
         to: &Narrowed,
     ) -> Result<(), CudaError> {
-        let short = gate.len().min(up.len()) < rows * to.width;
-        if short || rows > to.slots || !to.grouped {
-            let problem = format!("{} elements for {rows} rows of {}, {} places", gate.len(), to.width, to.slots);
-            return Err(refused("narrow_gated", problem));
+        if up.len() < rows * to.width || !to.grouped {
+            return Err(refused("narrow_gated", format!("{} elements for {rows} rows of {}", up.len(), to.width)));
         }
-        let from = From { x: gate.address(), is_bf16: false };
-        let arguments = Narrow { up: up.address(), ..narrowing(from, rows, to) };
-        // SAFETY: lengths were checked.
-        unsafe { self.launch_over(&self.groups.narrow, (rows, to.width.div_ceil(AT_A_TIME)), THREADS, arguments) }
+        self.narrow_groups(narrowing(gate, rows, None, to.slots, to)?, Some(up), false, to)
     }
 
     /// `y = x · Wᵀ`, or `y +=`, of what [`TensorOps::project`] has checked.
@@ -181,22 +166,6 @@ impl TensorOps {
             unsafe { self.launch_over(&self.groups.products[which], grid, THREADS, arguments)? };
         }
         Ok(())
-    }
-}
-
-fn narrowing(from: From, rows: usize, to: &Narrowed) -> Narrow {
-    Narrow {
-        x: from.x,
-        up: 0,
-        weight: 0,
-        normed: 0,
-        codes: to.codes.address(),
-        scales: to.scales.address(),
-        rows: rows as i32,
-        width: to.width as i32,
-        slots: to.slots as i32,
-        eps: 0.0,
-        is_narrow: i32::from(from.is_bf16),
     }
 }
 

@@ -27,12 +27,13 @@ pub(super) const UP_SHARED: u32 = shared(4, 2, 16 * 272, 160, 4);
 /// Of `tensor_down.cu`.
 pub(super) const DOWN_SHARED: u32 = shared(4, 2, 16 * 272, 4, 160);
 
-/// Products in groups have as many parts on a share of a card as on all of it.
-const LEAST_ITEMS: usize = 132;
+/// CTAs that the parts of inputs make at most, of products that are cut by the matrix alone: one on each of 132 multiprocessors. A constant, so
+/// that shares of a card, which have fewer, give the same bits.
+pub(super) const CTAS: usize = 132;
 
 /// Items whose parts may be on their way at once.
 pub(super) fn items_at_most(ctas: usize) -> usize {
-    (ctas * TILES_AT_ONCE).max(LEAST_ITEMS)
+    (ctas * TILES_AT_ONCE).max(CTAS)
 }
 
 /// f32 sums of as many parts.

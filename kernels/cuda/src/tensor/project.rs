@@ -1,6 +1,6 @@
 //! Products with one matrix (`cu/tensor_project.cu`).
 
-use super::product::{BOX_ROWS, TensorMatrix};
+use super::product::{BOX_ROWS, CTAS, TensorMatrix};
 use super::rows::Narrowed;
 use super::{TensorOps, refused};
 use crate::device::Device;
@@ -21,9 +21,6 @@ const THREADS: [u32; 5] = [320, 320, 320, 320, 384];
 /// `sizeof(Memory)` by kernel: stages of weights, of rows, of how many tokens.
 const SHARED: [u32; 5] =
     [shared(10, 10, 32), shared(10, 10, 32), shared(9, 8, 64), shared(7, 6, 128), shared(5, 4, 256)];
-/// CTAs that the inputs' parts make at most: one on each of 132 multiprocessors. A constant, so that shares of a card, which have fewer,
-/// give the same bits.
-const CTAS: usize = 132;
 /// Blocks of the inputs that a part has at least.
 const BLOCKS_AT_LEAST: usize = 7;
 /// Tiles of weights that share rows, where they do: with four, members wait for each other longer than they save.

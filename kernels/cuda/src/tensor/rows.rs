@@ -1,7 +1,6 @@
 //! Rows as tensor cores multiply them, and the norm on the way there (`cu/rows_fast.cu`).
 
 use super::experts::{MOST_TOP_K, Slots};
-use super::groups::From;
 use super::{TensorOps, of, refused};
 use crate::device::Device;
 use crate::error::CudaError;
@@ -140,15 +139,15 @@ pub struct Norm<'a> {
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Arguments {
-    x: u64,
-    weight: u64,
-    normed: u64,
-    codes: u64,
-    scales: u64,
-    rows: i32,
-    width: i32,
-    eps: f32,
+pub(super) struct Arguments {
+    pub(super) x: u64,
+    pub(super) weight: u64,
+    pub(super) normed: u64,
+    pub(super) codes: u64,
+    pub(super) scales: u64,
+    pub(super) rows: i32,
+    pub(super) width: i32,
+    pub(super) eps: f32,
 }
 
 /// By format, by that of x (f32, bf16), and by width.
@@ -216,7 +215,7 @@ impl TensorOps {
         let most = slots.map_or(to.slots, |slots| slots.most_rows.min(to.slots));
         let arguments = narrowing(x, rows, norm, most, to)?;
         if to.grouped {
-            return self.narrow_groups(From { x: x.address(), is_bf16: false }, rows, norm, to);
+            return self.narrow_groups(arguments, None, false, to);
         }
         // SAFETY: lengths were checked.
         unsafe { self.launch(self.narrow.of_rows(to, false), rows, THREADS, arguments) }
@@ -255,9 +254,6 @@ impl TensorOps {
             let problem = format!("{} elements for {rows} rows of {}, {} slots", x.len(), to.width, to.slots);
             return Err(refused("narrow", problem));
         }
-        if to.grouped {
-            return self.narrow_groups(From { x: x.address(), is_bf16: true }, rows, None, to);
-        }
         let arguments = Arguments {
             x: x.address(),
             weight: 0,
@@ -268,6 +264,9 @@ impl TensorOps {
             width: to.width as i32,
             eps: 0.0,
         };
+        if to.grouped {
+            return self.narrow_groups(arguments, None, true, to);
+        }
         // SAFETY: lengths were checked.
         unsafe { self.launch(self.narrow.of_rows(to, true), rows, THREADS, arguments) }
     }
@@ -304,7 +303,7 @@ impl TensorOps {
 }
 
 /// What narrowing takes, checked.
-fn narrowing(
+pub(super) fn narrowing(
     x: &DeviceSlice<f32>,
     rows: usize,
     norm: Option<Norm<'_>>,

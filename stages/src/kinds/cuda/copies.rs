@@ -69,7 +69,17 @@ impl Copies {
     }
 
     fn index(&self, layer: usize) -> usize {
-        self.layers.iter().position(|other| *other == layer).unwrap_or(0)
+        self.layers.iter().position(|other| *other == layer).expect("a layer of the stage")
+    }
+
+    /// Of a layer with copies, before the kernels of a part: the second waits for what the others have left.
+    pub(super) fn begin(&mut self, device: &CudaDevice, task: &TaskContext<'_>) -> Result<(), StageError> {
+        if task.exchange.part() == 0 { Ok(()) } else { self.await_all(device, task) }
+    }
+
+    /// Behind them: the first leaves its answers.
+    pub(super) fn end(&self, device: &CudaDevice, task: &TaskContext<'_>) -> Result<(), StageError> {
+        if task.exchange.part() == 0 { self.leave(device, task) } else { Ok(()) }
     }
 
     /// Finds out which rows are taken here: the routing that they are sorted by.
@@ -85,7 +95,7 @@ impl Copies {
         Ok(Routing { ids: taken.here.clone(), weights: routing.weights.clone() })
     }
 
-    /// y of the experts at home here, behind [`Self::await_all`].
+    /// y of the experts at home here, in the second part.
     pub(super) fn sum(
         &self,
         device: &CudaDevice,
@@ -95,13 +105,13 @@ impl Copies {
         shared: Option<SharedAnswers<'_>>,
     ) -> Result<(), CudaError> {
         let (values, of) = (device.values(micro_batch), &self.of[micro_batch]);
-        let Some(all) = &of.all[self.index(layer)].1 else { return Ok(()) };
+        let all = of.all[self.index(layer)].1.as_ref().expect("the second part waited for all answers");
         let by = (holders, &of.taken);
         device.ops().sum_copies(&values.routing, (rows, self.top_k), by, all, shared, &values.y)
     }
 
     /// Tells the other devices that the answers are there.
-    pub(super) fn leave(&self, device: &CudaDevice, task: &TaskContext<'_>) -> Result<(), StageError> {
+    fn leave(&self, device: &CudaDevice, task: &TaskContext<'_>) -> Result<(), StageError> {
         let of = &self.of[task.micro_batch];
         device.machine().record(&of.left.mark).map_err(device.fault())?;
         let mut others = (0..task.exchange.peers()).filter(|peer| *peer != self.own);
@@ -109,7 +119,7 @@ impl Copies {
     }
 
     /// Waits for those of all others.
-    pub(super) fn await_all(&mut self, device: &CudaDevice, task: &TaskContext<'_>) -> Result<(), StageError> {
+    fn await_all(&mut self, device: &CudaDevice, task: &TaskContext<'_>) -> Result<(), StageError> {
         let (places, hidden, mine, index) = (self.rows * self.top_k, self.hidden, self.own, self.index(task.layer));
         let shared = &mut self.of[task.micro_batch];
         let mut of = Vec::with_capacity(task.exchange.peers());

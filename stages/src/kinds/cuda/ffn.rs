@@ -84,18 +84,15 @@ impl Stage for OnTensorCores {
     fn run(&mut self, task: &mut TaskContext<'_>) -> Result<(), StageError> {
         let Self { captured, device, ffn, most } = self;
         let (part, is_copied) = (task.exchange.part(), ffn.is_copied(task.layer));
-        if let Some(copies) = ffn.copies.as_mut().filter(|_| is_copied && part > 0) {
-            copies.await_all(device, task)?;
+        if let Some(copies) = ffn.copies.as_mut().filter(|_| is_copied) {
+            copies.begin(device, task)?;
         }
         let which = Which { form: part, ..Which::of(task) };
         let done = captured.run(device, which, (task.values.rows, *most), |rows| {
             ffn.enqueue(device, (which.layer, which.micro_batch), part, rows)
         });
         done.map_err(device.fault())?;
-        match ffn.copies.as_ref().filter(|_| is_copied && part == 0) {
-            Some(copies) => copies.leave(device, task),
-            None => Ok(()),
-        }
+        ffn.copies.as_ref().filter(|_| is_copied).map_or(Ok(()), |copies| copies.end(device, task))
     }
 }
 
@@ -262,19 +259,17 @@ impl Stage for ExpertFfn {
         let (part, rows) = (task.exchange.part(), (task.values.rows, *most));
         let which = Which { form: part, ..Which::of(task) };
         let is_copied = kernels.layers.at(which.layer).holders.is_some();
-        if let Some(copies) = kernels.copies.as_mut().filter(|_| is_copied && part > 0) {
-            copies.await_all(&device, task)?;
+        if let Some(copies) = kernels.copies.as_mut().filter(|_| is_copied) {
+            copies.begin(&device, task)?;
         }
-        let done = captured.run(&device, which, rows, |rows| match (is_copied, part) {
-            (false, _) => kernels.compute(which, rows, None).and_then(|()| kernels.sum(which, rows)),
-            (true, 0) => kernels.take(which, rows),
-            (true, _) => kernels.settle(which, rows),
+        let copied = kernels.copies.as_ref().zip(kernels.layers.at(which.layer).holders.as_ref());
+        let done = captured.run(&device, which, rows, |rows| match (copied, part) {
+            (None, _) => kernels.compute(which, rows, None).and_then(|()| kernels.sum(which, rows)),
+            (Some(copied), 0) => kernels.take(which, rows, copied),
+            (Some(copied), _) => kernels.settle(which, rows, copied),
         });
         done.map_err(device.fault())?;
-        match kernels.copies.as_ref().filter(|_| is_copied && part == 0) {
-            Some(copies) => copies.leave(&device, task),
-            None => Ok(()),
-        }
+        copied.map_or(Ok(()), |(copies, _)| copies.end(&device, task))
     }
 }
 
@@ -311,15 +306,13 @@ impl Kernels {
     }
 
     /// A layer whose experts have: which rows are taken here, and their answers.
-    fn take(&self, which: Which, rows: usize) -> Result<(), CudaError> {
-        let (Some(copies), Some(holders)) = (&self.copies, &self.layers.at(which.layer).holders) else { return Ok(()) };
+    fn take(&self, which: Which, rows: usize, (copies, holders): (&Copies, &Holders)) -> Result<(), CudaError> {
         let here = copies.share(&self.device, which.micro_batch, rows, holders)?;
         self.compute(which, rows, Some(&here))
     }
 
     /// y of the experts at home here.
-    fn settle(&self, which: Which, rows: usize) -> Result<(), CudaError> {
-        let (Some(copies), Some(holders)) = (&self.copies, &self.layers.at(which.layer).holders) else { return Ok(()) };
+    fn settle(&self, which: Which, rows: usize, (copies, holders): (&Copies, &Holders)) -> Result<(), CudaError> {
         let shared = self.compute_shared(which, rows)?.map(SharedAnswers::Rows);
         copies.sum(&self.device, (which.layer, which.micro_batch), rows, holders, shared)
     }
